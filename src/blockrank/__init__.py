@@ -1,0 +1,72 @@
+"""Rank documents in context with a language model.
+
+    from blockrank import Ranker
+    ranking = Ranker.from_pretrained().rank("who wrote Dracula", ["Bram Stoker ...", "Mary Shelley ..."])
+
+Names are loaded when they are first used: importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockrank.fake import FakeRanker
+    from blockrank.ranker import Ranker
+    from blockrank.spec import BUILT_IN_SPECS, RankSpec, Template
+    from blockrank.types import (
+        BlockrankError,
+        Document,
+        InputError,
+        MissingExtraError,
+        ModelError,
+        RankedDocument,
+        Ranking,
+        RankRequest,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FakeRanker": "fake",
+    "Ranker": "ranker",
+    "BUILT_IN_SPECS": "spec",
+    "RankSpec": "spec",
+    "Template": "spec",
+    "BlockrankError": "types",
+    "Document": "types",
+    "InputError": "types",
+    "MissingExtraError": "types",
+    "ModelError": "types",
+    "RankRequest": "types",
+    "RankedDocument": "types",
+    "Ranking": "types",
+}
+
+__all__ = [
+    "BUILT_IN_SPECS",
+    "BlockrankError",
+    "Document",
+    "FakeRanker",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "RankRequest",
+    "RankSpec",
+    "RankedDocument",
+    "Ranker",
+    "Ranking",
+    "Template",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"blockrank.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'blockrank' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""Attention under a packed layout: interchangeable backends that return attention output and nothing else."""
+
+from __future__ import annotations
+
+from blockrank.attention.backend import AttentionBackend, AttentionPlan, available_backends, get_backend
+
+__all__ = ["AttentionBackend", "AttentionPlan", "available_backends", "get_backend"]

@@ -1,0 +1,126 @@
+"""The default on CPU, and everywhere in float32: segments in buckets of similar length, one SDPA call a bucket.
+
+Never a dense (T, T) mask: a bucket of n segments holds at most n x longest query x longest key entries, and segments
+enter a bucket by length, so that little of it is padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockrank.layout import Ints, PackedLayout
+
+_MAX_PADDING = 0.15  # share of key rows in a bucket that may be padding before a new bucket is opened
+_MIN_BUCKET = 4  # below this many segments a bucket takes any length: a call costs more than its padding
+_MAX_BUCKET_LOGITS = 1 << 22  # logits of one head in one call; bounds the memory of a bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Some segments of one layout. q_nQ, k_nR: stream positions and row indices, padded with the segment's first;
+    mask_n1QR: what may be read, None where nothing is padded and nothing causal; valid_Q: flat positions of the real
+    queries in q_nQ and token_Q their places in the stream."""
+
+    q_nQ: Tensor
+    k_nR: Tensor
+    mask_n1QR: Tensor | None
+    valid_Q: Tensor
+    token_Q: Tensor
+
+
+class SdpaBackend:
+    """`torch.nn.functional.scaled_dot_product_attention`, bucket by bucket."""
+
+    name: ClassVar[str] = "sdpa"
+    honours: ClassVar[frozenset[str]] = frozenset()
+    differentiates: ClassVar[bool] = True
+
+    @staticmethod
+    def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+        """It runs everywhere."""
+        return None
+
+    def plan(self, layout: PackedLayout, device: torch.device) -> list[Bucket]:
+        """Sort segments by what they read and cut them into buckets."""
+        segments = np.flatnonzero(layout.ends_S > layout.starts_S)
+        rows_flat, counts = layout.key_rows(segments)
+        row_offsets = np.concatenate([[0], np.cumsum(counts)])
+        lengths = (layout.ends_S - layout.starts_S)[segments]
+        buckets = []
+        for members in _buckets(lengths, counts):
+            rows = [rows_flat[row_offsets[i] : row_offsets[i + 1]] for i in members]
+            buckets.append(_bucket(layout, segments[members], rows, device))
+        return buckets
+
+    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: list[Bucket], scale: float) -> Tensor:
+        """Gather each bucket, attend, put the real rows back."""
+        parts = [_attend_bucket(q_TNH, k_PKH, v_PKH, bucket, scale) for bucket in plan]
+        order_T = torch.cat([bucket.token_Q for bucket in plan])
+        joined_TNH = torch.cat(parts)
+        inverse_T = torch.empty_like(order_T)
+        inverse_T[order_T] = torch.arange(len(order_T), device=order_T.device)
+        return joined_TNH.index_select(0, inverse_T)
+
+
+def _buckets(lengths: Ints, counts: Ints) -> list[Ints]:
+    """Indices of segments, in groups whose padding stays small."""
+    order = np.lexsort((lengths, counts))
+    groups: list[list[int]] = []
+    rows = logits = longest_query = 0
+    for i in order:
+        count, size = int(counts[i]), len(groups[-1]) if groups else 0
+        longest_query = max(longest_query, int(lengths[i]))
+        padding = 1 - (rows + count) / (count * (size + 1))
+        logits = count * longest_query * (size + 1)
+        if not groups or (padding > _MAX_PADDING and size >= _MIN_BUCKET) or logits > _MAX_BUCKET_LOGITS:
+            groups.append([])
+            rows, longest_query = 0, int(lengths[i])
+        groups[-1].append(int(i))
+        rows += count
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torch.device) -> Bucket:
+    """Index tensors and mask of one bucket."""
+    starts, ends = layout.starts_S[segments], layout.ends_S[segments]
+    lengths, counts = ends - starts, np.array([len(item) for item in rows])
+    at_Q, at_R = np.arange(lengths.max()), np.arange(counts.max())
+    real_nQ = at_Q < lengths[:, None]
+    q_nQ = np.where(real_nQ, starts[:, None] + at_Q, starts[:, None])
+    k_nR = np.stack([np.pad(item, (0, counts.max() - len(item)), mode="edge") for item in rows])
+    allowed = np.broadcast_to((at_R < counts[:, None])[:, None, :], (len(rows), len(at_Q), len(at_R)))
+    causal = layout.causal_S[segments]
+    if causal.any():
+        # Causal at the bottom right: own rows come last, so token t of a segment reads `counts - lengths + t` rows.
+        reach = (counts - lengths)[:, None] + at_Q
+        allowed = allowed & ((at_R <= reach[:, :, None]) | ~causal[:, None, None])
+    mask = None if allowed.all() else torch.from_numpy(np.ascontiguousarray(allowed[:, None])).to(device)
+    return Bucket(
+        torch.from_numpy(q_nQ).to(device),
+        torch.from_numpy(k_nR).to(device),
+        mask,
+        torch.from_numpy(np.flatnonzero(real_nQ)).to(device),
+        torch.from_numpy(q_nQ[real_nQ]).to(device),
+    )
+
+
+def _attend_bucket(q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, bucket: Bucket, scale: float) -> Tensor:
+    """(Q, N, H) outputs of the real queries of one bucket."""
+    segments, queries = bucket.q_nQ.shape
+    heads, kv_heads, width = q_TNH.shape[1], k_PKH.shape[1], q_TNH.shape[2]
+    q = q_TNH[bucket.q_nQ].transpose(1, 2)
+    k, v = k_PKH[bucket.k_nR].transpose(1, 2), v_PKH[bucket.k_nR].transpose(1, 2)
+    mask = bucket.mask_n1QR
+    if groups := heads // kv_heads - 1:
+        # Grouped query heads become further query rows of their key head: no key is copied.
+        q = q.reshape(segments, kv_heads, (groups + 1) * queries, width)
+        mask = mask.repeat(1, 1, groups + 1, 1) if mask is not None else None
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = out.reshape(segments, heads, queries, width).transpose(1, 2).reshape(-1, heads, width)
+    return out if len(out) == len(bucket.valid_Q) else out.index_select(0, bucket.valid_Q)

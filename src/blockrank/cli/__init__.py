@@ -1,0 +1,5 @@
+"""The command line: the only reader of argv, environment and config files."""
+
+
+def main() -> None:
+    """Placeholder."""

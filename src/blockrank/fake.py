@@ -1,0 +1,47 @@
+"""`FakeRanker`: the public double for users' own tests. No model, no torch, the same types and errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from blockrank.types import DocumentLike, InputError, Ranking, RankRequest
+
+
+def word_overlap(query: str, text: str) -> float:
+    """Share of the query's distinct words that the text holds, in [0, 1]."""
+    wanted, found = (set(re.findall(r"\w+", item.lower())) for item in (query, text))
+    return len(wanted & found) / len(wanted) if wanted else 0.0
+
+
+class FakeRanker:
+    """Ranks by a plain function of query and text, word overlap unless told otherwise; scores sum to one.
+
+    Accepts and refuses exactly what `Ranker` does, so that code under test meets the real types. `calls` records the
+    requests that were ranked.
+    """
+
+    def __init__(self, score: Callable[[str, str], float] = word_overlap) -> None:
+        self._score = score
+        self.calls: list[RankRequest] = []
+
+    def rank(
+        self, query: str, documents: Sequence[DocumentLike], top_k: int | None = None, query_id: str = "0"
+    ) -> Ranking:
+        """Rank the documents of one query."""
+        return self.rank_many([RankRequest(query, documents, query_id, top_k)])[0]
+
+    def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
+        """Rank many requests, in order."""
+        return list(self.rank_iter(requests))
+
+    def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
+        """Rank a stream of requests lazily, in order."""
+        for request in requests:
+            self.calls.append(request)
+            raw = [float(self._score(request.query, document.content)) for document in request.candidates]
+            if min(raw) < 0:
+                raise InputError("the score function of a FakeRanker must not be negative.")
+            total = sum(raw)
+            shares = [value / total for value in raw] if total else [1 / len(raw)] * len(raw)
+            yield Ranking.from_scores(request, shares)

@@ -1,0 +1,139 @@
+"""The probe at load: a small forward that shows that a model does what the layout says.
+
+Decoder families differ in how they call attention, and some fail silently: they never call the registered function,
+leak between documents, or add a mask, a window or a soft cap of their own. Three checks, on about 40 tokens:
+every layer calls the seam; no document influences another; hidden states equal the model's own eager attention
+given the explicit 4-D mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockrank.attention.reference import dense_mask
+from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
+from blockrank.types import ModelError
+
+if TYPE_CHECKING:
+    from blockrank.model import RankModel
+
+_LENGTHS = (4, 7, 5, 9, 6)  # instruction, three documents, query
+_EDITED = 2  # index of the segment that the isolation check changes
+# Largest difference from eager, relative to the largest hidden state, by type of the weights.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+def probe_model(model: RankModel) -> None:
+    """Run the three checks. Raises `ModelError` with one sentence that says what failed."""
+    layout = _layout(model)
+    with torch.inference_mode():
+        states = _states(model, layout)
+        if not all(bool(state.isfinite().all()) for state in states[: model.spec.layer + 1]):
+            raise ModelError(f"{_name(model)} yields values that are not finite: its weights are broken.")
+        _check_isolation(model, layout)
+        _check_eager(model, layout, states)
+
+
+def _name(model: RankModel) -> str:
+    return f"{type(model.module).__name__} ({model.name})" if model.name else type(model.module).__name__
+
+
+def _layout(model: RankModel) -> PackedLayout:
+    """Seeded random tokens in the spec's own pattern, the query close by so that any position table holds it."""
+    generator = np.random.default_rng(0)
+    vocabulary = int(model.module.config.vocab_size)
+    kinds = ("instruction", "document", "document", "document", "query")
+    segments = tuple(
+        Segment(kind, generator.integers(3, vocabulary, length), length, signal_end=length)
+        for kind, length in zip(kinds, _LENGTHS, strict=True)
+    )
+    offset = None if model.spec.query_offset is None else min(model.spec.query_offset, 64)
+    return pack([TokenisedRequest(segments)], replace(model.spec, query_offset=offset))
+
+
+def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
+    """Hidden states of every layer through the seam; checks that every layer came by."""
+    from blockrank.model import Pass
+
+    current = Pass(
+        model.backend,
+        model.backend.plan(layout, model.device),
+        model.spec.layer,
+        torch.from_numpy(layout.signal_G).to(model.device),
+        False,
+        int(layout.positions_T.max()),
+    )
+    states = _hidden(model, layout, blockrank=current)
+    layers = model.module.config.num_hidden_layers
+    missed = sorted(set(range(layers)) - set(current.layers_seen))
+    if missed:
+        raise ModelError(
+            f"{_name(model)} bypasses the attention seam in layers {missed[:5]} of {layers}: it cannot be ranked with."
+        )
+    return states
+
+
+def _hidden(model: RankModel, layout: PackedLayout, **extras: object) -> tuple[Tensor, ...]:
+    inputs = {
+        "input_ids": torch.from_numpy(layout.ids_T)[None].to(model.device),
+        "position_ids": torch.from_numpy(layout.positions_T)[None].to(model.device),
+        "use_cache": False,
+        "output_hidden_states": True,
+    }
+    try:
+        outputs = model.module(**inputs, **extras)
+    except TypeError as error:
+        raise ModelError(f"{_name(model)} does not take what the attention seam needs: {error}") from error
+    return tuple(state[0] for state in outputs.hidden_states)
+
+
+def _check_isolation(model: RankModel, layout: PackedLayout) -> None:
+    """Change one document: keys of all other segments but the query's must stay as they were."""
+    edited = layout.ids_T.copy()
+    start, end = layout.starts_S[_EDITED], layout.ends_S[_EDITED]
+    edited[start:end] = (edited[start:end] + 1) % int(model.module.config.vocab_size)
+    keys = [model.forward(item).k_PKH for item in (layout, replace(layout, ids_T=edited))]
+    others = np.ones(layout.tokens, dtype=bool)
+    others[start:end] = False
+    if model.spec.query_reads == "all":
+        others[layout.starts_S[-1] :] = False
+    before, after = (key[torch.from_numpy(others).to(key.device)].float() for key in keys)
+    limit = _TOLERANCE.get(model.dtype, 1e-4) * float(before.abs().max().clamp_min(1.0))
+    if float((before - after).abs().max()) > limit:
+        raise ModelError(f"{_name(model)} lets one document influence another: attention is not its only path.")
+
+
+def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, ...]) -> None:
+    """Compare with the model's own eager attention, layer by layer up to the input of the scoring layer."""
+    allowed = dense_mask(layout, model.device)[None, None]
+    mask = torch.zeros(allowed.shape, dtype=model.dtype, device=model.device)
+    mask = mask.masked_fill(~allowed, torch.finfo(model.dtype).min)
+    with _eager(model):
+        expected = _hidden(model, layout, attention_mask=mask)
+    limit = _TOLERANCE.get(model.dtype, 1e-4)
+    for layer in range(model.spec.layer + 1):
+        size = float(expected[layer].float().abs().max().clamp_min(1.0))
+        difference = float((states[layer].float() - expected[layer].float()).abs().max())
+        if not difference <= limit * size:
+            raise ModelError(
+                f"{_name(model)} differs from its own eager attention under the same mask before layer {layer} "
+                f"(by {difference:.2g}): the layout is not all that shapes its attention."
+            )
+
+
+@contextmanager
+def _eager(model: RankModel) -> Iterator[None]:
+    from blockrank.model import SEAM
+
+    model.module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.module.set_attn_implementation(SEAM)

@@ -1,0 +1,72 @@
+"""From a request to the text of its segments, frame and body kept apart: only a body is ever cut."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from blockrank.spec import Template
+from blockrank.types import RankRequest
+
+Kind = Literal["instruction", "document", "query"]
+_FIELD = re.compile(r"\{(query|text|id)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A string that is tokenised on its own, and the character spans of it that came from the caller."""
+
+    text: str
+    bodies: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentText:
+    """One segment of the prompt before tokenisation. `index` is the candidate's position, -1 for the others."""
+
+    kind: Kind
+    pieces: tuple[Piece, ...]
+    index: int = -1
+
+
+def fill(piece: str, values: dict[str, str]) -> Piece:
+    """Replace the fields of one template piece and note where the caller's text landed.
+
+    Braces in the caller's text are plain text: values are placed, never formatted again. A document's number is
+    frame: it is ours, and it must survive a cut.
+    """
+    text, bodies, at = "", [], 0
+    for match in _FIELD.finditer(piece):
+        text += piece[at : match.start()]
+        start, at = len(text), match.end()
+        text += values[match[1]]
+        if match[1] != "id":
+            bodies.append((start, len(text)))
+    return Piece(text + piece[at:], tuple(bodies))
+
+
+def _segment(kind: Kind, pieces: tuple[str, ...], values: dict[str, str], index: int = -1) -> SegmentText:
+    return SegmentText(kind, tuple(fill(piece, values) for piece in pieces), index)
+
+
+def segments(template: Template, request: RankRequest, answer: tuple[int, ...] | None = None) -> list[SegmentText]:
+    """The C + 2 segments of a request: instruction, one a candidate in the order given, query.
+
+    `answer` lists the indices of relevant candidates; training passes them and the query segment then ends in their
+    numbers and the template's end, in the order of the candidates as in the released code (method, section 2).
+    """
+    query = {"query": request.query.strip()}
+    numbers = [str(template.id_base + index) for index in range(len(request.candidates))]
+    tail = [fill(piece, query) for piece in template.query]
+    if template.answer:
+        ids = template.answer_separator.join(numbers[index] for index in sorted(answer or ()))
+        tail.append(Piece(template.answer + (ids + template.answer_end if answer else "")))
+    return [
+        _segment("instruction", template.instruction, query),
+        *(
+            _segment("document", template.document, {**query, "text": document.content, "id": numbers[index]}, index)
+            for index, document in enumerate(request.candidates)
+        ),
+        SegmentText("query", tuple(tail)),
+    ]

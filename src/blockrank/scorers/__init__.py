@@ -1,0 +1,8 @@
+"""Scorers: from a packed layout and a model to one score a document."""
+
+from __future__ import annotations
+
+from blockrank.scorers.attention import AttentionScorer
+from blockrank.scorers.base import Scorer
+
+__all__ = ["AttentionScorer", "Scorer"]

@@ -1,0 +1,196 @@
+"""From captured queries and keys to one score a document: the read-out, in float32, outside every backend.
+
+Method, section 2: `LSE[h, t, doc]` is the log-sum-exp of the scaled logits of signal token t in head h over the tokens
+of one document; the softmax of it over documents is the share of attention the document gets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockrank.layout import Ints, PackedLayout, ranges_flat
+from blockrank.spec import RankSpec
+
+_CHUNK_ROWS = 1 << 16  # padded key rows held at once while reading out; bounds memory, not results
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """Index tensors of the read-out of one layout on one device.
+
+    signal_BG, signal_mask_BG: places in the captured signal rows, padded. slot_C: place of a document in a padded
+    (B, M) table, M the largest candidate list. document_C, request_C, length_C: segment, request and row count.
+    """
+
+    signal_BG: Tensor
+    signal_mask_BG: Tensor
+    slot_C: Tensor
+    most_documents: int
+    segments_C: Ints
+    requests_C: Ints
+    length_C: Tensor
+
+
+def plan_readout(layout: PackedLayout, device: torch.device) -> Readout:
+    """Prepare the read-out of a layout."""
+    per_request = np.bincount(layout.signal_request_G, minlength=layout.requests)
+    first = np.cumsum(per_request) - per_request
+    at_G = np.arange(per_request.max())
+    mask = at_G < per_request[:, None]
+    documents = np.bincount(layout.document_request_C, minlength=layout.requests)
+    place = ranges_flat(np.zeros_like(documents), documents)
+    segments = layout.document_segment_C
+
+    def move(array: Ints) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return Readout(
+        move(np.where(mask, first[:, None] + at_G, 0)),
+        move(mask),
+        move(layout.document_request_C * documents.max() + place),
+        int(documents.max()),
+        segments,
+        layout.document_request_C,
+        move(layout.ends_S[segments] - layout.starts_S[segments]),
+    )
+
+
+def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
+    """Log of every document's score, (C,), differentiable, float32.
+
+    q_GNH: signal queries at the scoring layer (layout.signal_G); k_PKH: keys of all rows there; scale: the model's
+    own factor on logits, usually 1/sqrt(head_dim). Scores of a request sum to one when the softmax is over documents.
+    """
+    readout = plan_readout(layout, q_GNH.device)
+    scale = spec.logit_scale if spec.cosine else scale * spec.logit_scale
+    lse_CNG = segment_lse(q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
+    if spec.length_norm:
+        lse_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None]
+    table_BMNG = _by_request(lse_CNG, readout, layout.requests)
+    rest_BNG = _rest(q_GNH, k_PKH, layout, readout, scale, spec) if spec.softmax_over == "all" else None
+    table_BM = _pool_signals(table_BMNG, readout.signal_mask_BG, rest_BNG, spec)
+    return table_BM.flatten()[readout.slot_C]
+
+
+def segment_lse(
+    q_GNH: Tensor,
+    k_PKH: Tensor,
+    layout: PackedLayout,
+    readout: Readout,
+    segments_C: Ints,
+    requests_C: Ints,
+    scale: float,
+    spec: RankSpec,
+) -> Tensor:
+    """(C, N, G) log-sum-exp of scaled logits of each request's signal tokens over the rows of given segments.
+
+    A signal token reads rows of its own segment up to itself where the query segment is causal. Computed in chunks
+    of segments, each padded to its longest.
+    """
+    lengths = layout.ends_S[segments_C] - layout.starts_S[segments_C]
+    parts = []
+    for chunk in _chunks(lengths):
+        segments, requests = segments_C[chunk], torch.from_numpy(requests_C[chunk]).to(q_GNH.device)
+        rows_CL, real_CL = _padded_rows(layout, segments)
+        k_CLKH = k_PKH[rows_CL.to(k_PKH.device)].float()
+        q_CGNH = q_GNH[readout.signal_BG[requests]].float()
+        allowed_CGL = real_CL[:, None, :].to(q_GNH.device)
+        if causal := _own_segments(layout, segments):
+            position_CG1 = torch.from_numpy(layout.signal_G).to(q_GNH.device)[readout.signal_BG[requests]][..., None]
+            own_CL = rows_CL.to(q_GNH.device)[:, None, :] - layout.cached_rows
+            is_own = torch.tensor(causal, device=q_GNH.device)[:, None, None]
+            allowed_CGL = allowed_CGL & (~is_own | (own_CL <= position_CG1))
+        parts.append(_lse(q_CGNH, k_CLKH, allowed_CGL, scale, spec))
+    return torch.cat(parts)
+
+
+def _chunks(lengths: Ints) -> list[slice]:
+    """Slices over consecutive segments whose padded size stays under the chunk limit."""
+    slices, start, longest = [], 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, int(length))
+        if i > start and (i - start + 1) * longest > _CHUNK_ROWS:
+            slices.append(slice(start, i))
+            start, longest = i, int(length)
+    return [*slices, slice(start, len(lengths))]
+
+
+def _padded_rows(layout: PackedLayout, segments: Ints) -> tuple[Tensor, Tensor]:
+    """(C, L) rows of segments, padded with the first, and which of them are real."""
+    starts, lengths = layout.starts_S[segments], (layout.ends_S - layout.starts_S)[segments]
+    at = np.arange(lengths.max())
+    real = at < lengths[:, None]
+    return torch.from_numpy(np.where(real, starts[:, None] + at, starts[:, None]) + layout.cached_rows), torch.from_numpy(
+        real
+    )
+
+
+def _own_segments(layout: PackedLayout, segments: Ints) -> list[bool]:
+    """Which segments are causal query segments; [] when none is."""
+    own = [layout.kinds_S[i] == "query" and bool(layout.causal_S[i]) for i in segments]
+    return own if any(own) else []
+
+
+def _lse(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec: RankSpec) -> Tensor:
+    """(C, N, G) masked log-sum-exp; grouped heads share their key head, joined heads act as one of width N*H."""
+    segments, signals, heads, width = q_CGNH.shape
+    length, kv_heads = k_CLKH.shape[1:3]
+    if spec.joined_heads:
+        k_CLKH = k_CLKH.repeat_interleave(heads // kv_heads, dim=2)
+        q_CKRH = q_CGNH.reshape(segments, signals, 1, heads * width).transpose(1, 2)
+        k_CKLH = k_CLKH.reshape(segments, length, 1, heads * width).transpose(1, 2)
+        heads = kv_heads = 1
+    else:
+        q_CKRH = q_CGNH.reshape(segments, signals, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
+        q_CKRH = q_CKRH.reshape(segments, kv_heads, heads // kv_heads * signals, width)
+        k_CKLH = k_CLKH.transpose(1, 2)
+    if spec.cosine:
+        q_CKRH, k_CKLH = F.normalize(q_CKRH, dim=-1), F.normalize(k_CKLH, dim=-1)
+    z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * scale).reshape(segments, heads, signals, length)
+    lse_CNG = z_CNGL.masked_fill(~allowed_CGL[:, None], -math.inf).logsumexp(-1)
+    return lse_CNG[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else lse_CNG
+
+
+def _by_request(lse_CNG: Tensor, readout: Readout, requests: int) -> Tensor:
+    """(B, M, N, G) table of a request's documents, -inf where it has fewer than M."""
+    table = lse_CNG.new_full((requests * readout.most_documents, *lse_CNG.shape[1:]), -math.inf)
+    table = table.index_copy(0, readout.slot_C, lse_CNG)
+    return table.reshape(requests, readout.most_documents, *lse_CNG.shape[1:])
+
+
+def _rest(
+    q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, readout: Readout, scale: float, spec: RankSpec
+) -> Tensor:
+    """(B, N, G) log-sum-exp over the rows a signal token reads that belong to no document."""
+    kinds = np.array(layout.kinds_S)
+    filled = layout.ends_S > layout.starts_S
+    segments = np.flatnonzero((kinds != "document") & filled)
+    requests = np.cumsum(kinds == "instruction")[segments] - 1
+    lse = segment_lse(q_GNH, k_PKH, layout, readout, segments, requests, scale, spec)
+    owners = torch.from_numpy(requests).to(lse.device)
+    table = lse.new_full((layout.requests, *lse.shape[1:]), -math.inf)
+    for request in range(layout.requests):
+        table[request] = lse[owners == request].logsumexp(0)
+    return table
+
+
+def _pool_signals(
+    table_BMNG: Tensor, signal_mask_BG: Tensor, rest_BNG: Tensor | None, spec: RankSpec
+) -> Tensor:
+    """(B, M) log scores from log-sum-exps, pooled over heads and the real signal tokens."""
+    real_B11G = signal_mask_BG[:, None, None, :]
+    pairs_B1 = (signal_mask_BG.sum(1) * table_BMNG.shape[2])[:, None]
+    if spec.signal_pooling == "geometric":
+        finite = table_BMNG.masked_fill(~real_B11G, 0.0)
+        return (finite.sum((2, 3)) / pairs_B1).log_softmax(1)
+    total_B1NG = table_BMNG.logsumexp(1, keepdim=True)
+    if rest_BNG is not None:
+        total_B1NG = torch.logaddexp(total_B1NG, rest_BNG[:, None])
+    shares = (table_BMNG - total_B1NG).masked_fill(~real_B11G, -math.inf)
+    return shares.flatten(2).logsumexp(2) - pairs_B1.log()

@@ -1,0 +1,235 @@
+"""What goes in and what comes out: documents, requests, rankings and the errors.
+
+Nothing here knows about tensors; importing it is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+__all__ = [
+    "BlockrankError",
+    "Document",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "RankRequest",
+    "RankedDocument",
+    "Ranking",
+]
+
+
+class BlockrankError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class InputError(BlockrankError, ValueError):
+    """The caller's input cannot be ranked; the message names the argument and the document's index."""
+
+
+class ModelError(BlockrankError):
+    """A checkpoint cannot be loaded, fails its probe, or yields scores that are not finite."""
+
+
+class MissingExtraError(BlockrankError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to be ranked. `doc_id` of None becomes the document's index in its request."""
+
+    text: str
+    doc_id: str | None = None
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def content(self) -> str:
+        """Title, space and text, stripped: what a model reads."""
+        return f"{self.title} {self.text}".strip() if self.title else self.text.strip()
+
+
+DocumentLike = str | Document | Mapping[str, Any]
+
+
+def _check_text(text: object, argument: str) -> str:
+    """Return `text` if it is a string a tokenizer can encode, else raise naming `argument`."""
+    if not isinstance(text, str):
+        raise InputError(f"{argument} must be a string, not {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{argument} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}: "
+            "it is not valid Unicode text."
+        ) from None
+    return text
+
+
+def _as_document(value: DocumentLike, index: int) -> Document:
+    """Turn a string, mapping or `Document` at position `index` into a checked `Document` with an id."""
+    where = f"documents[{index}]"
+    if isinstance(value, str):
+        value = Document(value)
+    elif isinstance(value, Mapping):
+        value = _from_mapping(value, where)
+    elif not isinstance(value, Document):
+        raise InputError(f"{where} must be a string, a mapping with 'text', or a Document, not {type(value).__name__}.")
+    _check_text(value.text, f"{where}.text")
+    _check_text(value.title, f"{where}.title")
+    if not value.content:
+        raise InputError(f"{where} is empty: there is no text to rank.")
+    doc_id = str(index) if value.doc_id is None else _check_text(value.doc_id, f"{where}.doc_id")
+    return Document(value.text, doc_id, value.title, value.metadata)
+
+
+def _from_mapping(value: Mapping[str, Any], where: str) -> Document:
+    """Read a document from the spellings common in retrieval data (`doc_id`, `_id` or `id`; `text`; `title`)."""
+    if "text" not in value:
+        raise InputError(f"{where} has no 'text'; its keys are {sorted(map(str, value))}.")
+    doc_id = next((value[key] for key in ("doc_id", "_id", "id") if value.get(key) is not None), None)
+    if isinstance(doc_id, int):
+        doc_id = str(doc_id)
+    metadata = {key: item for key, item in value.items() if key not in ("doc_id", "_id", "id", "text", "title")}
+    return Document(value["text"], doc_id, value.get("title") or "", metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequest:
+    """A query and the candidates handed over by a first stage.
+
+    `documents` may be strings, `Document`s or mappings with `text` (and `doc_id`/`_id`/`id`, `title`); they are
+    normalised to `Document`s whose ids are unique. `top_k` keeps the best so many in the ranking; None keeps all.
+
+    Raises `InputError` on an empty query, no documents, an empty document, a duplicate id, or text that is not text.
+    """
+
+    query: str
+    documents: Sequence[DocumentLike]
+    query_id: str = "0"
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _check_text(self.query, "query").strip():
+            raise InputError("query is empty: there is nothing to rank for.")
+        if isinstance(self.documents, str | bytes | Mapping) or not isinstance(self.documents, Sequence):
+            raise InputError(f"documents must be a sequence of documents, not {type(self.documents).__name__}.")
+        if not self.documents:
+            raise InputError("documents is empty: there is nothing to rank.")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise InputError(f"top_k must be a positive integer or None, not {self.top_k!r}.")
+        documents = tuple(_as_document(value, index) for index, value in enumerate(self.documents))
+        seen: dict[str | None, int] = {}
+        for index, document in enumerate(documents):
+            if (first := seen.setdefault(document.doc_id, index)) != index:
+                raise InputError(f"documents[{index}] has the doc_id {document.doc_id!r} of documents[{first}].")
+        object.__setattr__(self, "documents", documents)
+
+    @property
+    def candidates(self) -> tuple[Document, ...]:
+        """The normalised documents, in the order given."""
+        return self.documents  # type: ignore[return-value]  # __post_init__ normalised them
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """One place of a ranking.
+
+    `rank` counts from 1; `index` is the document's position in the request; `tokens` is how many of its own tokens
+    the model read and `cut_tokens` how many were dropped to respect the length limit.
+    """
+
+    rank: int
+    score: float
+    index: int
+    document: Document
+    tokens: int = 0
+    cut_tokens: int = 0
+
+    @property
+    def doc_id(self) -> str:
+        """The document's id; always set on a ranked document."""
+        return str(self.document.doc_id)
+
+    @property
+    def text(self) -> str:
+        """The document's text as the caller gave it."""
+        return self.document.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        entry: dict[str, Any] = {
+            "rank": self.rank, "score": self.score, "index": self.index, "doc_id": self.doc_id, "text": self.text,
+        }  # fmt: skip
+        if self.document.title:
+            entry["title"] = self.document.title
+        if self.cut_tokens:
+            entry["cut_tokens"] = self.cut_tokens
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[RankedDocument]):
+    """Documents of one request, best first. Iterates and indexes like a list.
+
+    Scores of a complete ranking sum to one; they compare documents of the same request and nothing else.
+    """
+
+    query: str
+    query_id: str
+    ranked: tuple[RankedDocument, ...]
+
+    @classmethod
+    def from_scores(
+        cls,
+        request: RankRequest,
+        scores: Sequence[float],
+        tokens: Sequence[int] | None = None,
+        cut_tokens: Sequence[int] | None = None,
+    ) -> Ranking:
+        """Sort by score, descending; equal scores keep the order of the request."""
+        assert len(scores) == len(request.candidates), "a scorer returns one score a document"
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_k]
+        ranked = tuple(
+            RankedDocument(
+                rank,
+                float(scores[index]),
+                index,
+                request.candidates[index],
+                tokens[index] if tokens else 0,
+                cut_tokens[index] if cut_tokens else 0,
+            )
+            for rank, index in enumerate(order, start=1)
+        )
+        return cls(request.query, request.query_id, ranked)
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+    def __iter__(self) -> Iterator[RankedDocument]:
+        return iter(self.ranked)
+
+    @overload
+    def __getitem__(self, index: int) -> RankedDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedDocument, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedDocument | tuple[RankedDocument, ...]:
+        return self.ranked[index]
+
+    def top(self, k: int) -> Ranking:
+        """The best `k` as a ranking of their own (scores unchanged)."""
+        if k < 1:
+            raise InputError(f"k must be positive, not {k}.")
+        return Ranking(self.query, self.query_id, self.ranked[:k])
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """Ids, best first."""
+        return [entry.doc_id for entry in self.ranked]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {"query_id": self.query_id, "query": self.query, "results": [entry.to_dict() for entry in self.ranked]}

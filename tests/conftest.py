@@ -1,0 +1,83 @@
+"""Shared parts: the golden models, and a tiny causal model for everything that needs one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from blockrank.attention import get_backend
+from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
+from blockrank.model import SEAM, RankModel
+from blockrank.spec import RankSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_INFO = json.loads((GOLDEN / "golden.json").read_text())
+FAMILIES = tuple(GOLDEN_INFO["families"])
+CASES = tuple(case["name"] for case in GOLDEN_INFO["families"]["mistral"]["cases"])
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One prompt of one golden model: token ids by segment, and what the released code gave for it."""
+
+    segments: tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
+    positives: tuple[int, ...]
+    expected: dict[str, torch.Tensor]
+
+
+def golden_module(family: str, layers: int | None = None) -> PreTrainedModel:
+    """A golden causal LM behind the seam, all layers unless told otherwise."""
+    values = dict(GOLDEN_INFO["families"][family]["config"])
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    state = {k: v for k, v in load_file(GOLDEN / f"{family}.safetensors").items() if k.startswith(("model.", "lm_head."))}
+    module = AutoModelForCausalLM.from_config(config, attn_implementation=SEAM, dtype=torch.float32)
+    module.load_state_dict(state, strict=layers is None)
+    return module.eval()
+
+
+def golden_case(family: str, name: str) -> GoldenCase:
+    case = next(item for item in GOLDEN_INFO["families"][family]["cases"] if item["name"] == name)
+    tensors = load_file(GOLDEN / f"{family}.safetensors")
+    expected = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    bounds = np.cumsum([0, *case["segment_lengths"]])
+    ids = expected["token_ids"].numpy().astype(np.int64)
+    return GoldenCase(
+        tuple(ids[a:b] for a, b in zip(bounds, bounds[1:], strict=False)), tuple(case["positives"]), expected
+    )
+
+
+def tokenised(segments: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> TokenisedRequest:
+    """Ids by segment (instruction, documents, query) as a tokenised request."""
+    kinds = ["instruction", *["document"] * (len(segments) - 2), "query"]
+    return TokenisedRequest(
+        tuple(Segment(kind, ids, len(ids), signal_end=len(ids)) for kind, ids in zip(kinds, segments, strict=True))
+    )
+
+
+def golden_spec(**changes: Any) -> RankSpec:
+    return RankSpec(**{"layer": 2, "template": "blockrank", "signal_tokens": 2, "query_offset": 16384, **changes})
+
+
+def rank_model(family: str, backend: str = "sdpa", spec: RankSpec | None = None) -> RankModel:
+    return RankModel(golden_module(family), None, spec or golden_spec(), get_backend(backend, CPU, torch.float32), family)
+
+
+def random_layout(lengths: Sequence[int], spec: RankSpec, seed: int = 0, vocabulary: int = 512) -> PackedLayout:
+    generator = np.random.default_rng(seed)
+    return pack([tokenised([generator.integers(3, vocabulary, n) for n in lengths])], spec)
+
+
+@pytest.fixture(autouse=True)
+def _single_thread() -> None:
+    torch.manual_seed(0)
