@@ -74,11 +74,18 @@ class PromptTokenizer:
         self._backend = type(backend).from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
+        # White space and the unknown token steer nothing, and ordinary text may well yield them.
+        harmless = {getattr(tokenizer, "unk_token_id", None)}
         added = self._backend.get_added_tokens_decoder()
-        self._control = np.array(sorted(i for i, token in added.items() if token.content.strip()), dtype=np.int64)
+        control = sorted(i for i, token in added.items() if token.content.strip() and i not in harmless)
+        self._control = np.array(control, dtype=np.int64)
+
+    def encode(self, text: str) -> Ints:
+        """Token ids of a plain text, without a frame."""
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def tokenise(
-        self, texts: Sequence[SegmentText], spec: RankSpec, names: Sequence[str] | None = None
+        self, texts: Sequence[SegmentText], spec: RankSpec
     ) -> TokenisedRequest:
         """Encode the segments of one request under the limits of `spec`.
 
@@ -168,8 +175,8 @@ class PromptTokenizer:
         opening = spec.prompt.answer
         if not opening or text.pieces[-1].text == opening:
             return total
-        opened = self._backend.encode(opening, add_special_tokens=False).ids
-        if list(ids[-1][: len(opened)]) != opened:
+        opened = self.encode(opening)
+        if list(ids[-1][: len(opened)]) != list(opened):
             raise InputError(f"this tokenizer merges the answer opening {opening!r} with the answer; it cannot train.")
         return total - len(ids[-1]) + len(opened)
 

@@ -6,7 +6,6 @@ is ever built. The layout's plan travels as a model keyword argument, which also
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +38,8 @@ _HARMLESS = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
      "is_causal", "layer_idx", "position_embeddings", "past_key_values", "num_items_in_batch"}
 )  # fmt: skip
-_log = logging.getLogger(__name__)
+# Regularisers that would act inside attention or make a packed training step depend on its neighbours.
+_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop")
 
 
 class _Done(Exception):
@@ -174,6 +174,10 @@ class RankModel:
         """Type of the weights."""
         return self.module.dtype
 
+    def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
+        """Switch the attention backend; `dtype` is what attention will see (autocast's type in training)."""
+        self.backend = get_backend(name, self.device, dtype)
+
     def _check_spec(self) -> None:
         config = self.module.config
         if self.spec.layer >= config.num_hidden_layers:
@@ -196,12 +200,19 @@ class RankModel:
             )
 
     def forward(
-        self, layout: PackedLayout, *, stop: bool = True, label_T: Tensor | None = None, hidden: bool = False
+        self,
+        layout: PackedLayout,
+        *,
+        stop: bool = True,
+        label_T: Tensor | None = None,
+        hidden: bool = False,
+        module: nn.Module | None = None,
     ) -> Capture:
         """Run a packed layout.
 
         stop: end at the scoring layer, as soon as queries and keys are captured. label_T: stream positions whose
         next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
+        module: a wrapper around the model (accelerate, DDP) to call in its place.
         """
         device = self.device
         self.check_positions(layout)
@@ -224,7 +235,7 @@ class RankModel:
             inputs["logits_to_keep"] = label_T
         outputs = None
         try:
-            outputs = self.module(**inputs, **({"output_hidden_states": True} if hidden else {}))
+            outputs = (module or self.module)(**inputs, **({"output_hidden_states": True} if hidden else {}))
         except _Done:
             pass
         if current.q_GNH is None or current.k_PKH is None:
@@ -275,12 +286,13 @@ def load_model(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
     head: bool = False,
+    omit_dropout: bool = False,
     probe: bool = True,
 ) -> RankModel:
     """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
 
     name_or_path: a folder, a hub name, or None for the embedded model. head: keep every layer and the language-model
-    head (training with the LM loss, generation). dtype None: float32 on a CPU, the checkpoint's own elsewhere.
+    head (training with the LM loss, generation). omit_dropout: set every dropout of the config to 0. dtype None: float32 on a CPU, the checkpoint's own elsewhere.
     probe: check with a small forward that the model does what the layout says; see `blockrank.probe`.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe.
@@ -294,6 +306,9 @@ def load_model(
         config, tokenizer = _config_and_tokenizer(source)
         if not head:
             _cut(config, resolved.layer + 1)
+        for key in _DROPOUTS if omit_dropout else ():
+            if hasattr(config, key):
+                setattr(config, key, 0.0)
         module = _weights(source, config, head, dtype)
     module = module.to(place).eval()  # type: ignore[arg-type]
     model = RankModel(module, tokenizer, resolved, get_backend(backend, place, module.dtype), str(source))
@@ -332,7 +347,9 @@ def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: to
     try:
         if isinstance(source, Path | str) and Path(source).is_dir() and is_int8(source):
             state, omitted = read_int8(source)
-            module, info = kind.from_pretrained(None, state_dict=state, **options)
+            with torch.device("meta"):  # the auto classes read from disk only; ask which class it would be
+                model_class = type(kind.from_config(config))
+            module, info = model_class.from_pretrained(None, state_dict=state, **options)
         else:
             module, info = kind.from_pretrained(source, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError) as error:

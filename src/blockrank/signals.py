@@ -68,7 +68,7 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     own factor on logits, usually 1/sqrt(head_dim). Scores of a request sum to one when the softmax is over documents.
     """
     readout = plan_readout(layout, q_GNH.device)
-    scale = spec.logit_scale if spec.cosine else scale * spec.logit_scale
+    scale = spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale
     lse_CNG = segment_lse(q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
     if spec.length_norm:
         lse_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None]
@@ -98,8 +98,8 @@ def segment_lse(
     for chunk in _chunks(lengths):
         segments, requests = segments_C[chunk], torch.from_numpy(requests_C[chunk]).to(q_GNH.device)
         rows_CL, real_CL = _padded_rows(layout, segments)
-        k_CLKH = k_PKH[rows_CL.to(k_PKH.device)].float()
-        q_CGNH = q_GNH[readout.signal_BG[requests]].float()
+        k_CLKH = _gather(k_PKH, rows_CL.to(k_PKH.device)).float()
+        q_CGNH = _gather(q_GNH, readout.signal_BG[requests]).float()
         allowed_CGL = real_CL[:, None, :].to(q_GNH.device)
         if causal := _own_segments(layout, segments):
             position_CG1 = torch.from_numpy(layout.signal_G).to(q_GNH.device)[readout.signal_BG[requests]][..., None]
@@ -108,6 +108,11 @@ def segment_lse(
             allowed_CGL = allowed_CGL & (~is_own | (own_CL <= position_CG1))
         parts.append(_lse(q_CGNH, k_CLKH, allowed_CGL, scale, spec))
     return torch.cat(parts)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """`rows[index]` by `index_select`, whose backward adds in place instead of sorting the indices."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _chunks(lengths: Ints) -> list[slice]:
@@ -150,8 +155,9 @@ def _lse(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec
         q_CKRH = q_CGNH.reshape(segments, signals, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
         q_CKRH = q_CKRH.reshape(segments, kv_heads, heads // kv_heads * signals, width)
         k_CKLH = k_CLKH.transpose(1, 2)
-    if spec.cosine:
-        q_CKRH, k_CKLH = F.normalize(q_CKRH, dim=-1), F.normalize(k_CKLH, dim=-1)
+    if spec.cosine != "none":
+        k_CKLH = F.normalize(k_CKLH, dim=-1)
+        q_CKRH = F.normalize(q_CKRH, dim=-1) if spec.cosine == "both" else q_CKRH / math.sqrt(q_CKRH.shape[-1])
     z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * scale).reshape(segments, heads, signals, length)
     lse_CNG = z_CNGL.masked_fill(~allowed_CGL[:, None], -math.inf).logsumexp(-1)
     return lse_CNG[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else lse_CNG

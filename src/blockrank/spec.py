@@ -118,8 +118,9 @@ class RankSpec:
         for every token of the query segment.
     heads: which heads are read; None means all.
     joined_heads: read the heads as one wide head: their logits are added before the softmax.
-    cosine: compare directions only: logits are `logit_scale` times the cosine of query and key, without the model's
-        own `1/sqrt(head_dim)`.
+    cosine: "both" compares directions only: logits are `logit_scale` times the cosine of query and key, without the
+        model's own `1/sqrt(head_dim)`. "keys" normalises keys alone and divides the query by the root of its width, so
+        that a query token's length is its weight. "none" is the model's own product.
     logit_scale: factor on the logits.
     length_norm: exponent p in [0, 1]: a document's attention is divided by (its tokens)^p. 0 adds its tokens up (the
         paper), 1 averages them; in between keeps long documents from being favoured.
@@ -140,7 +141,7 @@ class RankSpec:
     signal_tokens: int | Literal["query"] = 2
     heads: tuple[int, ...] | None = None
     joined_heads: bool = False
-    cosine: bool = False
+    cosine: Literal["none", "keys", "both"] = "none"
     logit_scale: float = 1.0
     length_norm: float = 0.0
     signal_pooling: Literal["arithmetic", "geometric"] = "arithmetic"

@@ -1,5 +1,47 @@
-"""The command line: the only reader of argv, environment and config files."""
+"""The command line: the only reader of argv, environment and config files.
+
+Exit codes: 0 done, 1 failed (one sentence on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from blockrank import __version__
+from blockrank.cli.console import Commands
+from blockrank.cli.doctor import doctor_command
+from blockrank.cli.inspect import inspect_command
+from blockrank.cli.rank import rank_command
+from blockrank.cli.train import train_command
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="blockrank", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+app.command("rank")(rank_command)
+app.command("inspect")(inspect_command)
+app.command("doctor")(doctor_command)
+app.command("train")(train_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"blockrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Rank documents in context with a language model."""
 
 
 def main() -> None:
-    """Placeholder."""
+    """Run the command line on `sys.argv` and leave with its exit code."""
+    app()

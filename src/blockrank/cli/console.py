@@ -1,0 +1,160 @@
+"""What the commands share: errors as one sentence, logs on standard error, data on standard output."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from typer.core import TyperGroup
+
+from blockrank.data import atomic_file
+from blockrank.types import BlockrankError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from blockrank.ranker import Ranker
+
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder with blockrank.json, or a hub name; the embedded model if left out."),
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; chosen if left out.")]
+BackendOption = Annotated[str | None, typer.Option("--backend", help="Attention backend; chosen if left out.")]
+SegmentOption = Annotated[
+    int | None,
+    typer.Option("--max-segment-tokens", min=1, help="Cut documents to so many tokens; the model's limit if left out."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]
+
+
+class Commands(TyperGroup):
+    """The command group: a failure is one sentence on standard error and exit code 1, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except BlockrankError as error:
+            self._fail(str(error))
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has left: typer ends quietly
+                raise
+            self._fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
+
+    @staticmethod
+    def _fail(sentence: str) -> None:
+        typer.echo(f"blockrank: error: {sentence}", err=True)
+        raise typer.Exit(1)
+
+
+def note(sentence: str) -> None:
+    """Tell the user something beside the data."""
+    typer.echo(f"blockrank: {sentence}", err=True)
+
+
+@contextmanager
+def logs(verbose: bool, level: int = logging.WARNING) -> Iterator[None]:
+    """Send the package's log to standard error: from `level` on, all of it where verbose.
+
+    Warnings about single documents are held back unless verbose: commands sum them up.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    handler.addFilter(lambda record: verbose or record.name != "blockrank.ranker")
+    logger = logging.getLogger("blockrank")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def load_ranker(
+    model: str | None,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    max_tokens: int | None = None,
+    max_segment_tokens: int | None = None,
+    probe: bool = True,
+) -> Ranker:
+    """The ranker that the options ask for. Imports torch."""
+    from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
+
+    ranker = Ranker.from_pretrained(
+        model, device=checked_device(device), backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
+    )
+    return ranker.with_spec(max_segment_tokens=max_segment_tokens) if max_segment_tokens else ranker
+
+
+def checked_device(name: str | None) -> torch.device | None:
+    """The named device. Raises `InputError` where there is none of that name."""
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device if name is not None else None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def data_stream(output: Path | None) -> Iterator[BinaryIO]:
+    """Where data goes: a file that appears whole or not at all, or standard output, UTF-8 whatever the locale."""
+    if output is not None:
+        with atomic_file(output) as stream:
+            yield stream
+    else:
+        standard = typer.get_binary_stream("stdout")
+        yield standard
+        standard.flush()
+
+
+def write_data(text: str) -> None:
+    """One piece of data on standard output, with a line end."""
+    with data_stream(None) as stream:
+        stream.write((text + "\n").encode())
+
+
+def terminal(output: Path | None = None) -> Console | None:
+    """The terminal that data goes to, None where it goes to a file or a pipe."""
+    console = Console()
+    return console if output is None and console.is_terminal else None
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), width: int | None = None) -> list[str]:
+    """Rows of cells as lines of aligned columns, two spaces apart; `right` are columns set flush right.
+
+    Lines over `width` columns of a terminal are cropped.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        gaps = [" " * (size - cell_len(cell)) for cell, size in zip(row, widths, strict=True)]
+        cells = [
+            gap + cell if at in right else cell + gap for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
+        lines.append(line if width is None or cell_len(line) <= width else set_cell_size(line, width - 1) + _ELLIPSIS)
+    return lines
+
+
+def preview(text: str, length: int = 100) -> str:
+    """The beginning of a text on one line; control characters are taken out, for a terminal would obey them."""
+    line = " ".join(text[: 4 * length].split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= length else line[: length - 1].rstrip() + _ELLIPSIS

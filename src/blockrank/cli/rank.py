@@ -1,0 +1,176 @@
+"""`blockrank rank`: rank documents for one query, or a file of requests."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from blockrank.cli.console import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    SegmentOption,
+    VerboseOption,
+    aligned,
+    data_stream,
+    load_ranker,
+    logs,
+    note,
+    preview,
+    terminal,
+)
+from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOption, QueryArgument, RequestsOption
+from blockrank.data import json_line, trec_lines
+from blockrank.types import Ranking, RankRequest
+
+_BAR_WIDTH = 16
+_DOC_ID_WIDTH = 32
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+TrecOption = Annotated[bool, typer.Option("--trec", help="Write a TREC run: query_id Q0 doc_id rank score tag.")]
+TopOption = Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Keep the best so many documents.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, whole or not at all.")]
+BudgetOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Tokens of requests packed into one forward.")
+]
+
+
+def rank_command(
+    query: QueryArgument = None,
+    files: FilesArgument = None,
+    documents: DocumentsOption = None,
+    requests: RequestsOption = None,
+    lines: LinesOption = False,
+    top_k: TopOption = None,
+    as_json: JsonOption = False,
+    as_trec: TrecOption = False,
+    output: OutputOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+    max_tokens: BudgetOption = None,
+    max_segment_tokens: SegmentOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Rank documents for a query, or every request of a file."""
+    if as_json and as_trec:
+        raise typer.BadParameter("--json and --trec exclude each other.")
+    inputs = Inputs(query, files or [], documents, requests, lines)
+    with logs(verbose):
+        stream = _peeked(inputs.read())
+        ranker = load_ranker(
+            model,
+            device=device,
+            backend=backend,
+            max_tokens=max_tokens,
+            max_segment_tokens=max_segment_tokens,
+        )
+        cuts = Cuts(ranker.spec.max_segment_tokens)
+        rankings = cuts.counted(ranker.rank_iter(stream))
+        if requests is not None and terminal(output) is None:
+            rankings = _with_progress(rankings)
+        shown = (ranking.top(top_k) if top_k else ranking for ranking in rankings)
+        if (console := terminal(output)) and not as_json and not as_trec:
+            for ranking in shown:
+                console.print(drawing(ranking, console.width), no_wrap=True, crop=True)
+        else:
+            _write(shown, json_line if as_json else trec_text if as_trec else plain_text, output)
+        cuts.report()
+
+
+@dataclass(slots=True)
+class Cuts:
+    """Counts documents that were cut to fit, for one sentence at the end."""
+
+    limit: int
+    documents: int = 0
+    cut: int = 0
+    most: int = 0
+
+    def counted(self, rankings: Iterable[Ranking]) -> Iterator[Ranking]:
+        """Pass complete rankings on and count."""
+        for ranking in rankings:
+            self.documents += len(ranking)
+            self.cut += sum(entry.cut_tokens > 0 for entry in ranking)
+            self.most = max(self.most, *(entry.cut_tokens for entry in ranking), 0)
+            yield ranking
+
+    def report(self) -> None:
+        """Say how many were cut; nothing where none was."""
+        if self.cut:
+            note(
+                f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "
+                f"(at most {self.most} tokens were left out); --verbose lists them."
+            )
+
+
+def _peeked(items: Iterator[RankRequest]) -> Iterator[RankRequest]:
+    """The same items, the first one read now: a broken input is told before a model is loaded."""
+    return itertools.chain(list(itertools.islice(items, 1)), items)
+
+
+def _with_progress(rankings: Iterator[Ranking]) -> Iterator[Ranking]:
+    """Count rankings on standard error, where that is a terminal."""
+    columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("ranking", total=None)
+        for ranking in rankings:
+            progress.advance(task)
+            yield ranking
+
+
+def _write(rankings: Iterable[Ranking], form: Callable[[Ranking], str], output: Path | None) -> None:
+    """Write each ranking as soon as it is there."""
+    with data_stream(output) as stream:
+        for ranking in rankings:
+            stream.write((form(ranking) + "\n").encode())
+            stream.flush()
+
+
+def trec_text(ranking: Ranking) -> str:
+    """The lines of a TREC run."""
+    return "\n".join(trec_lines(ranking))
+
+
+def plain_text(ranking: Ranking) -> str:
+    """The query, then a line a document: rank, score, doc_id and its beginning."""
+    rows = [
+        (str(entry.rank), f"{entry.score:.4f}", preview(entry.doc_id), preview(entry.document.content))
+        for entry in ranking
+    ]
+    return "\n".join([preview(ranking.query), *aligned(rows, right=(0,))])
+
+
+def drawing(ranking: Ranking, width: int) -> Text:
+    """The same for a terminal, with a bar for each score, relative to the best."""
+    best = max(ranking[0].score, sys.float_info.min)
+    rows = [
+        (
+            str(entry.rank),
+            f"{entry.score:.4f}",
+            bar(entry.score / best),
+            preview(entry.doc_id, _DOC_ID_WIDTH),
+            preview(entry.document.content, width),
+        )
+        for entry in ranking
+    ]
+    drawn = Text("\n".join(aligned(rows, right=(0,), width=width)))
+    drawn.highlight_regex(f"[{_EIGHTHS.strip()}]+", "cyan")
+    return Text.assemble((preview(ranking.query, width), "bold"), "\n", drawn, "\n")
+
+
+def bar(share: float) -> str:
+    """A bar of block characters, `share` in [0, 1] of its columns, padded."""
+    full, rest = divmod(round(share * _BAR_WIDTH * 8), 8)
+    return ("█" * full + _EIGHTHS[rest]).ljust(_BAR_WIDTH)[:_BAR_WIDTH]

@@ -1,0 +1,1 @@
+"""Training: pure losses, candidate sampling, collation into the same packed layout, `transformers.Trainer` on top."""

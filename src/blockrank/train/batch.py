@@ -1,0 +1,104 @@
+"""From a stream of examples to packed batches: a deterministic order, and collation into the common layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blockrank.layout import Ints, PackedLayout, pack
+from blockrank.spec import RankSpec
+from blockrank.train.sets import Example, ExampleSource
+from blockrank.types import InputError
+
+
+class ExampleStream(Dataset[Example]):
+    """`length` examples drawn from weighted sources, a pure function of seed and index.
+
+    Each source is walked in random passes over its queries; sources alternate at random in proportion to weight times
+    size. Since item i never depends on the items before it, a resumed run sees what an uninterrupted one would.
+    """
+
+    def __init__(
+        self, sources: Sequence[ExampleSource], length: int, seed: int = 0, weights: dict[str, float] | None = None
+    ) -> None:
+        sizes = np.array([len(source) for source in sources], dtype=np.float64)
+        if not len(sizes) or not sizes.sum():
+            raise InputError("there is nothing to train on: the sources hold no query.")
+        if unknown := sorted(set(weights or {}) - {source.name for source in sources}):
+            raise InputError(f"data.weights names {unknown[0]!r}, which is no source.")
+        mass = sizes * np.array([(weights or {}).get(source.name, 1.0) for source in sources])
+        generator = np.random.default_rng(seed)
+        self._sources, self._seed = sources, seed
+        self._source_I = generator.choice(len(sources), size=length, p=mass / mass.sum())
+        self._row_I = np.zeros(length, dtype=np.int64)
+        for index, source in enumerate(sources):
+            at = np.flatnonzero(self._source_I == index)
+            passes = -(-len(at) // max(len(source), 1))
+            order = [generator.permutation(len(source)) for _ in range(passes)]
+            self._row_I[at] = np.concatenate(order)[: len(at)] if order else []
+
+    def __len__(self) -> int:
+        return len(self._row_I)
+
+    def __getitem__(self, index: int) -> Example:
+        generator = np.random.default_rng((self._seed, index))
+        return self._sources[int(self._source_I[index])].example(int(self._row_I[index]), generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A packed training step. positives_BM, present_BM: as in `losses`, M the largest candidate list; teachers: score
+    tables (B, M) of the teachers that every request of the batch has; label_A, context_A: answer tokens for the LM loss and the stream positions that predict them."""
+
+    layout: PackedLayout
+    positives_BM: Tensor
+    present_BM: Tensor
+    teachers: dict[str, Tensor]
+    label_A: Tensor
+    context_A: Tensor
+
+
+def collate(examples: Sequence[Example], spec: RankSpec) -> Batch:
+    """Pack examples into one stream; nothing is padded but the small tables of labels."""
+    layout = pack([example.request for example in examples], spec)
+    counts = np.array([len(example.positives_C) for example in examples])
+    present = np.arange(counts.max()) < counts[:, None]
+    positives = np.zeros(present.shape, dtype=bool)
+    positives[present] = np.concatenate([example.positives_C for example in examples])
+    context = _answer_context(examples, layout)
+    return Batch(
+        layout,
+        torch.from_numpy(positives),
+        torch.from_numpy(present),
+        _teacher_tables(examples, present),
+        torch.from_numpy(layout.ids_T[context + 1]),
+        torch.from_numpy(context),
+    )
+
+
+def _teacher_tables(examples: Sequence[Example], present: NDArray[np.bool_]) -> dict[str, Tensor]:
+    names = set.intersection(*(set(example.teachers) for example in examples))
+    tables = {}
+    for name in sorted(names):
+        table = np.zeros(present.shape, dtype=np.float32)
+        table[present] = np.concatenate([example.teachers[name] for example in examples])
+        tables[name] = torch.from_numpy(table)
+    return tables
+
+
+def _answer_context(examples: Sequence[Example], layout: PackedLayout) -> Ints:
+    """Positions whose next token is part of an answer: the opening and all that follows it."""
+    at = [np.zeros(0, dtype=np.int64)]
+    queries = [i for i, kind in enumerate(layout.kinds_S) if kind == "query"]
+    for example, segment in zip(examples, queries, strict=True):
+        query = example.request.segments[-1]
+        if query.signal_end < len(query.ids):
+            start = int(layout.starts_S[segment])
+            at.append(np.arange(start + query.signal_end - 2, start + len(query.ids) - 1))
+    return np.concatenate(at)

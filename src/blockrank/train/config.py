@@ -1,0 +1,107 @@
+"""The training configuration, as a TOML file: every key is checked, unknown ones are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from blockrank.types import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """base: folder or hub name to start from. spec: overrides of its `RankSpec`. backend: attention backend, None for
+    the device's default."""
+
+    base: str
+    spec: dict[str, Any] = field(default_factory=dict)
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    sets: files or globs of training sets (`*.safetensors`, see `blockrank.train.sets`) or one JSONL of requests with
+    `positives`. weights: share of a set by the stem of its file, relative to its number of queries (default 1).
+    candidates: documents in a request. hard: how many of the negatives come from the mined ones; the rest is drawn at
+    random from the same set. dense: whether densely mined negatives join. drop_above: leave out a mined negative whose
+    teacher score exceeds this share of the best positive's. max_document_tokens: cut of stored documents.
+    """
+
+    sets: tuple[str, ...]
+    weights: dict[str, float] = field(default_factory=dict)
+    candidates: int = 16
+    hard: int = 8
+    dense: bool = True
+    drop_above: float | None = None
+    max_document_tokens: int = 160
+    max_positives: int = 4
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the parts and their temperatures; a part of weight 0 is not computed.
+
+    contrastive: "info_nce" (the paper) or "cross_entropy" on the attention itself. lm: weight of the LM loss on the
+    answer. distil: weight of the list KL from teacher scores. teachers: weight of each teacher: "given" (scores in the
+    requests), "vectors" (a bi-encoder's, stored in training sets), "lexical" (BM25 over tokens of a training set),
+    "model" (a frozen checkpoint, `teacher_checkpoint`, over the same prompt). Several are standardised within a request
+    and added, so that `teacher_temperature` is in standard deviations; a single one is used as it is.
+    """
+
+    contrastive: Literal["info_nce", "cross_entropy"] = "info_nce"
+    contrastive_weight: float = 0.1
+    temperature: float = 0.05
+    lm: float = 1.0
+    distil: float = 0.0
+    teachers: dict[str, float] = field(default_factory=dict)
+    teacher_checkpoint: str | None = None
+    teacher_temperature: float = 0.05
+    distil_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. `trainer` is handed to `transformers.TrainingArguments` as it is (learning_rate, max_steps,
+    per_device_train_batch_size = requests a step, warmup_steps, bf16, ...)."""
+
+    output: str
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainConfig:
+        """Read a TOML file. Raises `InputError` naming the file and the key that is wrong."""
+        path = Path(path)
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path} is not valid TOML: {error}.") from error
+        config: TrainConfig = _build(cls, raw, str(path))
+        return config
+
+
+def _build(kind: Any, raw: dict[str, Any], where: str) -> Any:
+    """A dataclass from a mapping, nested ones too."""
+    known = {item.name: item for item in fields(kind)}
+    if unknown := sorted(set(raw) - set(known)):
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; there are {sorted(known)}.")
+    hints, values = get_type_hints(kind), {}
+    for name, value in raw.items():
+        if is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: {name} must be a table.")
+            value = _build(hints[name], value, f"{where} [{name}]")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}.") from error

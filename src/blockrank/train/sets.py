@@ -1,0 +1,240 @@
+"""Training data: pre-tokenised training sets and JSONL requests, both yielding the same examples.
+
+A training set is one safetensors file: a pool of documents and queries over it, already tokenised (bodies only, no
+frame), with positives and mined negatives as rows of the pool (CSR), and optionally teacher vectors:
+
+    document_tokens, document_starts    query_tokens, query_starts
+    positives, positive_starts          negatives, negative_starts      dense (N, D), -1 where there is none
+    document_vectors (C, V), query_vectors (N, V): unit vectors whose product is the teacher's score
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
+from blockrank.prompt import Kind, segments
+from blockrank.spec import RankSpec
+from blockrank.train.config import DataConfig
+from blockrank.train.sampling import sample_candidates
+from blockrank.types import InputError, RankRequest
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training request. positives_C: which candidates are relevant; teachers: scores (C,) by name of the teacher."""
+
+    request: TokenisedRequest
+    positives_C: NDArray[np.bool_]
+    teachers: dict[str, Floats] = field(default_factory=dict)
+
+
+class ExampleSource(Protocol):
+    """Where examples come from."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def example(self, row: int, generator: np.random.Generator) -> Example:
+        """The request of one training query, its candidates drawn with `generator`."""
+
+
+class Framer:
+    """Puts stored bodies into the frames of a template whose frames stand clear of bodies.
+
+    That holds where every body is enclosed by control tokens or by the ends of its piece, as in the BERT templates:
+    there, and only there, tokens of frame and body never merge.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, spec: RankSpec) -> None:
+        self._spec = spec
+        # Tokenising a one-letter text shows the frames; the letter's token marks where a body goes.
+        request = RankRequest("a", ["a"])
+        parts = tokenizer.tokenise(segments(spec.prompt, request), spec).segments
+        plain = tokenizer.encode("a")
+        if len(plain) != 1 or any("{id}" in piece for piece in spec.prompt.document):
+            raise InputError("pre-tokenised training sets need a template without document numbers.")
+        self._frames = {part.kind: self._split(part.ids, int(plain[0])) for part in parts}
+        sample = tokenizer.tokenise(segments(spec.prompt, RankRequest("two words", ["three more words"])), spec)
+        bodies = {"document": tokenizer.encode("three more words"), "query": tokenizer.encode("two words")}
+        for part in sample.segments[1:]:
+            if list(self.segment(part.kind, bodies[part.kind]).ids) != list(part.ids):
+                raise InputError("this template merges frame and body tokens; train it from JSONL requests instead.")
+
+    @staticmethod
+    def _split(ids: Ints, mark: int) -> list[Ints]:
+        at = [int(i) for i in np.flatnonzero(ids == mark)]
+        return [ids[a:b] for a, b in zip([0, *(i + 1 for i in at)], [*at, len(ids)], strict=True)]
+
+    def segment(self, kind: Kind, body: Ints) -> Segment:
+        """Frame a body; the query's body fills every gap of its segment."""
+        frames = self._frames[kind]
+        parts = [frames[0]]
+        for frame in frames[1:]:
+            parts += [body, frame]
+        ids = np.concatenate(parts).astype(np.int64)
+        return Segment(kind, ids, len(body), signal_end=len(ids) if kind == "query" else 0)
+
+    def request(self, query: Ints, documents: Sequence[Ints]) -> TokenisedRequest:
+        """All segments of a request from bodies."""
+        instruction = self.segment("instruction", query)
+        return TokenisedRequest(
+            (instruction, *(self.segment("document", body) for body in documents), self.segment("query", query))
+        )
+
+
+class TrainingSet:
+    """One file of the form above."""
+
+    def __init__(self, path: str | Path, framer: Framer, config: DataConfig) -> None:
+        self.name, self._framer, self._config = Path(path).stem, framer, config
+        try:
+            self._data = load_file(path)
+        except Exception as error:
+            raise InputError(f"{path} is not a training set: {error}.") from error
+        wanted = {"document_tokens", "document_starts", "query_tokens", "query_starts", "positives", "positive_starts"}
+        if lacking := sorted(wanted - set(self._data)):
+            raise InputError(f"{path} is not a training set: it lacks {lacking[0]!r}.")
+        self._pool = len(self._data["document_starts"]) - 1
+        self._lexicon = Lexicon(self._data["document_tokens"], self._data["document_starts"])
+
+    def __len__(self) -> int:
+        return len(self._data["query_starts"]) - 1
+
+    def example(self, row: int, generator: np.random.Generator) -> Example:
+        """Draw the candidates of a query and frame them."""
+        positives, hard = self._slice("positive", "positives", row), self._hard(row)
+        if self._config.drop_above is not None and "document_vectors" in self._data:
+            hard = self._denoised(row, positives, hard)
+        config = self._config
+        rows, labels = sample_candidates(
+            generator, positives, hard, self._pool, config.candidates, config.hard, config.max_positives
+        )
+        bodies = [self._slice("document", "document_tokens", i)[: config.max_document_tokens] for i in rows]
+        query = self._slice("query", "query_tokens", row)
+        teachers = {"lexical": self._lexicon.scores(query, bodies)}
+        if "document_vectors" in self._data:
+            teachers["vectors"] = self._teacher(row, rows)
+        return Example(self._framer.request(query, bodies), labels, teachers)
+
+    def _slice(self, owner: str, values: str, row: int) -> Ints:
+        starts = self._data[f"{owner}_starts"]
+        return self._data[values][starts[row] : starts[row + 1]].astype(np.int64)
+
+    def _hard(self, row: int) -> Ints:
+        """Mined negatives of a query, each once."""
+        hard = self._slice("negative", "negatives", row) if "negatives" in self._data else np.zeros(0, dtype=np.int64)
+        if self._config.dense and "dense" in self._data:
+            dense = self._data["dense"][row].astype(np.int64)
+            hard = np.unique(np.concatenate([hard, dense[dense >= 0]]))
+        return hard
+
+    def _teacher(self, row: int, rows: Ints) -> Floats:
+        vectors = self._data["document_vectors"][rows].astype(np.float32)
+        scores: Floats = vectors @ self._data["query_vectors"][row].astype(np.float32)
+        return scores
+
+    def _denoised(self, row: int, positives: Ints, hard: Ints) -> Ints:
+        """Without the mined negatives that the teacher finds about as good as the best positive."""
+        limit = float(self._config.drop_above or 1.0) * float(self._teacher(row, positives).max())
+        return hard[self._teacher(row, hard) <= limit] if len(hard) else hard
+
+
+class Lexicon:
+    """BM25 (k1 0.9, b 0.4) over the tokens of a pool: the lexical teacher."""
+
+    def __init__(self, tokens: NDArray[Any], starts: Ints) -> None:
+        flat, size = tokens.astype(np.int64), int(tokens.max(initial=0)) + 1
+        documents = len(starts) - 1
+        owner = np.repeat(np.arange(documents), np.diff(starts))
+        frequency = np.bincount(np.unique(owner * size + flat) % size, minlength=size)
+        self._idf = np.log1p((documents - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+        self._mean_length = max(float(len(flat)) / max(documents, 1), 1.0)
+
+    def scores(self, query: Ints, bodies: Sequence[Ints]) -> Floats:
+        """BM25 of each body for the query's distinct tokens, (C,)."""
+        terms = np.unique(query)
+        terms = terms[terms < len(self._idf)]
+        scores = np.zeros(len(bodies), dtype=np.float32)
+        for index, body in enumerate(bodies):
+            count = (body[:, None] == terms).sum(0)
+            norm = 0.9 * (0.6 + 0.4 * len(body) / self._mean_length)
+            scores[index] = (self._idf[terms] * count * 1.9 / (count + norm)).sum()
+        return scores
+
+
+class RequestFile:
+    """JSONL of training requests: `{"query", "documents": [...], "positives": [indices], "teacher": [scores]?}`."""
+
+    def __init__(self, path: str | Path, tokenizer: PromptTokenizer, spec: RankSpec, config: DataConfig) -> None:
+        self.name, self._tokenizer, self._spec, self._config = Path(path).stem, tokenizer, spec, config
+        self._rows = [_checked_row(line, f"{path}:{n}") for n, line in _lines(path)]
+        if not self._rows:
+            raise InputError(f"{path} holds no request.")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def example(self, row: int, generator: np.random.Generator) -> Example:
+        """Draw candidates from the request's own documents and tokenise them, the answer included."""
+        raw, config = self._rows[row], self._config
+        positives = np.array(raw["positives"], dtype=np.int64)
+        hard = np.setdiff1d(np.arange(len(raw["documents"])), positives)
+        rows, labels = sample_candidates(
+            generator, positives, hard, len(raw["documents"]), config.candidates, config.candidates, config.max_positives
+        )
+        request = RankRequest(raw["query"], [raw["documents"][i] for i in rows])
+        answer = tuple(int(i) for i in np.flatnonzero(labels))
+        texts = segments(self._spec.prompt, request, answer if self._spec.prompt.answer else None)
+        teachers = {"given": np.array(raw["teacher"], dtype=np.float32)[rows]} if "teacher" in raw else {}
+        return Example(self._tokenizer.tokenise(texts, self._spec), labels, teachers)
+
+
+def _lines(path: str | Path) -> list[tuple[int, str]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    return [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def _checked_row(line: str, where: str) -> dict[str, Any]:
+    """One line, or `InputError` naming file and line."""
+    try:
+        row = json.loads(line)
+        RankRequest(row["query"], row["documents"])
+    except (json.JSONDecodeError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{where}: not a training request: {error}") from None
+    count = len(row["documents"])
+    positives = row.get("positives")
+    if not isinstance(positives, list) or not positives or not all(isinstance(i, int) and 0 <= i < count for i in positives):
+        raise InputError(f"{where}: positives must list indices of documents (0..{count - 1}), at least one.")
+    if "teacher" in row and len(row["teacher"]) != count:
+        raise InputError(f"{where}: teacher has {len(row['teacher'])} scores for {count} documents.")
+    return dict(row)
+
+
+def open_sources(config: DataConfig, tokenizer: PromptTokenizer, spec: RankSpec) -> list[ExampleSource]:
+    """All sources a configuration names, globs expanded, in sorted order."""
+    paths = [path for pattern in config.sets for path in sorted(glob.glob(pattern)) or [pattern]]
+    sources: list[ExampleSource] = []
+    framer: Framer | None = None
+    for path in paths:
+        if path.endswith(".jsonl"):
+            sources.append(RequestFile(path, tokenizer, spec, config))
+        else:
+            framer = framer or Framer(tokenizer, spec)
+            sources.append(TrainingSet(path, framer, config))
+    return sources

@@ -1,0 +1,96 @@
+"""The order of the modules, read from their imports; and what importing the package must not cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "blockrank"
+FILES = sorted(SOURCE.rglob("*.py"))
+# A module imports from its own line and the lines above it.
+ORDER = (
+    {""},  # the package itself: names and version, loaded lazily
+    {"types"},
+    {"spec"},
+    {"prompt"},
+    {"layout"},
+    {"attention"},
+    {"signals"},
+    {"weights"},
+    {"model"},
+    {"probe"},
+    {"scorers"},
+    {"strategies"},
+    {"ranker"},
+    {"analyze", "cache", "data", "evaluate", "fake", "integrations", "serve", "train"},
+    {"cli"},
+)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+# Loading a model ends in the probe, which runs that model: imported inside the function.
+UPWARD_IN_FUNCTIONS = {("model", "probe")}
+MOST_FUNCTION_LINES, MOST_FILE_LINES = 60, 400
+
+
+def home(path: Path) -> str:
+    """Name of the module or package under `blockrank` that a file belongs to."""
+    first = path.relative_to(SOURCE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool, int]]:
+    """(module under blockrank, whether inside a function, line) of every import that happens at run time."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        names: list[str] = []
+        if isinstance(child, ast.Import):
+            names = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            names = [child.module or ""]
+            if child.module == "blockrank":  # a submodule or a name of the package itself
+                names = [f"blockrank.{alias.name}" if alias.name in LEVEL else "blockrank" for alias in child.names]
+        for name in names:
+            if name == "blockrank" or name.startswith("blockrank."):
+                yield ([*name.split("."), ""][1], inside, child.lineno)
+        yield from imports(child, inside or isinstance(child, ast.FunctionDef))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = home(path)
+    assert own in LEVEL, f"{own} has no place in the order"
+    for other, inside, line in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        assert other in LEVEL, f"{path}:{line}: blockrank.{other} has no place in the order"
+        allowed = LEVEL[other] <= LEVEL[own] or (inside and (own, other) in UPWARD_IN_FUNCTIONS)
+        assert allowed, f"{path}:{line}: {own or 'blockrank'} must not import {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_small_and_silent(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_FILE_LINES, f"{path} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= MOST_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {lines} lines"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{path}:{node.lineno}: print"
+
+
+@pytest.mark.parametrize(
+    "module", ["blockrank", "blockrank.types", "blockrank.data", "blockrank.fake", "blockrank.cli"]
+)
+def test_import_brings_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
