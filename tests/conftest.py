@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from blockrank.attention import get_backend
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
 from blockrank.model import SEAM, RankModel
+from blockrank.ranker import Ranker
 from blockrank.spec import RankSpec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,6 +29,9 @@ GOLDEN_INFO = json.loads((GOLDEN / "golden.json").read_text())
 FAMILIES = tuple(GOLDEN_INFO["families"])
 CASES = tuple(case["name"] for case in GOLDEN_INFO["families"]["mistral"]["cases"])
 CPU = torch.device("cpu")
+# One thread, here and in child processes: models are tiny, and tests may share the machine.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ def golden_module(family: str, layers: int | None = None) -> PreTrainedModel:
     values = dict(GOLDEN_INFO["families"][family]["config"])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config.num_hidden_layers = layers or config.num_hidden_layers
-    state = {k: v for k, v in load_file(GOLDEN / f"{family}.safetensors").items() if k.startswith(("model.", "lm_head."))}
+    state = {
+        k: v for k, v in load_file(GOLDEN / f"{family}.safetensors").items() if k.startswith(("model.", "lm_head."))
+    }
     module = AutoModelForCausalLM.from_config(config, attn_implementation=SEAM, dtype=torch.float32)
     module.load_state_dict(state, strict=layers is None)
     return module.eval()
@@ -52,9 +62,7 @@ def golden_case(family: str, name: str) -> GoldenCase:
     expected = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
     bounds = np.cumsum([0, *case["segment_lengths"]])
     ids = expected["token_ids"].numpy().astype(np.int64)
-    return GoldenCase(
-        tuple(ids[a:b] for a, b in zip(bounds, bounds[1:], strict=False)), tuple(case["positives"]), expected
-    )
+    return GoldenCase(tuple(ids[a:b] for a, b in itertools.pairwise(bounds)), tuple(case["positives"]), expected)
 
 
 def tokenised(segments: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> TokenisedRequest:
@@ -70,7 +78,9 @@ def golden_spec(**changes: Any) -> RankSpec:
 
 
 def rank_model(family: str, backend: str = "sdpa", spec: RankSpec | None = None) -> RankModel:
-    return RankModel(golden_module(family), None, spec or golden_spec(), get_backend(backend, CPU, torch.float32), family)
+    return RankModel(
+        golden_module(family), None, spec or golden_spec(), get_backend(backend, CPU, torch.float32), family
+    )
 
 
 def random_layout(lengths: Sequence[int], spec: RankSpec, seed: int = 0, vocabulary: int = 512) -> PackedLayout:
@@ -78,6 +88,24 @@ def random_layout(lengths: Sequence[int], spec: RankSpec, seed: int = 0, vocabul
     return pack([tokenised([generator.integers(3, vocabulary, n) for n in lengths])], spec)
 
 
+@cache
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, `<|im_end|>` as a special token and `</think>` as an added one that is not special."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken("</think>", special=False)])
+    backend.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|im_end|>", eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def mini() -> Ranker:
+    """A ranker with the embedded model."""
+    return Ranker.from_pretrained(device="cpu")
+
+
 @pytest.fixture(autouse=True)
-def _single_thread() -> None:
+def _seeded() -> None:
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from blockrank import MissingExtraError, Ranker, __version__
 from blockrank.cli import app
 from blockrank.cli.rank import bar
 from blockrank.layout import pack
+from blockrank.model import EMBEDDED_MODEL
 
 QUERY = "who wrote Dracula"
 TEXTS = ("Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula in 1897.", "The Irish coast is rainy.")
@@ -148,7 +150,7 @@ def test_cuts_are_summed_up_and_listed_on_demand(lines: str) -> None:
     )
     listed = run("rank", QUERY, "--lines", lines, "--max-segment-tokens", "5", "--verbose")
     assert listed.stderr.count("was cut") == 3
-    assert logging.getLogger("blockrank").handlers == []
+    assert [type(handler) for handler in logging.getLogger("blockrank").handlers] == [logging.NullHandler]
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
@@ -230,6 +232,14 @@ def test_inspect_shows_what_the_model_would_read(lines: str) -> None:
     assert found["totals"]["tokens"] == sum(segment["tokens"] for segment in found["segments"])
     assert found["totals"]["cut_documents"] == 3
     assert max(segment["tokens"] for segment in found["segments"][1:4]) == 6
+
+
+def test_inspect_reads_no_weights(tmp_path: Path, lines: str) -> None:
+    for path in EMBEDDED_MODEL.iterdir():
+        if path.suffix == ".json":
+            shutil.copy(path, tmp_path)
+    shown = run("inspect", QUERY, "--lines", lines, "--model", str(tmp_path))
+    assert (shown.exit_code, shown.stdout) == (0, run("inspect", QUERY, "--lines", lines).stdout)
 
 
 def test_inspect_counts_the_pairs_of_the_dense_mask() -> None:

@@ -22,6 +22,7 @@ ORDER = (
     {"attention"},
     {"signals"},
     {"weights"},
+    {"seam"},
     {"model"},
     {"probe"},
     {"scorers"},

@@ -12,6 +12,7 @@ Reads the files that ``prepare.py`` wrote and writes copies with three tensors a
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -109,7 +110,7 @@ def same_queries(tokens: Array, starts: npt.NDArray[np.int64]) -> npt.NDArray[np
     """A number (N,) for each query that equal queries share."""
     flat, bounds = tokens.tobytes(), (starts * tokens.itemsize).tolist()
     numbers: dict[bytes, int] = {}
-    spans = zip(bounds[:-1], bounds[1:], strict=True)
+    spans = itertools.pairwise(bounds)
     return np.array([numbers.setdefault(flat[start:end], len(numbers)) for start, end in spans], dtype=np.int64)
 
 

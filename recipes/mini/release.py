@@ -1,6 +1,6 @@
 """Turn a trained checkpoint into the embedded model: int8 rows, without the weights that no score depends on.
 
-    python recipes/mini/release.py --checkpoint build/mini --out src/blockrank/models/mini
+python recipes/mini/release.py --checkpoint build/mini --out src/blockrank/models/mini
 """
 
 from __future__ import annotations

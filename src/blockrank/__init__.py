@@ -9,6 +9,7 @@ Names are loaded when they are first used: importing this package imports no tor
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the application asks for logs
 
 _HOMES = {
     "FakeRanker": "fake",

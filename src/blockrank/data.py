@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from blockrank.types import Document, InputError, Ranking, RankRequest, _as_document
+from blockrank.types import Document, InputError, Ranking, RankRequest, as_document
 
 Source = str | Path | BinaryIO
 
@@ -43,7 +43,7 @@ def read_documents(source: Source) -> list[Document]:
     for number, value in _objects(source):
         where = f"{source_name(source)}:{number}"
         with _named(where):
-            document = _as_document(value, len(documents))
+            document = as_document(value, len(documents))
         if (first := lines.setdefault(document.doc_id, number)) != number:
             raise InputError(f"{where}: the doc_id {document.doc_id!r} is that of line {first}.")
         documents.append(document)

@@ -84,13 +84,11 @@ class PromptTokenizer:
         """Token ids of a plain text, without a frame."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
-    def tokenise(
-        self, texts: Sequence[SegmentText], spec: RankSpec
-    ) -> TokenisedRequest:
+    def tokenise(self, texts: Sequence[SegmentText], spec: RankSpec) -> TokenisedRequest:
         """Encode the segments of one request under the limits of `spec`.
 
         Raises `InputError` when the query is over `max_query_tokens`, a document's frame alone is over
-        `max_segment_tokens`, or a text cannot be kept free of control tokens.
+        `max_segment_tokens`, a text yields no token, or it cannot be kept free of control tokens.
         """
         pieces = [piece for text in texts for piece in text.pieces]
         encodings = self._backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
@@ -131,6 +129,9 @@ class PromptTokenizer:
     def _segment(self, text: SegmentText, parts: Sequence[tuple[Any, Any]], spec: RankSpec) -> Segment:
         ids = [np.array(encoding.ids, dtype=np.int64) for encoding, _ in parts]
         joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
+        if text.kind != "instruction" and not len(joined):
+            name = "query" if text.kind == "query" else f"documents[{text.index}]"
+            raise InputError(f"{name} yields no token of this tokenizer: there is nothing to read.")
         if text.kind == "document":
             return self._document(text, joined, parts, spec)
         body = int(self._body_mask(parts).sum())
@@ -301,7 +302,7 @@ def _signals(
 ) -> tuple[Ints, Ints]:
     """Stream positions of the signal tokens and the request each belongs to."""
     queries = np.flatnonzero(is_query)
-    ends = np.array([segments[i].signal_end for i in queries], dtype=np.int64)
+    ends = np.array([segment.signal_end for segment in segments], dtype=np.int64)[queries]
     counts = ends if spec.signal_tokens == "query" else np.minimum(ends, int(spec.signal_tokens))
     positions = ranges_flat(starts[queries] + ends - counts, starts[queries] + ends)
     return positions, np.repeat(np.arange(len(queries)), counts)

@@ -1,21 +1,20 @@
-"""Everything that knows Hugging Face: load a model cut after the last layer needed, and run a layout through it.
-
-The seam is one function in the library's own attention registry, with no mask function of that name, so that no mask
-is ever built. The layout's plan travels as a model keyword argument, which also survives checkpoint recomputation.
-"""
+"""Load a Hugging Face model cut after the last layer needed, and run a layout through it."""
 
 from __future__ import annotations
 
+import logging
+import re
+import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -27,121 +26,30 @@ from transformers.utils import logging as hf_logging
 
 from blockrank.attention import AttentionBackend, get_backend
 from blockrank.layout import PackedLayout, PromptTokenizer
+from blockrank.seam import SEAM, Capture, Done, Pass
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 from blockrank.weights import is_int8, read_int8
 
-SEAM = "blockrank"
 EMBEDDED_MODEL = Path(__file__).parent / "models" / "mini"
-# Keyword arguments that models pass along and that cannot change attention under a packed layout.
-_HARMLESS = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
-     "is_causal", "layer_idx", "position_embeddings", "past_key_values", "num_items_in_batch"}
-)  # fmt: skip
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Regularisers that would act inside attention or make a packed training step depend on its neighbours.
 _DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop")
 
 
-class _Done(Exception):
-    """Raised by the seam at the scoring layer once queries and keys are in hand: nothing above is needed."""
-
-
-@dataclass(slots=True)
-class Pass:
-    """One forward through the seam: what to attend with, what to capture, and what was captured."""
-
-    backend: AttentionBackend
-    plan: Any
-    layer: int
-    signal_G: Tensor
-    stop: bool
-    longest_position: int
-    q_GNH: Tensor | None = None
-    k_PKH: Tensor | None = None
-    scale: float = 1.0
-    layers_seen: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """What a forward yields. q_GNH, k_PKH: queries of the signal tokens and keys of all rows at the scoring layer;
-    scale: the factor the model puts on logits; hidden_TD and logits: where they were asked for."""
-
-    q_GNH: Tensor
-    k_PKH: Tensor
-    scale: float
-    hidden_TD: Tensor | None = None
-    logits: Tensor | None = None
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    blockrank: Pass | None = None,
-    **extras: Any,
-) -> tuple[Tensor, None]:
-    """The seam, called by every layer. query, key, value: (1, heads, T, head_dim); returns (1, T, N, H) and no
-    weights. Refuses what it cannot honour instead of ignoring it."""
-    if blockrank is None:
-        raise ModelError(f"{type(module).__name__} does not hand the layout on to its attention function.")
-    _refuse_extras(module, blockrank, attention_mask, dropout, extras)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    q_TNH, k_PKH, v_PKH = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
-        raise ModelError(f"{type(module).__name__} does not say which layer it is.")
-    blockrank.layers_seen.append(layer)
-    if layer == blockrank.layer:
-        blockrank.q_GNH, blockrank.k_PKH = q_TNH.index_select(0, blockrank.signal_G), k_PKH
-        blockrank.scale = float(scale)
-        if blockrank.stop:
-            raise _Done
-    out_TNH = blockrank.backend.attend(q_TNH, k_PKH, v_PKH, blockrank.plan, float(scale))
-    return out_TNH[None], None
-
-
-def _refuse_extras(
-    module: nn.Module, current: Pass, attention_mask: Tensor | None, dropout: float, extras: dict[str, Any]
-) -> None:
-    """Raise `ModelError` for anything that would change attention and that the backend does not declare."""
-    name = type(module).__name__
-    if attention_mask is not None:
-        raise ModelError(f"{name} builds an attention mask of its own beside the layout.")
-    if dropout:
-        raise ModelError(f"{name} asks for attention dropout {dropout}; set it to 0 in the model's config.")
-    for key, value in extras.items():
-        if value is None or value is False or key in _HARMLESS or key in current.backend.honours:
-            continue
-        if key == "sliding_window" and value > current.longest_position:
-            continue  # the window is wider than the prompt: it never binds
-        raise ModelError(
-            f"{name} passes {key}={_brief(value)} to attention, which the {current.backend.name} backend cannot honour."
-        )
-
-
-def _brief(value: object) -> str:
-    return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-AttentionInterface.register(SEAM, _attend)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the library's own report on unused upper layers: loading is checked here, sentence by sentence."""
+    """Hold back the libraries' own reports (unused upper layers, retries): what fails here says so in one sentence."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
     hf_logging.set_verbosity_error()
+    hub_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             hf_logging.enable_progress_bar()
 
@@ -167,12 +75,14 @@ class RankModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.module.device
+        device: torch.device = self.module.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.module.dtype
+        dtype: torch.dtype = self.module.dtype
+        return dtype
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
         """Switch the attention backend; `dtype` is what attention will see (autocast's type in training)."""
@@ -187,7 +97,9 @@ class RankModel:
             )
         bad = [head for head in self.spec.heads or () if not 0 <= head < config.num_attention_heads]
         if bad:
-            raise ModelError(f"the spec reads heads {bad}, but the model has {config.num_attention_heads} heads.")
+            raise ModelError(
+                f"the spec reads heads {bad}, but the model has {config.num_attention_heads} heads (counted from 0)."
+            )
 
     def check_positions(self, layout: PackedLayout) -> None:
         """Raise `InputError` where the prompt runs past the model's position table."""
@@ -234,12 +146,12 @@ class RankModel:
         if label_T is not None:
             inputs["logits_to_keep"] = label_T
         outputs = None
-        try:
+        with suppress(Done):
             outputs = (module or self.module)(**inputs, **({"output_hidden_states": True} if hidden else {}))
-        except _Done:
-            pass
         if current.q_GNH is None or current.k_PKH is None:
-            raise ModelError(f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}.")
+            raise ModelError(
+                f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}."
+            )
         return Capture(
             current.q_GNH,
             current.k_PKH,
@@ -269,8 +181,11 @@ def _spec_from_hub(name: str) -> RankSpec:
     """`blockrank.json` of a hub repository."""
     from transformers.utils import cached_file
 
+    if not _HUB_NAME.fullmatch(name):
+        raise ModelError(f"model folder {name!r} does not exist.")
     try:
-        path = cached_file(name, SPEC_FILE)
+        with _quiet():
+            path = cached_file(name, SPEC_FILE)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {name!r} is neither a folder nor a reachable hub repository with a {SPEC_FILE}."
@@ -292,14 +207,16 @@ def load_model(
     """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
 
     name_or_path: a folder, a hub name, or None for the embedded model. head: keep every layer and the language-model
-    head (training with the LM loss, generation). omit_dropout: set every dropout of the config to 0. dtype None: float32 on a CPU, the checkpoint's own elsewhere.
-    probe: check with a small forward that the model does what the layout says; see `blockrank.probe`.
+    head (training with the LM loss, generation). device None: the first CUDA device, else the CPU. dtype None: float32
+    on a CPU, the checkpoint's own elsewhere. omit_dropout: set every dropout of the config to 0. probe: check with a
+    small forward that the model does what the layout says; see `blockrank.probe`.
 
-    Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe.
+    Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device
+    or the backend cannot be used.
     """
     resolved = resolve_spec(name_or_path, spec)
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
-    place = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = resolve_device(device)
     if dtype is None and place.type == "cpu":
         dtype = torch.float32
     with _quiet():
@@ -310,7 +227,7 @@ def load_model(
             if hasattr(config, key):
                 setattr(config, key, 0.0)
         module = _weights(source, config, head, dtype)
-    module = module.to(place).eval()  # type: ignore[arg-type]
+    module = module.to(place).eval()
     model = RankModel(module, tokenizer, resolved, get_backend(backend, place, module.dtype), str(source))
     if probe:
         from blockrank.probe import probe_model
@@ -319,13 +236,36 @@ def load_model(
     return model
 
 
+def load_tokenizer(name_or_path: str | Path | None = None) -> tuple[PromptTokenizer, Any]:
+    """The tokenizer of a checkpoint, for prompts and as the library's own; no weight is read.
+
+    Raises `ModelError` where the checkpoint is unknown.
+    """
+    with _quiet():
+        _, tokenizer = _config_and_tokenizer(EMBEDDED_MODEL if name_or_path is None else name_or_path)
+    return PromptTokenizer(tokenizer), tokenizer
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or for None the first CUDA device, else the CPU.
+
+    Raises `InputError` where there is none of that name, or it does not answer.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from None
+
+
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:
     if isinstance(source, Path) and not source.is_dir():
         raise ModelError(f"model folder {source} does not exist.")
     try:
         return AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {str(source)!r} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # the library lets through whatever its many parsers raise
+        raise ModelError(f"model {str(source)!r} cannot be read: {_one_line(error)}") from error
 
 
 def _cut(config: PreTrainedConfig, layers: int) -> None:
@@ -340,7 +280,8 @@ def _cut(config: PreTrainedConfig, layers: int) -> None:
 def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:
     """Build the model and load its weights; no weight that a forward needs may be missing."""
     kind = AutoModelForCausalLM if head else AutoModel
-    options: dict[str, Any] = {"config": config, "attn_implementation": SEAM, "output_loading_info": True}
+    options: dict[str, Any] = {"config": config, "attn_implementation": SEAM}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is refused below
     if dtype is not None:
         options["dtype"] = dtype
     omitted: frozenset[str] = frozenset()
@@ -352,16 +293,19 @@ def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: to
             module, info = model_class.from_pretrained(None, state_dict=state, **options)
         else:
             module, info = kind.from_pretrained(source, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {_one_line(error)}") from error
     prefix = getattr(module, "base_model_prefix", "") + "."
     missing = {name for name in info["missing_keys"] if name not in omitted and prefix + name not in omitted}
     missing = {name for name in missing if not name.removeprefix(prefix).startswith("pooler.")}
     if missing:
         some = ", ".join(sorted(missing)[:3])
-        raise ModelError(f"the checkpoint {str(source)!r} lacks {len(missing)} weights of its model, such as {some}.")
-    return module  # type: ignore[no-any-return]
+        raise ModelError(f"the checkpoint {str(source)!r} lacks {len(missing)} of its model's weights, such as {some}.")
+    if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
+        raise ModelError(f"the checkpoint {str(source)!r} holds {mismatched[0]} in another shape than its config says.")
+    return module
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    """What a library's error says, on one line and not too long."""
+    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from blockrank.attention.reference import dense_mask
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
+from blockrank.prompt import Kind
+from blockrank.seam import SEAM, Pass
 from blockrank.types import ModelError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def _layout(model: RankModel) -> PackedLayout:
     """Seeded random tokens in the spec's own pattern, the query close by so that any position table holds it."""
     generator = np.random.default_rng(0)
     vocabulary = int(model.module.config.vocab_size)
-    kinds = ("instruction", "document", "document", "document", "query")
+    kinds: tuple[Kind, ...] = ("instruction", "document", "document", "document", "query")
     segments = tuple(
         Segment(kind, generator.integers(3, vocabulary, length), length, signal_end=length)
         for kind, length in zip(kinds, _LENGTHS, strict=True)
@@ -60,8 +62,6 @@ def _layout(model: RankModel) -> PackedLayout:
 
 def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
     """Hidden states of every layer through the seam; checks that every layer came by."""
-    from blockrank.model import Pass
-
     current = Pass(
         model.backend,
         model.backend.plan(layout, model.device),
@@ -106,7 +106,9 @@ def _check_isolation(model: RankModel, layout: PackedLayout) -> None:
         others[layout.starts_S[-1] :] = False
     before, after = (key[torch.from_numpy(others).to(key.device)].float() for key in keys)
     limit = _TOLERANCE.get(model.dtype, 1e-4) * float(before.abs().max().clamp_min(1.0))
-    if float((before - after).abs().max()) > limit:
+    if not bool(before.isfinite().all()):
+        raise ModelError(f"{_name(model)} yields keys that are not finite: its weights are broken.")
+    if not float((before - after).abs().max()) <= limit:
         raise ModelError(f"{_name(model)} lets one document influence another: attention is not its only path.")
 
 
@@ -130,8 +132,6 @@ def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, .
 
 @contextmanager
 def _eager(model: RankModel) -> Iterator[None]:
-    from blockrank.model import SEAM
-
     model.module.set_attn_implementation("eager")
     try:
         yield

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from blockrank.layout import TokenisedRequest, pack
 from blockrank.model import RankModel, load_model
@@ -39,7 +40,7 @@ class Ranker:
         if max_tokens < 1:
             raise InputError(f"max_tokens must be positive, not {max_tokens}.")
         self.model, self.max_tokens = model, max_tokens
-        self.scorer: Scorer = scorer or AttentionScorer()
+        self.scorer: Scorer = scorer if scorer is not None else AttentionScorer()
 
     @classmethod
     def from_pretrained(
@@ -104,9 +105,8 @@ class Ranker:
         )  # fmt: skip
 
     def _rank_batch(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> list[Ranking]:
-        """One forward over packed requests."""
-        with torch.inference_mode():
-            scores_C = self.scorer.score(self.model, pack(tokenised, self.spec)).cpu()
+        """Rankings of requests that were planned to share a forward."""
+        scores_C = self._scores(requests, tokenised)
         rankings, at = [], 0
         for request, item in zip(requests, tokenised, strict=True):
             scores = scores_C[at : at + len(item.documents)]
@@ -118,6 +118,25 @@ class Ranker:
             cuts, tokens = [s.cut for s in item.documents], [s.body_tokens for s in item.documents]
             rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts))
         return rankings
+
+    def _scores(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> Tensor:
+        """Scores (C,) of packed requests, on the host: one forward, or two by halves where memory does not suffice."""
+        try:
+            with torch.inference_mode():
+                return self.scorer.score(self.model, pack(tokenised, self.spec)).cpu()
+        except torch.OutOfMemoryError:
+            if len(requests) == 1:
+                raise ModelError(
+                    f"query_id {requests[0].query_id!r}: its {tokenised[0].length} tokens do not fit into the memory "
+                    f"of {self.model.device}; rank fewer documents at once or lower max_segment_tokens."
+                ) from None
+        # Outside the handler: the traceback, which holds the tensors of the failed forward, is gone.
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _log.info("%d requests do not fit into memory together; they run in two halves.", len(requests))
+        half = len(requests) // 2
+        parts = (slice(0, half), slice(half, None))
+        return torch.cat([self._scores(requests[part], tokenised[part]) for part in parts])
 
     def with_spec(self, **changes: object) -> Ranker:
         """A ranker over the same weights whose spec differs in the given fields (same layer or below)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +48,7 @@ def plan_readout(layout: PackedLayout, device: torch.device) -> Readout:
     place = ranges_flat(np.zeros_like(documents), documents)
     segments = layout.document_segment_C
 
-    def move(array: Ints) -> Tensor:
+    def move(array: Ints | NDArray[np.bool_]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     return Readout(
@@ -72,10 +73,8 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     lse_CNG = segment_lse(q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
     if spec.length_norm:
         lse_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None]
-    table_BMNG = _by_request(lse_CNG, readout, layout.requests)
     rest_BNG = _rest(q_GNH, k_PKH, layout, readout, scale, spec) if spec.softmax_over == "all" else None
-    table_BM = _pool_signals(table_BMNG, readout.signal_mask_BG, rest_BNG, spec)
-    return table_BM.flatten()[readout.slot_C]
+    return _pool_signals(lse_CNG, rest_BNG, readout, spec)
 
 
 def segment_lse(
@@ -112,7 +111,7 @@ def segment_lse(
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """`rows[index]` by `index_select`, whose backward adds in place instead of sorting the indices."""
-    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return rows.index_select(0, index.flatten()).reshape(*index.shape, *rows.shape[1:])
 
 
 def _chunks(lengths: Ints) -> list[slice]:
@@ -131,9 +130,8 @@ def _padded_rows(layout: PackedLayout, segments: Ints) -> tuple[Tensor, Tensor]:
     starts, lengths = layout.starts_S[segments], (layout.ends_S - layout.starts_S)[segments]
     at = np.arange(lengths.max())
     real = at < lengths[:, None]
-    return torch.from_numpy(np.where(real, starts[:, None] + at, starts[:, None]) + layout.cached_rows), torch.from_numpy(
-        real
-    )
+    rows = np.where(real, starts[:, None] + at, starts[:, None]) + layout.cached_rows
+    return torch.from_numpy(rows), torch.from_numpy(real)
 
 
 def _own_segments(layout: PackedLayout, segments: Ints) -> list[bool]:
@@ -148,6 +146,9 @@ def _lse(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec
     length, kv_heads = k_CLKH.shape[1:3]
     if spec.joined_heads:
         k_CLKH = k_CLKH.repeat_interleave(heads // kv_heads, dim=2)
+        if spec.heads is not None:
+            q_CGNH, k_CLKH = q_CGNH[:, :, list(spec.heads)], k_CLKH[:, :, list(spec.heads)]
+            heads = len(spec.heads)
         q_CKRH = q_CGNH.reshape(segments, signals, 1, heads * width).transpose(1, 2)
         k_CKLH = k_CLKH.reshape(segments, length, 1, heads * width).transpose(1, 2)
         heads = kv_heads = 1
@@ -163,16 +164,14 @@ def _lse(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec
     return lse_CNG[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else lse_CNG
 
 
-def _by_request(lse_CNG: Tensor, readout: Readout, requests: int) -> Tensor:
-    """(B, M, N, G) table of a request's documents, -inf where it has fewer than M."""
-    table = lse_CNG.new_full((requests * readout.most_documents, *lse_CNG.shape[1:]), -math.inf)
-    table = table.index_copy(0, readout.slot_C, lse_CNG)
-    return table.reshape(requests, readout.most_documents, *lse_CNG.shape[1:])
+def _by_request(values_C: Tensor, readout: Readout) -> Tensor:
+    """(B, M, ...) table of a value a document (C, ...), -inf where a request has fewer than M."""
+    requests = len(readout.signal_mask_BG)
+    table = values_C.new_full((requests * readout.most_documents, *values_C.shape[1:]), -math.inf)
+    return table.index_copy(0, readout.slot_C, values_C).reshape(requests, -1, *values_C.shape[1:])
 
 
-def _rest(
-    q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, readout: Readout, scale: float, spec: RankSpec
-) -> Tensor:
+def _rest(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, readout: Readout, scale: float, spec: RankSpec) -> Tensor:
     """(B, N, G) log-sum-exp over the rows a signal token reads that belong to no document."""
     kinds = np.array(layout.kinds_S)
     filled = layout.ends_S > layout.starts_S
@@ -186,17 +185,17 @@ def _rest(
     return table
 
 
-def _pool_signals(
-    table_BMNG: Tensor, signal_mask_BG: Tensor, rest_BNG: Tensor | None, spec: RankSpec
-) -> Tensor:
-    """(B, M) log scores from log-sum-exps, pooled over heads and the real signal tokens."""
-    real_B11G = signal_mask_BG[:, None, None, :]
-    pairs_B1 = (signal_mask_BG.sum(1) * table_BMNG.shape[2])[:, None]
+def _pool_signals(lse_CNG: Tensor, rest_BNG: Tensor | None, readout: Readout, spec: RankSpec) -> Tensor:
+    """(C,) log scores from log-sum-exps, pooled over heads and the real signal tokens."""
+    owner_C = torch.from_numpy(readout.requests_C).to(lse_CNG.device)
+    real_C1G = readout.signal_mask_BG.index_select(0, owner_C)[:, None, :]
+    pairs_C = real_C1G.sum((1, 2)) * lse_CNG.shape[1]
     if spec.signal_pooling == "geometric":
-        finite = table_BMNG.masked_fill(~real_B11G, 0.0)
-        return (finite.sum((2, 3)) / pairs_B1).log_softmax(1)
-    total_B1NG = table_BMNG.logsumexp(1, keepdim=True)
+        mean_C = lse_CNG.masked_fill(~real_C1G, 0.0).sum((1, 2)) / pairs_C
+        return _by_request(mean_C, readout).log_softmax(1).flatten().index_select(0, readout.slot_C)
+    total_BNG = _by_request(lse_CNG, readout).logsumexp(1)
     if rest_BNG is not None:
-        total_B1NG = torch.logaddexp(total_B1NG, rest_BNG[:, None])
-    shares = (table_BMNG - total_B1NG).masked_fill(~real_B11G, -math.inf)
-    return shares.flatten(2).logsumexp(2) - pairs_B1.log()
+        total_BNG = torch.logaddexp(total_BNG, rest_BNG)
+    # Document by document, not in the padded table: a log-sum-exp over nothing but -inf has no gradient.
+    shares_CNG = (lse_CNG - total_BNG.index_select(0, owner_C)).masked_fill(~real_C1G, -math.inf)
+    return shares_CNG.flatten(1).logsumexp(1) - pairs_C.log()

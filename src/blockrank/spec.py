@@ -195,8 +195,8 @@ class RankSpec:
         if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
             raise InputError(f"RankSpec has no field {', '.join(unknown)}.")
         if isinstance(values.get("template"), dict):
-            raw = values["template"]
-            values["template"] = Template(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+            raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["template"].items()}
+            values["template"] = Template(**raw)
         if values.get("heads") is not None:
             values["heads"] = tuple(values["heads"])
         return cls(**values)
@@ -213,7 +213,8 @@ class RankSpec:
         path = Path(folder) / SPEC_FILE
         if not path.is_file():
             raise ModelError(
-                f"{Path(folder)} has no {SPEC_FILE}, so nothing says which layer and tokens to read; pass spec=RankSpec(...)."
+                f"{Path(folder)} has no {SPEC_FILE}, so nothing says which layer and tokens to read; "
+                "pass spec=RankSpec(...)."
             )
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))

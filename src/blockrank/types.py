@@ -18,6 +18,7 @@ __all__ = [
     "RankRequest",
     "RankedDocument",
     "Ranking",
+    "as_document",
 ]
 
 
@@ -69,8 +70,11 @@ def _check_text(text: object, argument: str) -> str:
     return text
 
 
-def _as_document(value: DocumentLike, index: int) -> Document:
-    """Turn a string, mapping or `Document` at position `index` into a checked `Document` with an id."""
+def as_document(value: DocumentLike, index: int) -> Document:
+    """Turn a string, a mapping or a `Document` at position `index` of a list into a checked `Document` with an id.
+
+    Raises `InputError`, naming `documents[index]`, where there is no text or it is no text.
+    """
     where = f"documents[{index}]"
     if isinstance(value, str):
         value = Document(value)
@@ -115,13 +119,14 @@ class RankRequest:
     def __post_init__(self) -> None:
         if not _check_text(self.query, "query").strip():
             raise InputError("query is empty: there is nothing to rank for.")
+        _check_text(self.query_id, "query_id")
         if isinstance(self.documents, str | bytes | Mapping) or not isinstance(self.documents, Sequence):
             raise InputError(f"documents must be a sequence of documents, not {type(self.documents).__name__}.")
         if not self.documents:
             raise InputError("documents is empty: there is nothing to rank.")
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise InputError(f"top_k must be a positive integer or None, not {self.top_k!r}.")
-        documents = tuple(_as_document(value, index) for index, value in enumerate(self.documents))
+        documents = tuple(as_document(value, index) for index, value in enumerate(self.documents))
         seen: dict[str | None, int] = {}
         for index, document in enumerate(documents):
             if (first := seen.setdefault(document.doc_id, index)) != index:

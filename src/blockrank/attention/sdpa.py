@@ -23,9 +23,12 @@ _MAX_BUCKET_LOGITS = 1 << 22  # logits of one head in one call; bounds the memor
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some segments of one layout. q_nQ, k_nR: stream positions and row indices, padded with the segment's first;
-    mask_n1QR: what may be read, None where nothing is padded and nothing causal; valid_Q: flat positions of the real
-    queries in q_nQ and token_Q their places in the stream."""
+    """Some segments of one layout.
+
+    q_nQ, k_nR: stream positions and row indices, padded with the segment's first. mask_n1QR: what may be read (Q = 1
+    where all queries of a segment read the same), None where nothing is padded. valid_Q: flat positions of the real
+    queries in q_nQ; token_Q: their places in the stream.
+    """
 
     q_nQ: Tensor
     k_nR: Tensor
@@ -94,13 +97,13 @@ def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torc
     real_nQ = at_Q < lengths[:, None]
     q_nQ = np.where(real_nQ, starts[:, None] + at_Q, starts[:, None])
     k_nR = np.stack([np.pad(item, (0, counts.max() - len(item)), mode="edge") for item in rows])
-    allowed = np.broadcast_to((at_R < counts[:, None])[:, None, :], (len(rows), len(at_Q), len(at_R)))
+    allowed = (at_R < counts[:, None])[:, None, :]  # (n, 1, R): one line for all queries of a segment
     causal = layout.causal_S[segments]
     if causal.any():
         # Causal at the bottom right: own rows come last, so token t of a segment reads `counts - lengths + t` rows.
         reach = (counts - lengths)[:, None] + at_Q
         allowed = allowed & ((at_R <= reach[:, :, None]) | ~causal[:, None, None])
-    mask = None if allowed.all() else torch.from_numpy(np.ascontiguousarray(allowed[:, None])).to(device)
+    mask = None if allowed.all() else torch.from_numpy(allowed[:, None].copy()).to(device)
     return Bucket(
         torch.from_numpy(q_nQ).to(device),
         torch.from_numpy(k_nR).to(device),
@@ -120,7 +123,7 @@ def _attend_bucket(q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, bucket: Bucket, 
     if groups := heads // kv_heads - 1:
         # Grouped query heads become further query rows of their key head: no key is copied.
         q = q.reshape(segments, kv_heads, (groups + 1) * queries, width)
-        mask = mask.repeat(1, 1, groups + 1, 1) if mask is not None else None
+        mask = mask.repeat(1, 1, groups + 1, 1) if mask is not None and mask.shape[2] > 1 else mask
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     out = out.reshape(segments, heads, queries, width).transpose(1, 2).reshape(-1, heads, width)
     return out if len(out) == len(bucket.valid_Q) else out.index_select(0, bucket.valid_Q)

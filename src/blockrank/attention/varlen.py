@@ -21,7 +21,8 @@ from blockrank.layout import Ints, PackedLayout, ranges_flat
 @dataclass(frozen=True, slots=True)
 class Group:
     """Segments of one kind. token_Q, row_R: stream positions and rows, segment after segment, None where they are the
-    whole stream in order (nothing to gather); cu_q, cu_k: their cumulative lengths (int32); max_q, max_k: the longest."""
+    whole stream in order (nothing to gather); cu_q, cu_k: their cumulative lengths (int32); max_q, max_k: the longest.
+    """
 
     token_Q: Tensor | None
     row_R: Tensor | None
@@ -116,5 +117,6 @@ def _attend_group(q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, group: Group, sca
     q = q_TNH if group.token_Q is None else q_TNH.index_select(0, group.token_Q)
     k = k_PKH if group.row_R is None else k_PKH.index_select(0, group.row_R)
     v = v_PKH if group.row_R is None else v_PKH.index_select(0, group.row_R)
-    out: Tensor = varlen_attn(q, k, v, group.cu_q, group.cu_k, group.max_q, group.max_k, **extras)
+    out = varlen_attn(q, k, v, group.cu_q, group.cu_k, group.max_q, group.max_k, **extras)
+    assert isinstance(out, Tensor), "auxiliary outputs come only where they are asked for"
     return out

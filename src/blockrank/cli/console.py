@@ -16,11 +16,9 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from blockrank.data import atomic_file
-from blockrank.types import BlockrankError, InputError
+from blockrank.types import BlockrankError
 
 if TYPE_CHECKING:
-    import torch
-
     from blockrank.ranker import Ranker
 
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
@@ -97,19 +95,9 @@ def load_ranker(
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
 
     ranker = Ranker.from_pretrained(
-        model, device=checked_device(device), backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
+        model, device=device, backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
     )
     return ranker.with_spec(max_segment_tokens=max_segment_tokens) if max_segment_tokens else ranker
-
-
-def checked_device(name: str | None) -> torch.device | None:
-    """The named device. Raises `InputError` where there is none of that name."""
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device if name is not None else None
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager

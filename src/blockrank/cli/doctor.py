@@ -20,7 +20,6 @@ from blockrank.cli.console import (
     ModelOption,
     VerboseOption,
     aligned,
-    checked_device,
     load_ranker,
     logs,
     write_data,
@@ -100,10 +99,11 @@ def _machine(device: str | None) -> dict[str, Any]:
     import torch
 
     from blockrank.attention import available_backends
+    from blockrank.model import resolve_device
 
     devices = [f"cpu ({platform.machine()})"]
     devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    place = checked_device(device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = resolve_device(device)
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     backends = [{"name": item.name, "reason": item.reason} for item in available_backends(place, dtype)]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,6 @@ from blockrank.cli.console import (
     SegmentOption,
     VerboseOption,
     aligned,
-    load_ranker,
     logs,
     preview,
     terminal,
@@ -28,7 +27,6 @@ from blockrank.types import RankRequest
 
 if TYPE_CHECKING:
     from blockrank.layout import PackedLayout
-    from blockrank.ranker import Ranker
 
 _DOC_ID_WIDTH = 32
 
@@ -103,8 +101,7 @@ def inspect_command(
     inputs = Inputs(query, files or [], documents, requests, lines)
     with logs(verbose):
         request = next(inputs.read())
-        ranker = load_ranker(model, max_segment_tokens=max_segment_tokens, probe=False)
-        inspection = inspect_request(ranker, request)
+        inspection = inspect_request(request, model, max_segment_tokens)
         if png is not None:
             with atomic_file(png) as stream:
                 save_png(inspection.layout, inspection.names, stream)
@@ -115,13 +112,19 @@ def inspect_command(
             write_data(_text(inspection, console.width if console else None))
 
 
-def inspect_request(ranker: Ranker, request: RankRequest) -> Inspection:
-    """Tokenise and lay out a request as `ranker` would."""
+def inspect_request(request: RankRequest, model: str | None, max_segment_tokens: int | None = None) -> Inspection:
+    """Tokenise and lay out a request as a ranker with that model would; no weight is read."""
     from blockrank.layout import pack
+    from blockrank.model import load_tokenizer, resolve_spec
     from blockrank.prompt import segments
 
-    texts, tokenised = segments(ranker.spec.prompt, request), ranker.tokenise(request)
-    layout = pack([tokenised], ranker.spec)
+    spec = resolve_spec(model, None)
+    if max_segment_tokens is not None:
+        spec = replace(spec, max_segment_tokens=max_segment_tokens)
+    tokenizer, _ = load_tokenizer(model)
+    texts = segments(spec.prompt, request)
+    tokenised = tokenizer.tokenise(texts, spec)
+    layout = pack([tokenised], spec)
     lines = []
     for place, (text, segment) in enumerate(zip(texts, tokenised.segments, strict=True)):
         positions = layout.positions_T[layout.starts_S[place] : layout.ends_S[place]].tolist()

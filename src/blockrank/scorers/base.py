@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ class Scorer(Protocol):
     needs neither the head nor the layers above.
     """
 
-    name: str
-    needs_head: bool
+    name: ClassVar[str]
+    needs_head: ClassVar[bool]
 
     def score(self, model: RankModel, layout: PackedLayout) -> Tensor:
         """One score a document, (C,), float32, in the order of the layout."""

@@ -54,7 +54,8 @@ class ExampleStream(Dataset[Example]):
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A packed training step. positives_BM, present_BM: as in `losses`, M the largest candidate list; teachers: score
-    tables (B, M) of the teachers that every request of the batch has; label_A, context_A: answer tokens for the LM loss and the stream positions that predict them."""
+    tables (B, M) of the teachers that every request of the batch has; label_A, context_A: answer tokens for the LM loss
+    and the stream positions that predict them."""
 
     layout: PackedLayout
     positives_BM: Tensor

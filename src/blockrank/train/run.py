@@ -120,13 +120,16 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
     arguments = _arguments(config)
     spec = resolve_spec(config.model.base, None)
     spec = RankSpec.from_dict({**spec.to_dict(), **config.model.spec})
+    wants_lm = config.loss.lm > 0 and bool(spec.prompt.answer)
+    if not wants_lm and not config.loss.contrastive_weight and not config.loss.distil:
+        raise InputError("every part of [loss] that this template allows has weight 0: there is nothing to learn.")
     model = load_model(
         config.model.base,
         spec=spec,
         device=arguments.device,
         dtype=torch.float32,  # master weights; bf16=true in [trainer] computes in bfloat16
         backend=None,
-        head=config.loss.lm > 0 and bool(spec.prompt.answer),
+        head=wants_lm,
         omit_dropout=True,
     )
     if config.model.backend or arguments.bf16:
@@ -139,25 +142,24 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
     return RankTrainer(
         model,
         config.loss,
-        _teacher(config, model),
+        _teacher(config, model, torch.bfloat16 if arguments.bf16 else torch.float32),
         args=arguments,
         train_dataset=stream,
         data_collator=partial(_collate_for_trainer, spec=spec),
     )
 
 
-def _teacher(config: TrainConfig, model: RankModel) -> Teacher | None:
-    """The ensemble a configuration asks for; a frozen checkpoint reads the same prompt as the student."""
+def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teacher | None:
+    """The ensemble a configuration asks for; a frozen checkpoint, in `dtype`, reads the same prompt as the student."""
     if not config.loss.distil:
         return None
     if not config.loss.teachers:
         raise InputError("loss.distil is set, but loss.teachers names no teacher.")
     if config.loss.teacher_checkpoint is None:
         return Teacher(config.loss.teachers)
-    frozen = load_model(config.loss.teacher_checkpoint, device=model.device, dtype=torch.float32)
+    frozen = load_model(config.loss.teacher_checkpoint, device=model.device, dtype=dtype)
     if frozen.spec.prompt != model.spec.prompt:
         raise InputError(f"{config.loss.teacher_checkpoint} reads another prompt than the student: it cannot teach it.")
-    frozen.backend = model.backend
     frozen.module.requires_grad_(False)
     return Teacher(config.loss.teachers, frozen)
 
@@ -167,7 +169,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
     values: dict[str, Any] = {
         "max_steps": 1000, "per_device_train_batch_size": 16, "learning_rate": 3e-6, "lr_scheduler_type": "cosine",
         "warmup_steps": 50, "max_grad_norm": 1.0, "weight_decay": 0.0, "logging_steps": 50, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": None,
+        "report_to": "none", "disable_tqdm": None, "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
     values |= config.trainer
     values |= {"output_dir": config.output, "seed": config.seed, "data_seed": config.seed}

@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training request. positives_C: which candidates are relevant; teachers: scores (C,) by name of the teacher."""
+    """One training request. positives_C: which candidates are relevant; teachers: scores (C,) by teacher's name."""
 
     request: TokenisedRequest
     positives_C: NDArray[np.bool_]
@@ -131,7 +131,8 @@ class TrainingSet:
 
     def _slice(self, owner: str, values: str, row: int) -> Ints:
         starts = self._data[f"{owner}_starts"]
-        return self._data[values][starts[row] : starts[row + 1]].astype(np.int64)
+        values_R: Ints = self._data[values][starts[row] : starts[row + 1]].astype(np.int64)
+        return values_R
 
     def _hard(self, row: int) -> Ints:
         """Mined negatives of a query, each once."""
@@ -193,7 +194,13 @@ class RequestFile:
         positives = np.array(raw["positives"], dtype=np.int64)
         hard = np.setdiff1d(np.arange(len(raw["documents"])), positives)
         rows, labels = sample_candidates(
-            generator, positives, hard, len(raw["documents"]), config.candidates, config.candidates, config.max_positives
+            generator,
+            positives,
+            hard,
+            len(raw["documents"]),
+            config.candidates,
+            config.candidates,
+            config.max_positives,
         )
         request = RankRequest(raw["query"], [raw["documents"][i] for i in rows])
         answer = tuple(int(i) for i in np.flatnonzero(labels))
@@ -207,7 +214,7 @@ def _lines(path: str | Path) -> list[tuple[int, str]]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
-    return [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def _checked_row(line: str, where: str) -> dict[str, Any]:
@@ -219,10 +226,17 @@ def _checked_row(line: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not a training request: {error}") from None
     count = len(row["documents"])
     positives = row.get("positives")
-    if not isinstance(positives, list) or not positives or not all(isinstance(i, int) and 0 <= i < count for i in positives):
+    if (
+        not isinstance(positives, list)
+        or not positives
+        or not all(type(i) is int and 0 <= i < count for i in positives)
+    ):
         raise InputError(f"{where}: positives must list indices of documents (0..{count - 1}), at least one.")
-    if "teacher" in row and len(row["teacher"]) != count:
-        raise InputError(f"{where}: teacher has {len(row['teacher'])} scores for {count} documents.")
+    teacher = row.get("teacher", [0] * count)
+    if not isinstance(teacher, list) or not all(type(score) in (int, float) for score in teacher):
+        raise InputError(f"{where}: teacher must list a number for each document.")
+    if len(teacher) != count:
+        raise InputError(f"{where}: teacher has {len(teacher)} scores for {count} documents.")
     return dict(row)
 
 

