@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from blockrank.spec import RankSpec
 from blockrank.train import losses
 from blockrank.train.batch import Batch, ExampleStream, collate
 from blockrank.train.config import LossConfig, TrainConfig
-from blockrank.train.sets import open_sources
+from blockrank.train.sets import ExampleSource, RequestFile, open_sources
 from blockrank.train.teacher import Teacher, score_table
 from blockrank.types import InputError, MissingExtraError
 
@@ -39,7 +40,7 @@ def training_loss(
 ) -> dict[str, Tensor]:
     """All parts of the loss of one packed step, and their weighted sum under "loss".
 
-    The read-out runs in float32 outside autocast, like everywhere else.
+    The read-out runs in float32 outside autocast, like everywhere else. Raises `InputError` where no part applies.
     """
     wants_lm = config.lm > 0 and len(batch.label_A) > 0
     capture = model.forward(
@@ -54,6 +55,8 @@ def training_loss(
         if wants_lm:
             assert capture.logits is not None
             parts["lm"] = losses.lm_loss(capture.logits, batch.label_A.to(model.device))
+    if not parts:
+        raise InputError("a batch holds no answers for loss.lm, and every other part of [loss] has weight 0.")
     weights = {"contrastive": config.contrastive_weight, "distil": config.distil, "lm": config.lm}
     parts["loss"] = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     return parts
@@ -137,6 +140,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
     model.module.train()
     assert model.tokenizer is not None
     sources = open_sources(config.data, model.tokenizer, spec)
+    check_answers(config.loss, sources)
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     stream = ExampleStream(sources, arguments.max_steps * per_step, config.seed, config.data.weights)
     return RankTrainer(
@@ -147,6 +151,18 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         train_dataset=stream,
         data_collator=partial(_collate_for_trainer, spec=spec),
     )
+
+
+def check_answers(config: LossConfig, sources: Sequence[ExampleSource]) -> None:
+    """Refuse sources without answers where answers are all there is to learn: some batch would hold none."""
+    if config.contrastive_weight or config.distil:
+        return
+    for source in sources:
+        if not isinstance(source, RequestFile):
+            raise InputError(
+                f"the training set {source.name!r} holds no answers for loss.lm, and every other part of [loss] has "
+                "weight 0."
+            )
 
 
 def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teacher | None:
