@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import CPU
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -303,11 +302,11 @@ def test_the_release_omits_what_no_score_depends_on(
     assert is_int8(tmp_path)
     assert read_int8(tmp_path)[1] == set(omitted)
     assert not set(load_file(tmp_path / "model.safetensors")) & set(omitted)
-    # Every weight is off by half a step of its row at most: 1/254 of the row's largest, and the float16 of the scale.
+    # Every weight is off by half a step of its row at most; the scale's float16 adds a little.
     whole, small = load_file(trained / "model.safetensors"), read_int8(tmp_path)[0]
     assert set(small) == set(whole) - set(omitted)
     for name in (name for name in small if whole[name].ndim == 2):
         step = whole[name].abs().amax(1, keepdim=True) / 127
-        assert bool(((small[name] - whole[name]).abs() <= 0.51 * step + 0.07 * step + 1e-7).all())
+        assert bool(((small[name] - whole[name]).abs() <= 0.51 * step + 1e-7).all())
     ranker = Ranker(load_model(tmp_path, device="cpu", probe=True))
     assert [ranker.rank(query, list(DOCUMENTS))[0].text for query in QUERIES] == list(DOCUMENTS[:3])

@@ -198,7 +198,7 @@ def load_model(
     *,
     spec: RankSpec | str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     head: bool = False,
     omit_dropout: bool = False,
@@ -211,14 +211,13 @@ def load_model(
     on a CPU, the checkpoint's own elsewhere. omit_dropout: set every dropout of the config to 0. probe: check with a
     small forward that the model does what the layout says; see `blockrank.probe`.
 
-    Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device
-    or the backend cannot be used.
+    Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
+    the dtype or the backend cannot be used.
     """
     resolved = resolve_spec(name_or_path, spec)
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
     place = resolve_device(device)
-    if dtype is None and place.type == "cpu":
-        dtype = torch.float32
+    weight_type = resolve_dtype(dtype, place)
     with _quiet():
         config, tokenizer = _config_and_tokenizer(source)
         if not head:
@@ -226,7 +225,7 @@ def load_model(
         for key in _DROPOUTS if omit_dropout else ():
             if hasattr(config, key):
                 setattr(config, key, 0.0)
-        module = _weights(source, config, head, dtype)
+        module = _weights(source, config, head, weight_type)
     module = module.to(place).eval()
     model = RankModel(module, tokenizer, resolved, get_backend(backend, place, module.dtype), str(source))
     if probe:
@@ -257,6 +256,19 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from None
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
+    """The type of the weights: as asked for, float32 on a CPU, or None for the checkpoint's own.
+
+    Raises `InputError` for a name that is no floating-point type of torch.
+    """
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"dtype must be one of float32, bfloat16, float16, float64, not {dtype!r}.")
+    return found
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:

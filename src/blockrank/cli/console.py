@@ -28,6 +28,7 @@ ModelOption = Annotated[
     typer.Option("--model", help="Folder with blockrank.json, or a hub name; the embedded model if left out."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; chosen if left out.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; chosen if left out.")]
 BackendOption = Annotated[str | None, typer.Option("--backend", help="Attention backend; chosen if left out.")]
 SegmentOption = Annotated[
     int | None,
@@ -86,6 +87,7 @@ def load_ranker(
     model: str | None,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     backend: str | None = None,
     max_tokens: int | None = None,
     max_segment_tokens: int | None = None,
@@ -95,7 +97,7 @@ def load_ranker(
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
 
     ranker = Ranker.from_pretrained(
-        model, device=device, backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
+        model, device=device, dtype=dtype, backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
     )
     return ranker.with_spec(max_segment_tokens=max_segment_tokens) if max_segment_tokens else ranker
 

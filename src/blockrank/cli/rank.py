@@ -17,6 +17,7 @@ from rich.text import Text
 from blockrank.cli.console import (
     BackendOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     SegmentOption,
@@ -57,6 +58,7 @@ def rank_command(
     output: OutputOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     backend: BackendOption = None,
     max_tokens: BudgetOption = None,
     max_segment_tokens: SegmentOption = None,
@@ -71,6 +73,7 @@ def rank_command(
         ranker = load_ranker(
             model,
             device=device,
+            dtype=dtype,
             backend=backend,
             max_tokens=max_tokens,
             max_segment_tokens=max_segment_tokens,
