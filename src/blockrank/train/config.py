@@ -30,6 +30,7 @@ class DataConfig:
     candidates: documents in a request. hard: how many of the negatives come from the mined ones; the rest is drawn at
     random from the same set. dense: whether densely mined negatives join. drop_above: leave out a mined negative whose
     teacher score exceeds this share of the best positive's. max_document_tokens: cut of stored documents.
+    max_positives: how many of a query's positives enter a request.
     """
 
     sets: tuple[str, ...]
@@ -40,6 +41,11 @@ class DataConfig:
     drop_above: float | None = None
     max_document_tokens: int = 160
     max_positives: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("candidates", 2), ("hard", 0), ("max_document_tokens", 1), ("max_positives", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from blockrank.spec import RankSpec
 from blockrank.train import losses
 from blockrank.train.batch import Batch, ExampleStream, collate
 from blockrank.train.config import LossConfig, TrainConfig
+from blockrank.train.progress import use_log_lines
 from blockrank.train.sets import ExampleSource, RequestFile, open_sources
 from blockrank.train.teacher import Teacher, score_table
 from blockrank.types import InputError, MissingExtraError
@@ -25,10 +26,9 @@ from blockrank.types import InputError, MissingExtraError
 try:
     import accelerate  # noqa: F401  # transformers.Trainer imports it late and fails obscurely
     from transformers import Trainer, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
-
-_log = logging.getLogger(__name__)
 
 
 def training_loss(
@@ -86,6 +86,7 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         super().__init__(model=rank_model.module, **kwargs)
+        use_log_lines(self)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *_: Any, **__: Any) -> Tensor:
         """The weighted sum; parts are averaged until the next log line."""
@@ -185,7 +186,8 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
     values: dict[str, Any] = {
         "max_steps": 1000, "per_device_train_batch_size": 16, "learning_rate": 3e-6, "lr_scheduler_type": "cosine",
         "warmup_steps": 50, "max_grad_norm": 1.0, "weight_decay": 0.0, "logging_steps": 50, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": None, "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none", "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
     values |= config.trainer
     values |= {"output_dir": config.output, "seed": config.seed, "data_seed": config.seed}
@@ -205,10 +207,14 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
 def train_from_config(path: str | Path, resume: bool = False) -> Path:
     """Run a configuration and return the folder of the trained checkpoint, which `Ranker.from_pretrained` reads.
 
-    resume: go on from the newest checkpoint in the output folder; the result equals an uninterrupted run.
+    resume: go on from the newest checkpoint in the output folder; the result equals an uninterrupted run. Raises
+    `InputError` where there is none.
     """
     config = TrainConfig.load(path)
+    newest = get_last_checkpoint(config.output) if resume and Path(config.output).is_dir() else None
+    if resume and newest is None:
+        raise InputError(f"there is no checkpoint to resume from in {config.output}; set save_steps in [trainer].")
     trainer = build_trainer(config)
-    trainer.train(resume_from_checkpoint=True if resume else None)
+    trainer.train(resume_from_checkpoint=newest)
     trainer.save_model(config.output)
     return Path(config.output)

@@ -17,19 +17,21 @@ def sample_candidates(
     count: int,
     hard_count: int,
     max_positives: int = 4,
+    barred: Ints | None = None,
 ) -> tuple[Ints, NDArray[np.bool_]]:
     """Draw `count` distinct rows of a pool of `pool` documents in random order; returns them and which are positive.
 
     At most `max_positives` of the positives enter (drawn at random); none of the others ever enters as a negative.
-    At most `hard_count` mined negatives are drawn, without replacement; the rest is uniform over the pool. A pool
-    smaller than `count` yields a shorter list.
+    At most `hard_count` mined negatives are drawn, without replacement; the rest is uniform over the pool. Rows in
+    `barred` never enter. A pool smaller than `count` yields a shorter list.
     """
     assert len(positives), "a training query has a positive"
     chosen = generator.permutation(positives)[: min(max_positives, max(1, count - 1))]
     wanted = min(hard_count, count - len(chosen))
-    usable = hard[~np.isin(hard, positives)]
+    never = positives if barred is None else np.concatenate([positives, barred])
+    usable = np.unique(hard[~np.isin(hard, never)])
     mined = generator.permutation(usable)[:wanted]
-    taken = np.concatenate([positives, mined])
+    taken = np.concatenate([never, mined])
     filler = _random_rows(generator, pool, taken, count - len(chosen) - len(mined))
     rows = np.concatenate([chosen, mined, filler])
     labels = np.arange(len(rows)) < len(chosen)

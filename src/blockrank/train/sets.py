@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,11 +117,11 @@ class TrainingSet:
     def example(self, row: int, generator: np.random.Generator) -> Example:
         """Draw the candidates of a query and frame them."""
         positives, hard = self._slice("positive", "positives", row), self._hard(row)
-        if self._config.drop_above is not None and "document_vectors" in self._data:
-            hard = self._denoised(row, positives, hard)
-        config = self._config
+        config, barred = self._config, None
+        if config.drop_above is not None and "document_vectors" in self._data:
+            barred = self._too_good(row, positives, hard, config.drop_above)
         rows, labels = sample_candidates(
-            generator, positives, hard, self._pool, config.candidates, config.hard, config.max_positives
+            generator, positives, hard, self._pool, config.candidates, config.hard, config.max_positives, barred
         )
         bodies = [self._slice("document", "document_tokens", i)[: config.max_document_tokens] for i in rows]
         query = self._slice("query", "query_tokens", row)
@@ -135,11 +136,11 @@ class TrainingSet:
         return values_R
 
     def _hard(self, row: int) -> Ints:
-        """Mined negatives of a query, each once."""
+        """Mined negatives of a query; one that several miners found is listed again."""
         hard = self._slice("negative", "negatives", row) if "negatives" in self._data else np.zeros(0, dtype=np.int64)
         if self._config.dense and "dense" in self._data:
             dense = self._data["dense"][row].astype(np.int64)
-            hard = np.unique(np.concatenate([hard, dense[dense >= 0]]))
+            hard = np.concatenate([hard, dense[dense >= 0]])
         return hard
 
     def _teacher(self, row: int, rows: Ints) -> Floats:
@@ -147,10 +148,11 @@ class TrainingSet:
         scores: Floats = vectors @ self._data["query_vectors"][row].astype(np.float32)
         return scores
 
-    def _denoised(self, row: int, positives: Ints, hard: Ints) -> Ints:
-        """Without the mined negatives that the teacher finds about as good as the best positive."""
-        limit = float(self._config.drop_above or 1.0) * float(self._teacher(row, positives).max())
-        return hard[self._teacher(row, hard) <= limit] if len(hard) else hard
+    def _too_good(self, row: int, positives: Ints, hard: Ints, share: float) -> Ints:
+        """Mined negatives whose teacher score exceeds `share` of the best positive's: likely unlabelled positives."""
+        if not len(hard):
+            return hard
+        return hard[self._teacher(row, hard) > share * float(self._teacher(row, positives).max())]
 
 
 class Lexicon:
@@ -230,11 +232,16 @@ def _checked_row(line: str, where: str) -> dict[str, Any]:
         not isinstance(positives, list)
         or not positives
         or not all(type(i) is int and 0 <= i < count for i in positives)
+        or len(set(positives)) < len(positives)
     ):
-        raise InputError(f"{where}: positives must list indices of documents (0..{count - 1}), at least one.")
+        raise InputError(
+            f"{where}: positives must list indices of documents (0..{count - 1}), at least one, each once."
+        )
     teacher = row.get("teacher", [0] * count)
-    if not isinstance(teacher, list) or not all(type(score) in (int, float) for score in teacher):
-        raise InputError(f"{where}: teacher must list a number for each document.")
+    if not isinstance(teacher, list) or not all(
+        type(score) in (int, float) and math.isfinite(score) for score in teacher
+    ):
+        raise InputError(f"{where}: teacher must list a finite number for each document.")
     if len(teacher) != count:
         raise InputError(f"{where}: teacher has {len(teacher)} scores for {count} documents.")
     return dict(row)
