@@ -284,6 +284,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(work: Path) -> None:
     assert any(not torch.equal(whole[name], start[name]) for name in whole)
 
 
+def test_resuming_needs_a_checkpoint(work: Path) -> None:
+    with pytest.raises(InputError, match=r"no checkpoint to resume from in .*out; set save_steps"):
+        train_from_config(config_file(work), resume=True)
+
+
+def test_progress_is_logged_and_leaves_standard_output_alone(
+    work: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="blockrank")
+    train_from_config(config_file(work, "lm = 0.0", max_steps=2))
+    assert capsys.readouterr().out == ""
+    assert "step 2: loss " in caplog.text
+
+
 def test_accumulated_steps_equal_large_ones(work: Path) -> None:
     whole = load_file(train_from_config(config_file(work, "lm = 0.0", max_steps=2)) / "model.safetensors")
     halves = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -339,7 +353,9 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
         ('{"query": "q", "documents": ["a"], "positives": [1]}', "positives must list"),
         ('{"query": "q", "documents": ["a"], "positives": []}', "positives must list"),
         ('{"query": "q", "documents": ["a"], "positives": [false]}', "positives must list"),
+        ('{"query": "q", "documents": ["a", "b"], "positives": [0, 0]}', "positives must list .* each once"),
         ('{"query": "q", "documents": ["a", "b"], "positives": [0], "teacher": [1]}', "teacher has 1 scores for 2"),
+        ('{"query": "q", "documents": ["a"], "positives": [0], "teacher": [NaN]}', "teacher must list a finite number"),
         ('{"query": "q", "documents": ["a"], "positives": [0], "teacher": ["x"]}', "teacher must list"),
         ('{"query": "q", "documents": ["a"], "positives": [0], "teacher": 3}', "teacher must list"),
     ],

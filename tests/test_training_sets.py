@@ -184,6 +184,8 @@ def test_negatives_as_good_as_the_positive_are_left_out(tmp_path: Path, tokenize
     # Cosines to the query: positive 1.0, mined negatives 0.995 (document 1), 0.878 (2) and 0.540 (3).
     assert drawn(opened(tmp_path, tokenizer, candidates=3, hard=3, drop_above=0.95), tokenizer) == {2, 3}
     assert drawn(opened(tmp_path, tokenizer, candidates=2, hard=3, drop_above=0.6), tokenizer) == {3}
+    # Where candidates run short, a negative that was left out does not come back as a random one.
+    assert drawn(opened(tmp_path, tokenizer, candidates=6, hard=3, drop_above=0.6), tokenizer).isdisjoint({1, 2})
     blind = {k: v for k, v in tensors(tokenizer).items() if "vectors" not in k}
     source = opened(tmp_path, tokenizer, blind, candidates=4, hard=3, drop_above=0.6)
     assert drawn(source, tokenizer) == {1, 2, 3}
@@ -191,6 +193,12 @@ def test_negatives_as_good_as_the_positive_are_left_out(tmp_path: Path, tokenize
 
 
 # Mistakes
+
+
+@pytest.mark.parametrize(("name", "value"), [("candidates", 1), ("max_positives", 0), ("hard", -1)])
+def test_counts_that_make_no_sense(name: str, value: int) -> None:
+    with pytest.raises(InputError, match=rf"data\.{name} must be at least"):
+        DataConfig(("x.jsonl",), **{name: value})
 
 
 def test_files_that_are_no_training_set(tmp_path: Path, tokenizer: PromptTokenizer) -> None:

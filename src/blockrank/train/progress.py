@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging as hf_logging
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def use_log_lines(trainer: Trainer) -> None:
     """Replace the library's own reporting of a trainer."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    if not trainer.args.disable_tqdm:
+    if trainer.args.disable_tqdm:
+        hf_logging.disable_progress_bar()  # the library draws one for every checkpoint it writes, too
+    else:
         trainer.add_callback(Bar())
     trainer.add_callback(LogLines())
