@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     """What a reader needs to repeat a measurement."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *(_portable(argument) for argument in sys.argv[1:])]),
         "commit": _git("rev-parse", "--short", "HEAD"),
         "changed_files": len(_git("status", "--porcelain").splitlines()),
         "hardware": {
@@ -45,6 +45,11 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _portable(argument: str) -> str:
+    """An argument without the folders of one machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _git(*arguments: str) -> str:

@@ -160,3 +160,17 @@ def test_a_spec_can_be_changed_over_the_same_weights(mini: Ranker) -> None:
     assert {entry.tokens for entry in shorter.rank(QUERY, TEXTS)} == {4}
     with pytest.raises(ModelError, match="layer 99"):
         mini.with_spec(layer=99)
+
+
+def test_a_long_query_is_refused_or_cut_as_asked(mini: Ranker, caplog: pytest.LogCaptureFixture) -> None:
+    long, documents = "why is mars red " * 200, ["Iron oxide makes Mars look red.", "Venus is hot."]
+    with pytest.raises(InputError, match=r"query is 800 tokens long and the limit is 510: .*query_id '0'"):
+        mini.rank(long, documents)
+    ranking = mini.with_spec(long_queries="cut").rank(long, documents)
+    assert ranking.query_cut_tokens == 800 - 510
+    assert ranking.query == long
+    assert ranking.to_dict()["query_cut_tokens"] == 290
+    assert "the query lost its last 290 tokens" in caplog.text
+    short = mini.with_spec(long_queries="cut").rank("why is mars red", documents)
+    assert short.query_cut_tokens == 0
+    assert [entry.score for entry in short] == [entry.score for entry in mini.rank("why is mars red", documents)]

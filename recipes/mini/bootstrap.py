@@ -31,7 +31,7 @@ SPEC = RankSpec(
     query_reads="own",
     query_offset=None,
     max_segment_tokens=256,
-    max_query_tokens=500,
+    max_query_tokens=510,
 )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from blockrank.types import DocumentLike, InputError, Ranking, RankRequest
+from blockrank.types import InputError, Ranking, RankRequest, RequestRanker
 
 
 def word_overlap(query: str, text: str) -> float:
@@ -14,7 +14,7 @@ def word_overlap(query: str, text: str) -> float:
     return len(wanted & found) / len(wanted) if wanted else 0.0
 
 
-class FakeRanker:
+class FakeRanker(RequestRanker):
     """Ranks by a plain function of query and text, word overlap unless told otherwise; scores sum to one.
 
     Accepts and refuses exactly what `Ranker` does, so that code under test meets the real types. `calls` records the
@@ -24,16 +24,6 @@ class FakeRanker:
     def __init__(self, score: Callable[[str, str], float] = word_overlap) -> None:
         self._score = score
         self.calls: list[RankRequest] = []
-
-    def rank(
-        self, query: str, documents: Sequence[DocumentLike], top_k: int | None = None, query_id: str = "0"
-    ) -> Ranking:
-        """Rank the documents of one query."""
-        return self.rank_many([RankRequest(query, documents, query_id, top_k)])[0]
-
-    def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
-        """Rank many requests, in order."""
-        return list(self.rank_iter(requests))
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order."""

@@ -40,9 +40,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TokenisedRequest:
-    """The segments of one request: instruction, documents in order, query."""
+    """The segments of one request: instruction, documents in order, query. `query_cut`: tokens the query lost."""
 
     segments: tuple[Segment, ...]
+    query_cut: int = 0
 
     @property
     def documents(self) -> tuple[Segment, ...]:
@@ -83,6 +84,12 @@ class PromptTokenizer:
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def shorten(self, text: str, limit: int) -> tuple[str, int]:
+        """The beginning of a plain text that takes at most `limit` tokens, and how many tokens were dropped."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        over = len(encoding.ids) - limit
+        return (text[: encoding.offsets[limit - 1][1]], over) if over > 0 else (text, 0)
 
     def tokenise(self, texts: Sequence[SegmentText], spec: RankSpec) -> TokenisedRequest:
         """Encode the segments of one request under the limits of `spec`.
@@ -137,7 +144,8 @@ class PromptTokenizer:
         body = int(self._body_mask(parts).sum())
         if text.kind == "query" and body > spec.max_query_tokens:
             raise InputError(
-                f"query is {body} tokens long and the limit is {spec.max_query_tokens}: a query is never cut."
+                f"query is {body} tokens long and the limit is {spec.max_query_tokens}: shorten it, or allow it to be "
+                "cut (long_queries='cut')."
             )
         return Segment(text.kind, joined, body, signal_end=self._signal_end(text, ids, spec))
 

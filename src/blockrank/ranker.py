@@ -17,7 +17,7 @@ from blockrank.model import RankModel, load_model
 from blockrank.prompt import segments
 from blockrank.scorers import AttentionScorer, Scorer
 from blockrank.spec import RankSpec
-from blockrank.types import DocumentLike, InputError, ModelError, Ranking, RankRequest
+from blockrank.types import InputError, ModelError, Ranking, RankRequest, RequestRanker
 
 if TYPE_CHECKING:
     from blockrank.layout import Segment
@@ -27,7 +27,7 @@ _WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
 
 
-class Ranker:
+class Ranker(RequestRanker):
     """Ranks documents in context with a language model.
 
         ranker = Ranker.from_pretrained()
@@ -68,16 +68,6 @@ class Ranker:
         """How the model is read."""
         return self.model.spec
 
-    def rank(
-        self, query: str, documents: Sequence[DocumentLike], top_k: int | None = None, query_id: str = "0"
-    ) -> Ranking:
-        """Rank the documents of one query. Raises `InputError` on input that cannot be ranked."""
-        return self.rank_many([RankRequest(query, documents, query_id, top_k)])[0]
-
-    def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
-        """Rank many requests, in order; each result equals that of its request alone."""
-        return list(self.rank_iter(requests))
-
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order, packing as many into a forward as `max_tokens` allows."""
         stream = iter(requests)
@@ -89,10 +79,16 @@ class Ranker:
     def tokenise(self, request: RankRequest) -> TokenisedRequest:
         """The request's segments as tokens, within the limits of the spec; logs what was cut."""
         assert self.model.tokenizer is not None, "a ranker's model has a tokenizer"
+        query, query_cut = request.query, 0
+        if self.spec.long_queries == "cut":
+            query, query_cut = self.model.tokenizer.shorten(query.strip(), self.spec.max_query_tokens)
         try:
-            tokenised = self.model.tokenizer.tokenise(segments(self.spec.prompt, request), self.spec)
+            texts = segments(self.spec.prompt, replace(request, query=query))
+            tokenised = replace(self.model.tokenizer.tokenise(texts, self.spec), query_cut=query_cut)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
+        if query_cut:
+            _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, query_cut)
         for index, segment in enumerate(tokenised.documents):
             if segment.cut:
                 self._log_cut(request, index, segment)
@@ -117,7 +113,7 @@ class Ranker:
                     f"query_id {request.query_id!r}: the model's scores are not finite; its weights or dtype are unfit."
                 )
             cuts, tokens = [s.cut for s in item.documents], [s.body_tokens for s in item.documents]
-            rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts))
+            rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts, item.query_cut))
         return rankings
 
     def _scores(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> Tensor:

@@ -133,7 +133,9 @@ class RankSpec:
     query_offset: position of the query segment's first token; None continues after the instruction, where documents
         start too.
     max_segment_tokens: limit of one document segment, frame included. Longer bodies are cut at the end, and reported.
-    max_query_tokens: limit of the query's own tokens. A longer query is refused: it is never cut.
+    max_query_tokens: limit of the query's own tokens.
+    long_queries: what happens to a query over that limit: "refuse" raises, "cut" drops its end, logs it and says so in
+        the ranking. It is never cut silently.
     """
 
     layer: int
@@ -152,6 +154,7 @@ class RankSpec:
     query_offset: int | None = 16384
     max_segment_tokens: int = 384
     max_query_tokens: int = 512
+    long_queries: Literal["refuse", "cut"] = "refuse"
     notes: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

@@ -5,8 +5,9 @@ Nothing here knows about tensors; importing it is cheap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "RankRequest",
     "RankedDocument",
     "Ranking",
+    "RequestRanker",
     "as_document",
 ]
 
@@ -181,11 +183,13 @@ class Ranking(Sequence[RankedDocument]):
     """Documents of one request, best first. Iterates and indexes like a list.
 
     Scores of a complete ranking sum to one; they compare documents of the same request and nothing else.
+    `query_cut_tokens` is how many tokens the query lost, where that was allowed.
     """
 
     query: str
     query_id: str
     ranked: tuple[RankedDocument, ...]
+    query_cut_tokens: int = 0
 
     @classmethod
     def from_scores(
@@ -194,6 +198,7 @@ class Ranking(Sequence[RankedDocument]):
         scores: Sequence[float],
         tokens: Sequence[int] | None = None,
         cut_tokens: Sequence[int] | None = None,
+        query_cut_tokens: int = 0,
     ) -> Ranking:
         """Sort by score, descending; equal scores keep the order of the request."""
         assert len(scores) == len(request.candidates), "a scorer returns one score a document"
@@ -209,7 +214,7 @@ class Ranking(Sequence[RankedDocument]):
             )
             for rank, index in enumerate(order, start=1)
         )
-        return cls(request.query, request.query_id, ranked)
+        return cls(request.query, request.query_id, ranked, query_cut_tokens)
 
     def __len__(self) -> int:
         return len(self.ranked)
@@ -228,7 +233,7 @@ class Ranking(Sequence[RankedDocument]):
         """The best `k` as a ranking of their own (scores unchanged)."""
         if k < 1:
             raise InputError(f"k must be positive, not {k}.")
-        return Ranking(self.query, self.query_id, self.ranked[:k])
+        return replace(self, ranked=self.ranked[:k])
 
     @property
     def doc_ids(self) -> list[str]:
@@ -237,4 +242,25 @@ class Ranking(Sequence[RankedDocument]):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {"query_id": self.query_id, "query": self.query, "results": [entry.to_dict() for entry in self.ranked]}
+        entry: dict[str, Any] = {"query_id": self.query_id, "query": self.query}
+        if self.query_cut_tokens:
+            entry["query_cut_tokens"] = self.query_cut_tokens
+        return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}
+
+
+class RequestRanker(ABC):
+    """What every ranker offers: `rank` and `rank_many` over its own `rank_iter`."""
+
+    @abstractmethod
+    def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
+        """Rank a stream of requests lazily, in order."""
+
+    def rank(
+        self, query: str, documents: Sequence[DocumentLike], top_k: int | None = None, query_id: str = "0"
+    ) -> Ranking:
+        """Rank the documents of one query. Raises `InputError` on input that cannot be ranked."""
+        return self.rank_many([RankRequest(query, documents, query_id, top_k)])[0]
+
+    def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
+        """Rank many requests, in order; each result equals that of its request alone."""
+        return list(self.rank_iter(requests))

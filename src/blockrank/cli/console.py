@@ -34,6 +34,9 @@ SegmentOption = Annotated[
     int | None,
     typer.Option("--max-segment-tokens", min=1, help="Cut documents to so many tokens; the model's limit if left out."),
 ]
+CutQueriesOption = Annotated[
+    bool, typer.Option("--cut-queries", help="Cut queries over the model's limit instead of refusing them.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]
 
@@ -91,6 +94,7 @@ def load_ranker(
     backend: str | None = None,
     max_tokens: int | None = None,
     max_segment_tokens: int | None = None,
+    cut_queries: bool = False,
     probe: bool = True,
 ) -> Ranker:
     """The ranker that the options ask for. Imports torch."""
@@ -99,7 +103,10 @@ def load_ranker(
     ranker = Ranker.from_pretrained(
         model, device=device, dtype=dtype, backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
     )
-    return ranker.with_spec(max_segment_tokens=max_segment_tokens) if max_segment_tokens else ranker
+    changes: dict[str, object] = {"max_segment_tokens": max_segment_tokens} if max_segment_tokens else {}
+    if cut_queries:
+        changes["long_queries"] = "cut"
+    return ranker.with_spec(**changes) if changes else ranker
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from blockrank.cli.console import (
     BackendOption,
+    CutQueriesOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -62,6 +63,7 @@ def rank_command(
     backend: BackendOption = None,
     max_tokens: BudgetOption = None,
     max_segment_tokens: SegmentOption = None,
+    cut_queries: CutQueriesOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Rank documents for a query, or every request of a file."""
@@ -77,6 +79,7 @@ def rank_command(
             backend=backend,
             max_tokens=max_tokens,
             max_segment_tokens=max_segment_tokens,
+            cut_queries=cut_queries,
         )
         cuts = Cuts(ranker.spec.max_segment_tokens)
         rankings = cuts.counted(ranker.rank_iter(stream))
@@ -93,17 +96,19 @@ def rank_command(
 
 @dataclass(slots=True)
 class Cuts:
-    """Counts documents that were cut to fit, for one sentence at the end."""
+    """Counts documents and queries that were cut to fit, for one sentence each at the end."""
 
     limit: int
     documents: int = 0
     cut: int = 0
     most: int = 0
+    queries: int = 0
 
     def counted(self, rankings: Iterable[Ranking]) -> Iterator[Ranking]:
         """Pass complete rankings on and count."""
         for ranking in rankings:
             self.documents += len(ranking)
+            self.queries += ranking.query_cut_tokens > 0
             self.cut += sum(entry.cut_tokens > 0 for entry in ranking)
             self.most = max(self.most, *(entry.cut_tokens for entry in ranking), 0)
             yield ranking
@@ -115,6 +120,8 @@ class Cuts:
                 f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "
                 f"(at most {self.most} tokens were left out); --verbose lists them."
             )
+        if self.queries:
+            note(f"{self.queries} queries were cut to fit; --verbose lists them.")
 
 
 def _peeked(items: Iterator[RankRequest]) -> Iterator[RankRequest]:
