@@ -71,6 +71,13 @@ def test_the_command_ranks_standard_input() -> None:
     assert "stdin:2  Bram Stoker" in second
 
 
+def test_a_broken_line_far_down_leaves_standard_output_empty(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    rows = [json.dumps({"query": "q", "query_id": str(i), "documents": ["x"]}) for i in range(200)]
+    path.write_text("\n".join([*rows, "{"]), encoding="utf-8")
+    assert "in.jsonl:201: not valid JSON" in failed(run("rank", "--requests", str(path), "--trec"))
+
+
 def test_the_command_fails_in_one_sentence_and_leaves_no_file(tmp_path: Path) -> None:
     broken = tmp_path / "in.jsonl"
     broken.write_text(json.dumps({"query": "q", "documents": ["x"]}) + "\n{", encoding="utf-8")

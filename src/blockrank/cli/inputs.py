@@ -55,6 +55,15 @@ class Inputs:
             None if self.files else "there are no documents: give FILE..., - for standard input, or --documents FILE."
         )
 
+    def check(self) -> None:
+        """Read a file of requests once to its end, so that a broken line is told before anything is ranked or written.
+
+        Standard input cannot be read twice: there, lines before a broken one are ranked. Raises `InputError`.
+        """
+        if self.requests not in (None, "-"):
+            for _ in read_requests(str(self.requests)):
+                pass
+
     def read(self) -> Iterator[RankRequest]:
         """The requests, read as they are asked for. Raises `InputError` where a source is broken."""
         if self.requests is not None:

@@ -71,6 +71,7 @@ def rank_command(
         raise typer.BadParameter("--json and --trec exclude each other.")
     inputs = Inputs(query, files or [], documents, requests, lines)
     with logs(verbose):
+        inputs.check()
         stream = _peeked(inputs.read())
         ranker = load_ranker(
             model,
