@@ -260,7 +260,7 @@ def test_sdpa_in_small_buckets_equals_large_ones(monkeypatch: pytest.MonkeyPatch
     expected = backend.attend(q_TNH, k_PKH, v_PKH, backend.plan(layout, CPU), 0.3)
     monkeypatch.setattr("blockrank.attention.sdpa._MAX_BUCKET_LOGITS", 64)
     plan = backend.plan(layout, CPU)
-    assert len(plan) > 5
+    assert len(plan.buckets) > 5
     torch.testing.assert_close(backend.attend(q_TNH, k_PKH, v_PKH, plan, 0.3), expected, atol=2e-6, rtol=0)
 
 
@@ -283,7 +283,7 @@ def test_sdpa_of_single_tokens_copies_its_mask() -> None:
     backend = get_backend("sdpa", CPU, torch.float32)
     torch.set_warn_always(True)  # a warning about a read-only array comes once a process otherwise
     try:
-        [bucket] = backend.plan(layout, CPU)
+        [bucket] = backend.plan(layout, CPU).buckets
     finally:
         torch.set_warn_always(False)
     assert bucket.mask_n1QR.squeeze().tolist() == [[True, False, False], [True, False, False], [True, True, True]]

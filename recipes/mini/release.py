@@ -12,7 +12,6 @@ from pathlib import Path
 
 from blockrank.layout import pack
 from blockrank.model import RankModel, load_model
-from blockrank.prompt import segments
 from blockrank.signals import log_scores
 from blockrank.types import RankRequest
 from blockrank.weights import write_int8
@@ -24,7 +23,7 @@ def unused_weights(model: RankModel) -> list[str]:
     """Names of parameters that get no gradient from any score: what the read-out never touches."""
     assert model.tokenizer is not None
     request = RankRequest("a question", ["one document", "another one"])
-    layout = pack([model.tokenizer.tokenise(segments(model.spec.prompt, request), model.spec)], model.spec)
+    layout = pack([model.tokenizer.tokenise_request(request, model.spec)], model.spec)
     capture = model.forward(layout)
     log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale)[0].backward()
     return [name for name, weight in model.module.named_parameters() if weight.grad is None]

@@ -8,15 +8,15 @@ Everything here is numpy on the host; nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.prompt import Kind, SegmentText
+from blockrank.prompt import Kind, SegmentText, segments
 from blockrank.spec import RankSpec
-from blockrank.types import InputError
+from blockrank.types import InputError, RankRequest
 
 Ints = NDArray[np.int64]
 _BREAK_ROUNDS = 8
@@ -26,8 +26,7 @@ _BREAK_ROUNDS = 8
 class Segment:
     """One tokenised segment.
 
-    `ids` are its tokens; `body` marks those that came from the caller; `cut` counts body tokens dropped for the
-    limit; `spans` are the character spans of the tokens in the joined pieces, where they were asked for;
+    `ids` are its tokens; `body_tokens` counts those that came from the caller, `cut` those dropped for the limit;
     `signal_end` (query segment) is the end of the tokens that may be read out: an answer may follow it in training.
     """
 
@@ -90,6 +89,19 @@ class PromptTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         over = len(encoding.ids) - limit
         return (text[: encoding.offsets[limit - 1][1]], over) if over > 0 else (text, 0)
+
+    def tokenise_request(
+        self, request: RankRequest, spec: RankSpec, answer: tuple[int, ...] | None = None
+    ) -> TokenisedRequest:
+        """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
+
+        `answer`: see `blockrank.prompt.segments`. Raises `InputError` as `tokenise` does.
+        """
+        cut = 0
+        if spec.long_queries == "cut":
+            query, cut = self.shorten(request.query.strip(), spec.max_query_tokens)
+            request = replace(request, query=query) if cut else request
+        return replace(self.tokenise(segments(spec.prompt, request, answer), spec), query_cut=cut)
 
     def tokenise(self, texts: Sequence[SegmentText], spec: RankSpec) -> TokenisedRequest:
         """Encode the segments of one request under the limits of `spec`.

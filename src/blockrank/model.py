@@ -111,6 +111,26 @@ class RankModel:
                 "lower max_segment_tokens or the spec's query_offset."
             )
 
+    def start_pass(self, layout: PackedLayout, *, stop: bool) -> Pass:
+        """What the seam needs for one forward of a layout; `stop`: end at the scoring layer."""
+        # Under autocast attention sees the autocast type; the plan only needs the device.
+        return Pass(
+            self.backend,
+            self.backend.plan(layout, self.device),
+            self.spec.layer,
+            torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
+            stop,
+            int(layout.positions_T.max()),
+        )
+
+    def inputs(self, layout: PackedLayout) -> dict[str, Any]:
+        """What the model itself takes of a layout: one row of T tokens with their positions."""
+        return {
+            "input_ids": torch.from_numpy(layout.ids_T)[None].to(self.device, non_blocking=True),
+            "position_ids": torch.from_numpy(layout.positions_T)[None].to(self.device, non_blocking=True),
+            "use_cache": False,
+        }
+
     def forward(
         self,
         layout: PackedLayout,
@@ -126,28 +146,14 @@ class RankModel:
         next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
         module: a wrapper around the model (accelerate, DDP) to call in its place.
         """
-        device = self.device
         self.check_positions(layout)
-        # Under autocast attention sees the autocast type; the plan only needs the device.
-        current = Pass(
-            self.backend,
-            self.backend.plan(layout, device),
-            self.spec.layer,
-            torch.from_numpy(layout.signal_G).to(device, non_blocking=True),
-            stop and label_T is None and not hidden,
-            int(layout.positions_T.max()),
-        )
-        inputs: dict[str, Any] = {
-            "input_ids": torch.from_numpy(layout.ids_T)[None].to(device, non_blocking=True),
-            "position_ids": torch.from_numpy(layout.positions_T)[None].to(device, non_blocking=True),
-            "use_cache": False,
-            "blockrank": current,
-        }
+        current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
+        extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
         if label_T is not None:
-            inputs["logits_to_keep"] = label_T
+            extras["logits_to_keep"] = label_T
         outputs = None
         with suppress(Done):
-            outputs = (module or self.module)(**inputs, **({"output_hidden_states": True} if hidden else {}))
+            outputs = (module or self.module)(**self.inputs(layout), blockrank=current, **extras)
         if current.q_GNH is None or current.k_PKH is None:
             raise ModelError(
                 f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}."

@@ -20,7 +20,7 @@ from torch import Tensor
 from blockrank.attention.reference import dense_mask
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
 from blockrank.prompt import Kind
-from blockrank.seam import SEAM, Pass
+from blockrank.seam import SEAM
 from blockrank.types import ModelError
 
 if TYPE_CHECKING:
@@ -62,14 +62,7 @@ def _layout(model: RankModel) -> PackedLayout:
 
 def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
     """Hidden states of every layer through the seam; checks that every layer came by."""
-    current = Pass(
-        model.backend,
-        model.backend.plan(layout, model.device),
-        model.spec.layer,
-        torch.from_numpy(layout.signal_G).to(model.device),
-        False,
-        int(layout.positions_T.max()),
-    )
+    current = model.start_pass(layout, stop=False)
     states = _hidden(model, layout, blockrank=current)
     layers = model.module.config.num_hidden_layers
     missed = sorted(set(range(layers)) - set(current.layers_seen))
@@ -81,14 +74,8 @@ def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
 
 
 def _hidden(model: RankModel, layout: PackedLayout, **extras: object) -> tuple[Tensor, ...]:
-    inputs = {
-        "input_ids": torch.from_numpy(layout.ids_T)[None].to(model.device),
-        "position_ids": torch.from_numpy(layout.positions_T)[None].to(model.device),
-        "use_cache": False,
-        "output_hidden_states": True,
-    }
     try:
-        outputs = model.module(**inputs, **extras)
+        outputs = model.module(**model.inputs(layout), output_hidden_states=True, **extras)
     except TypeError as error:
         raise ModelError(f"{_name(model)} does not take what the attention seam needs: {error}") from error
     return tuple(state[0] for state in outputs.hidden_states)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from blockrank.layout import TokenisedRequest, pack
 from blockrank.model import RankModel, load_model
-from blockrank.prompt import segments
 from blockrank.scorers import AttentionScorer, Scorer
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError, Ranking, RankRequest, RequestRanker
@@ -79,16 +78,12 @@ class Ranker(RequestRanker):
     def tokenise(self, request: RankRequest) -> TokenisedRequest:
         """The request's segments as tokens, within the limits of the spec; logs what was cut."""
         assert self.model.tokenizer is not None, "a ranker's model has a tokenizer"
-        query, query_cut = request.query, 0
-        if self.spec.long_queries == "cut":
-            query, query_cut = self.model.tokenizer.shorten(query.strip(), self.spec.max_query_tokens)
         try:
-            texts = segments(self.spec.prompt, replace(request, query=query))
-            tokenised = replace(self.model.tokenizer.tokenise(texts, self.spec), query_cut=query_cut)
+            tokenised = self.model.tokenizer.tokenise_request(request, self.spec)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
-        if query_cut:
-            _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, query_cut)
+        if tokenised.query_cut:
+            _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, tokenised.query_cut)
         for index, segment in enumerate(tokenised.documents):
             if segment.cut:
                 self._log_cut(request, index, segment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blockrank.types import InputError, ModelError
 
@@ -159,10 +159,9 @@ class RankSpec:
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        for item in fields(self):
-            allowed = _choices(str(item.type))
-            if allowed and getattr(self, item.name) not in allowed:
-                raise InputError(f"RankSpec.{item.name} must be one of {allowed}, not {getattr(self, item.name)!r}.")
+        for name, hint in get_type_hints(RankSpec).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise InputError(f"RankSpec.{name} must be one of {get_args(hint)}, not {getattr(self, name)!r}.")
         if isinstance(self.template, str) and self.template not in TEMPLATES:
             raise InputError(f"RankSpec.template {self.template!r} is unknown; built in are {sorted(TEMPLATES)}.")
 
@@ -223,16 +222,6 @@ class RankSpec:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError, InputError) as error:
             raise ModelError(f"{path} is not a valid RankSpec: {error}") from error
-
-
-def _choices(annotation: str) -> tuple[str, ...]:
-    """Allowed values of a field annotated with literals of strings alone, else ()."""
-    literals = {"Attend": Attend}
-    if annotation in literals:
-        return get_args(literals[annotation])
-    if annotation.startswith("Literal["):
-        return tuple(part.strip().strip("\"'") for part in annotation[len("Literal[") : -1].split(","))
-    return ()
 
 
 BUILT_IN_SPECS: dict[str, RankSpec] = {

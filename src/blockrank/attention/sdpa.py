@@ -37,6 +37,14 @@ class Bucket:
     token_Q: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class SdpaPlan:
+    """The buckets of a layout; inverse_T puts their outputs, one bucket after the other, back into stream order."""
+
+    buckets: list[Bucket]
+    inverse_T: Tensor
+
+
 class SdpaBackend:
     """`torch.nn.functional.scaled_dot_product_attention`, bucket by bucket."""
 
@@ -49,7 +57,7 @@ class SdpaBackend:
         """It runs everywhere."""
         return None
 
-    def plan(self, layout: PackedLayout, device: torch.device) -> list[Bucket]:
+    def plan(self, layout: PackedLayout, device: torch.device) -> SdpaPlan:
         """Sort segments by what they read and cut them into buckets."""
         segments = np.flatnonzero(layout.ends_S > layout.starts_S)
         rows_flat, counts = layout.key_rows(segments)
@@ -59,16 +67,12 @@ class SdpaBackend:
         for members in _buckets(lengths, counts):
             rows = [rows_flat[row_offsets[i] : row_offsets[i + 1]] for i in members]
             buckets.append(_bucket(layout, segments[members], rows, device))
-        return buckets
+        return SdpaPlan(buckets, torch.cat([bucket.token_Q for bucket in buckets]).argsort())
 
-    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: list[Bucket], scale: float) -> Tensor:
+    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: SdpaPlan, scale: float) -> Tensor:
         """Gather each bucket, attend, put the real rows back."""
-        parts = [_attend_bucket(q_TNH, k_PKH, v_PKH, bucket, scale) for bucket in plan]
-        order_T = torch.cat([bucket.token_Q for bucket in plan])
-        joined_TNH = torch.cat(parts)
-        inverse_T = torch.empty_like(order_T)
-        inverse_T[order_T] = torch.arange(len(order_T), device=order_T.device)
-        return joined_TNH.index_select(0, inverse_T)
+        parts = [_attend_bucket(q_TNH, k_PKH, v_PKH, bucket, scale) for bucket in plan.buckets]
+        return torch.cat(parts).index_select(0, plan.inverse_T)
 
 
 def _buckets(lengths: Ints, counts: Ints) -> list[Ints]:

@@ -33,6 +33,14 @@ class Group:
     causal: bool
 
 
+@dataclass(frozen=True, slots=True)
+class VarlenPlan:
+    """The groups of a layout; inverse_T puts their outputs back into stream order, None where they are in it."""
+
+    groups: list[Group]
+    inverse_T: Tensor | None
+
+
 @cache
 def _varlen_arguments() -> frozenset[str]:
     """Argument names of the installed `varlen_attn`; they changed between releases."""
@@ -59,7 +67,7 @@ class VarlenBackend:
             return "it needs compute capability 8.0 or later."
         return None
 
-    def plan(self, layout: PackedLayout, device: torch.device) -> list[Group]:
+    def plan(self, layout: PackedLayout, device: torch.device) -> VarlenPlan:
         """One group of causal segments, one of bidirectional ones; empty segments and groups are left out."""
         filled = layout.ends_S > layout.starts_S
         groups = []
@@ -67,17 +75,15 @@ class VarlenBackend:
             segments = np.flatnonzero(filled & (layout.causal_S == causal))
             if len(segments):
                 groups.append(_group(layout, segments, causal, device))
-        return groups
+        if len(groups) == 1:  # it holds every segment, in stream order
+            return VarlenPlan(groups, None)
+        order_T = torch.cat([group.token_Q for group in groups if group.token_Q is not None])
+        return VarlenPlan(groups, order_T.argsort())
 
-    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: list[Group], scale: float) -> Tensor:
+    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: VarlenPlan, scale: float) -> Tensor:
         """Gather, attend and scatter each group."""
-        parts = [_attend_group(q_TNH, k_PKH, v_PKH, group, scale) for group in plan]
-        if len(plan) == 1:  # one group holds every segment, in stream order
-            return parts[0]
-        order_T = torch.cat([group.token_Q for group in plan if group.token_Q is not None])
-        inverse_T = torch.empty_like(order_T)
-        inverse_T[order_T] = torch.arange(len(order_T), device=order_T.device)
-        return torch.cat(parts).index_select(0, inverse_T)
+        parts = [_attend_group(q_TNH, k_PKH, v_PKH, group, scale) for group in plan.groups]
+        return parts[0] if plan.inverse_T is None else torch.cat(parts).index_select(0, plan.inverse_T)
 
 
 def _group(layout: PackedLayout, segments: Ints, causal: bool, device: torch.device) -> Group:

@@ -123,7 +123,7 @@ def inspect_request(request: RankRequest, model: str | None, max_segment_tokens:
         spec = replace(spec, max_segment_tokens=max_segment_tokens)
     tokenizer, _ = load_tokenizer(model)
     texts = segments(spec.prompt, request)
-    tokenised = tokenizer.tokenise(texts, spec)
+    tokenised = tokenizer.tokenise_request(request, spec)
     layout = pack([tokenised], spec)
     lines = []
     for place, (text, segment) in enumerate(zip(texts, tokenised.segments, strict=True)):

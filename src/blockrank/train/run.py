@@ -136,8 +136,9 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         head=wants_lm,
         omit_dropout=True,
     )
+    computing = torch.bfloat16 if arguments.bf16 else torch.float32
     if config.model.backend or arguments.bf16:
-        model.use_backend(config.model.backend, torch.bfloat16 if arguments.bf16 else torch.float32)
+        model.use_backend(config.model.backend, computing)
     model.module.train()
     assert model.tokenizer is not None
     sources = open_sources(config.data, model.tokenizer, spec)
@@ -147,7 +148,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
     return RankTrainer(
         model,
         config.loss,
-        _teacher(config, model, torch.bfloat16 if arguments.bf16 else torch.float32),
+        _teacher(config, model, computing),
         args=arguments,
         train_dataset=stream,
         data_collator=partial(_collate_for_trainer, spec=spec),

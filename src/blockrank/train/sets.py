@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
-from blockrank.prompt import Kind, segments
+from blockrank.prompt import Kind
 from blockrank.spec import RankSpec
 from blockrank.train.config import DataConfig
 from blockrank.train.sampling import sample_candidates
@@ -62,13 +62,12 @@ class Framer:
     def __init__(self, tokenizer: PromptTokenizer, spec: RankSpec) -> None:
         self._spec = spec
         # Tokenising a one-letter text shows the frames; the letter's token marks where a body goes.
-        request = RankRequest("a", ["a"])
-        parts = tokenizer.tokenise(segments(spec.prompt, request), spec).segments
+        parts = tokenizer.tokenise_request(RankRequest("a", ["a"]), spec).segments
         plain = tokenizer.encode("a")
         if len(plain) != 1 or any("{id}" in piece for piece in spec.prompt.document):
             raise InputError("pre-tokenised training sets need a template without document numbers.")
         self._frames = {part.kind: self._split(part.ids, int(plain[0])) for part in parts}
-        sample = tokenizer.tokenise(segments(spec.prompt, RankRequest("two words", ["three more words"])), spec)
+        sample = tokenizer.tokenise_request(RankRequest("two words", ["three more words"]), spec)
         bodies = {"document": tokenizer.encode("three more words"), "query": tokenizer.encode("two words")}
         for part in sample.segments[1:]:
             if list(self.segment(part.kind, bodies[part.kind]).ids) != list(part.ids):
@@ -206,9 +205,9 @@ class RequestFile:
         )
         request = RankRequest(raw["query"], [raw["documents"][i] for i in rows])
         answer = tuple(int(i) for i in np.flatnonzero(labels))
-        texts = segments(self._spec.prompt, request, answer if self._spec.prompt.answer else None)
+        tokenised = self._tokenizer.tokenise_request(request, self._spec, answer if self._spec.prompt.answer else None)
         teachers = {"given": np.array(raw["teacher"], dtype=np.float32)[rows]} if "teacher" in raw else {}
-        return Example(self._tokenizer.tokenise(texts, self._spec), labels, teachers)
+        return Example(tokenised, labels, teachers)
 
 
 def _lines(path: str | Path) -> list[tuple[int, str]]:
