@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from blockrank import MissingExtraError, Ranker, __version__
+from blockrank import Document, MissingExtraError, Ranker, __version__
 from blockrank.cli import app
-from blockrank.cli.rank import bar
+from blockrank.cli.drawing import bar, drawing
+from blockrank.cli.evidence import words
 from blockrank.layout import pack
 from blockrank.model import EMBEDDED_MODEL
+from blockrank.types import Evidence, RankedDocument
 
 QUERY = "who wrote Dracula"
 TEXTS = ("Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula in 1897.", "The Irish coast is rainy.")
@@ -69,6 +72,39 @@ def test_the_command_ranks_standard_input() -> None:
     assert first == QUERY
     assert second.split()[0] == "1"
     assert "stdin:2  Bram Stoker" in second
+
+
+def test_explain_shows_the_words_that_made_a_score(lines: str, requests: str) -> None:
+    shown = run("rank", QUERY, "--lines", lines, "--explain").stdout.splitlines()
+    assert [line.startswith("    evidence: ") for line in shown] == [False, *[False, True] * 3]
+    assert set(re.findall(r"[A-Za-z]+(?= 0\.)", shown[2])) >= {"wrote", "Dracula"}
+    entry = json.loads(run("rank", QUERY, "--lines", lines, "--explain", "--json").stdout)["results"][0]
+    best = max(entry["evidence"], key=lambda item: item["share"])
+    assert entry["text"][best["start"] : best["end"]] in ("wrote", "Dracula")
+    wrong = run("rank", "--requests", requests, "--explain", "--trec")
+    assert (wrong.exit_code, "--explain takes no --trec" in wrong.stderr) == (2, True)
+
+
+def test_the_terminal_marks_evidence(mini: Ranker) -> None:
+    long = " ".join(["The Irish coast is rainy."] * 30 + ["Bram Stoker wrote Dracula."])
+    drawn = drawing(mini.rank(QUERY, [long, *TEXTS], evidence=True), 100)
+    assert max(map(len, drawn.plain.splitlines())) <= 100
+    marked = {drawn.plain[span.start : span.end].strip() for span in drawn.spans if "bright_yellow" in str(span.style)}
+    assert {"wrote", "Dracula"} <= marked
+    assert "\N{HORIZONTAL ELLIPSIS}" in drawn.plain
+
+
+def test_tokens_of_a_word_are_put_together() -> None:
+    document = Document('say "Draculas" 2x', "d", "Re reading")
+    parts = [("title", 0, 2), ("title", 3, 7), ("title", 7, 10), ("text", 0, 3), ("text", 3, 5), ("text", 5, 9)]
+    parts += [("text", 9, 13), ("text", 13, 14), ("text", 15, 16), ("text", 16, 17)]
+    evidence = tuple(Evidence(field, start, end, 0.1) for field, start, end in parts)  # type: ignore[arg-type]
+    found = words(RankedDocument(1, 1.0, 0, document, evidence=evidence))
+    fields = {"title": document.title, "text": document.text}
+    assert [fields[item.field][item.start : item.end] for item in found] == [
+        "Re", "reading", "say", '"', "Draculas", '"', "2x",
+    ]  # fmt: skip
+    assert sum(item.share for item in found) == pytest.approx(1.0)
 
 
 def test_a_broken_line_far_down_leaves_standard_output_empty(tmp_path: Path) -> None:

@@ -23,12 +23,16 @@ ORDER = (
     {"signals"},
     {"weights"},
     {"seam"},
+    {"reuse"},
+    {"cache"},
     {"model"},
     {"probe"},
     {"scorers"},
     {"strategies"},
     {"ranker"},
-    {"analyze", "cache", "data", "evaluate", "fake", "integrations", "serve", "train"},
+    {"data", "fake", "page"},
+    {"retrieve", "serve", "train"},
+    {"analyze", "evaluate", "integrations"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

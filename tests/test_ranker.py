@@ -12,13 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from blockrank import InputError, ModelError, Ranker, RankRequest
 from blockrank.layout import PackedLayout
 from blockrank.model import RankModel
 from blockrank.ranker import plan_batches
-from blockrank.scorers import AttentionScorer
+from blockrank.scorers import AttentionScorer, Scored
 
 QUERY = "who wrote Dracula"
 TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula in 1897.", "The Irish coast is rainy."]
@@ -37,19 +36,19 @@ class CrampedScorer:
     def __init__(self, room: int) -> None:
         self.room, self.batches = room, list[int]()
 
-    def score(self, model: RankModel, layout: PackedLayout) -> Tensor:
+    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         documents = len(layout.document_segment_C)
         if documents > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.batches.append(documents)
-        return AttentionScorer().score(model, layout)
+        return AttentionScorer().score(model, layout, evidence=evidence)
 
 
 class NotFiniteScorer(CrampedScorer):
     """Yields what a broken model would."""
 
-    def score(self, model: RankModel, layout: PackedLayout) -> Tensor:
-        return torch.full((len(layout.document_segment_C),), float("nan"))
+    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+        return Scored(torch.full((len(layout.document_segment_C),), float("nan")))
 
 
 def test_the_embedded_model_ranks(mini: Ranker) -> None:

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers.utils import logging as hf_logging
 
 from blockrank.attention import AttentionBackend, get_backend
 from blockrank.layout import PackedLayout, PromptTokenizer
+from blockrank.reuse import Store, complete, plan_reuse
 from blockrank.seam import SEAM, Capture, Done, Pass
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
@@ -57,7 +59,8 @@ def _quiet() -> Iterator[None]:
 class RankModel:
     """A Hugging Face decoder with its tokenizer, `RankSpec` and attention backend.
 
-    `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own.
+    `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `store`, where there
+    is one and the spec allows it, keeps documents from being encoded twice.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class RankModel:
     ) -> None:
         self.module, self.hf_tokenizer, self.spec, self.backend, self.name = module, hf_tokenizer, spec, backend, name
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
+        self.store: Store | None = None
         self._check_spec()
 
     @property
@@ -83,6 +87,14 @@ class RankModel:
         """Type of the weights."""
         dtype: torch.dtype = self.module.dtype
         return dtype
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one row's keys at one layer."""
+        config = self.module.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(heads * width * self.dtype.itemsize)
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
         """Switch the attention backend; `dtype` is what attention will see (autocast's type in training)."""
@@ -130,6 +142,14 @@ class RankModel:
             "position_ids": torch.from_numpy(layout.positions_T)[None].to(self.device, non_blocking=True),
             "use_cache": False,
         }
+
+    def read(self, layout: PackedLayout) -> Capture:
+        """Queries and keys at the scoring layer for a read-out: a forward of what the store does not hold yet."""
+        if self.store is None or not self.spec.documents_stand_alone:
+            return self.forward(layout)
+        plan = plan_reuse(layout, self.store)
+        capture = self.forward(plan.lean)
+        return replace(capture, k_PKH=complete(layout, plan, capture.k_PKH, self.store))
 
     def forward(
         self,

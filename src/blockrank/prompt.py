@@ -15,10 +15,14 @@ _FIELD = re.compile(r"\{(query|text|id)\}")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A string that is tokenised on its own, and the character spans of it that came from the caller."""
+    """A string that is tokenised on its own, and the character spans of it that came from the caller.
+
+    `content`: which of the spans is the document's content, None where none is.
+    """
 
     text: str
     bodies: tuple[tuple[int, int], ...] = ()
+    content: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +40,16 @@ def fill(piece: str, values: dict[str, str]) -> Piece:
     Braces in the caller's text are plain text: values are placed, never formatted again. A document's number is
     frame: it is ours, and it must survive a cut.
     """
-    text, bodies, at = "", [], 0
+    text, bodies, content, at = "", [], None, 0
     for match in _FIELD.finditer(piece):
         text += piece[at : match.start()]
         start, at = len(text), match.end()
         text += values[match[1]]
+        if match[1] == "text":
+            content = len(bodies)
         if match[1] != "id":
             bodies.append((start, len(text)))
-    return Piece(text + piece[at:], tuple(bodies))
+    return Piece(text + piece[at:], tuple(bodies), content)
 
 
 def _segment(kind: Kind, pieces: tuple[str, ...], values: dict[str, str], index: int = -1) -> SegmentText:

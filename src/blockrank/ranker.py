@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from blockrank.cache import MemoryStore
 from blockrank.layout import TokenisedRequest, pack
 from blockrank.model import RankModel, load_model
-from blockrank.scorers import AttentionScorer, Scorer
+from blockrank.scorers import AttentionScorer, Scored, Scorer
 from blockrank.spec import RankSpec
-from blockrank.types import InputError, ModelError, Ranking, RankRequest, RequestRanker
+from blockrank.types import Document, Evidence, InputError, ModelError, Ranking, RankRequest, RequestRanker
 
 if TYPE_CHECKING:
     from blockrank.layout import Segment
 
 DEFAULT_MAX_TOKENS = 32_768
+_ENCODE_TOKENS = 8192  # tokens of documents encoded in one forward by `remember`
 _WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
 
@@ -98,24 +100,29 @@ class Ranker(RequestRanker):
 
     def _rank_batch(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> list[Ranking]:
         """Rankings of requests that were planned to share a forward."""
-        scores_C = self._scores(requests, tokenised)
-        rankings, at = [], 0
+        scored = self._score(requests, tokenised, any(request.evidence for request in requests))
+        rankings, at, row = [], 0, 0
         for request, item in zip(requests, tokenised, strict=True):
-            scores = scores_C[at : at + len(item.documents)]
+            scores = scored.scores_C[at : at + len(item.documents)]
             at += len(item.documents)
             if not bool(scores.isfinite().all()):
                 raise ModelError(
                     f"query_id {request.query_id!r}: the model's scores are not finite; its weights or dtype are unfit."
                 )
+            rows = sum(len(segment.ids) for segment in item.documents)
+            evidence = None
+            if scored.shares_R is not None and request.evidence:
+                evidence = _evidence(request, item, scored.shares_R[row : row + rows])
+            row += rows
             cuts, tokens = [s.cut for s in item.documents], [s.body_tokens for s in item.documents]
-            rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts, item.query_cut))
+            rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts, item.query_cut, evidence))
         return rankings
 
-    def _scores(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> Tensor:
-        """Scores (C,) of packed requests, on the host: one forward, or two by halves where memory does not suffice."""
+    def _score(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], evidence: bool) -> Scored:
+        """Packed requests scored, on the host: in one forward, or by halves where memory does not suffice."""
         try:
             with torch.inference_mode():
-                return self.scorer.score(self.model, pack(tokenised, self.spec)).cpu()
+                return self.scorer.score(self.model, pack(tokenised, self.spec), evidence=evidence).cpu()
         except torch.OutOfMemoryError:
             if len(requests) == 1:
                 raise ModelError(
@@ -127,14 +134,67 @@ class Ranker(RequestRanker):
             torch.cuda.empty_cache()
         _log.info("%d requests do not fit into memory together; they run in two halves.", len(requests))
         half = len(requests) // 2
-        parts = (slice(0, half), slice(half, None))
-        return torch.cat([self._scores(requests[part], tokenised[part]) for part in parts])
+        first = self._score(requests[:half], tokenised[:half], evidence)
+        return first.then(self._score(requests[half:], tokenised[half:], evidence))
+
+    def remember(
+        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
+    ) -> bool:
+        """Encode documents now and reuse their keys in every later call, until `forget`.
+
+        Exact, for models whose documents depend on neither the query nor each other (`RankSpec.documents_stand_alone`).
+        The documents are encoded in groups that depend on `documents` alone, so that later scores are the same to the
+        last bit after a restart. progress: called with the documents done and all of them. Returns False, and does
+        nothing, where the model is not of that kind or the keys would take over `max_bytes`.
+        """
+        if not self.spec.documents_stand_alone or not documents:
+            return False
+        groups = self._encoding_groups(documents)
+        rows = sum(len(segment.ids) for group in groups for segment in group.documents)
+        if rows * self.model.key_bytes > max_bytes:
+            return False
+        self.model.store = MemoryStore(max_bytes)
+        done = 0
+        for group in groups:
+            with torch.inference_mode():
+                self.model.read(pack([group], self.spec))
+            done += len(group.documents)
+            if progress is not None:
+                progress(done, len(documents))
+        return True
+
+    def forget(self) -> None:
+        """Drop what `remember` keeps."""
+        self.model.store = None
+
+    def _encoding_groups(self, documents: Sequence[Document]) -> list[TokenisedRequest]:
+        """Distinct documents by length, as requests of a few thousand tokens; their query is a placeholder."""
+        frame, *_ = alone = [self.tokenise(RankRequest("q", [document])) for document in documents]
+        segments = sorted({item.documents[0].ids.tobytes(): item.documents[0] for item in alone}.values(), key=_by_size)
+        groups = plan_batches([len(segment.ids) for segment in segments], _ENCODE_TOKENS)
+        return [TokenisedRequest((frame.segments[0], *segments[group], frame.segments[-1])) for group in groups]
 
     def with_spec(self, **changes: object) -> Ranker:
         """A ranker over the same weights whose spec differs in the given fields (same layer or below)."""
         spec = replace(self.spec, **changes)  # type: ignore[arg-type]
         model = RankModel(self.model.module, self.model.hf_tokenizer, spec, self.model.backend, self.model.name)
         return Ranker(model, self.scorer, self.max_tokens)
+
+
+def _by_size(segment: Segment) -> tuple[int, bytes]:
+    return len(segment.ids), segment.ids.tobytes()
+
+
+def _evidence(request: RankRequest, tokenised: TokenisedRequest, shares_R: Tensor) -> list[tuple[Evidence, ...]]:
+    """Where the attention fell in each document of a request, token by token; frame tokens are left out."""
+    evidence, row = [], 0
+    for document, segment in zip(request.candidates, tokenised.documents, strict=True):
+        assert segment.spans_L2 is not None, "tokenised for evidence"
+        shares = shares_R[row : row + len(segment.ids)].tolist()
+        row += len(segment.ids)
+        spans = zip(segment.spans_L2.tolist(), shares, strict=True)
+        evidence.append(tuple(Evidence(*document.locate(a, b), share) for (a, b), share in spans if a >= 0))
+    return evidence
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> list[slice]:

@@ -7,6 +7,7 @@ of one document; the softmax of it over documents is the share of attention the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,12 +70,47 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     own factor on logits, usually 1/sqrt(head_dim). Scores of a request sum to one when the softmax is over documents.
     """
     readout = plan_readout(layout, q_GNH.device)
-    scale = spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale
+    scale = logit_scale(spec, scale)
     lse_CNG = segment_lse(q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
-    if spec.length_norm:
-        lse_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None]
+    normed_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None] if spec.length_norm else lse_CNG
+    real_C1G = _real_signals(readout)
+    if spec.signal_pooling == "geometric":
+        mean_C = normed_CNG.masked_fill(~real_C1G, 0.0).sum((1, 2)) / (real_C1G.sum((1, 2)) * normed_CNG.shape[1])
+        return _by_request(mean_C, readout).log_softmax(1).flatten().index_select(0, readout.slot_C)
     rest_BNG = _rest(q_GNH, k_PKH, layout, readout, scale, spec) if spec.softmax_over == "all" else None
-    return _pool_signals(lse_CNG, rest_BNG, readout, spec)
+    shares_CNG = _log_shares(normed_CNG, rest_BNG, readout)
+    return shares_CNG.flatten(1).logsumexp(1) - (real_C1G.sum((1, 2)) * shares_CNG.shape[1]).log()
+
+
+def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
+    """(R,) part of its document's attention that each row of the documents received, document after document.
+
+    Arguments as in `log_scores`. The parts of a document sum to one. A pair of head and signal token counts by what it
+    gave to the document's score; all pairs count alike where they are pooled geometrically.
+    """
+    readout = plan_readout(layout, q_GNH.device)
+    scale = logit_scale(spec, scale)
+    read = (q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
+    lse_CNG = segment_lse(*read)
+    if spec.signal_pooling == "geometric":
+        weight_CNG = _real_signals(readout).expand_as(lse_CNG).float()
+    else:
+        normed_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None]
+        rest_BNG = _rest(q_GNH, k_PKH, layout, readout, scale, spec) if spec.softmax_over == "all" else None
+        shares_CNG = _log_shares(normed_CNG, rest_BNG, readout)
+        weight_CNG = (shares_CNG - shares_CNG.flatten(1).amax(1)[:, None, None]).exp()
+    weight_CNG = weight_CNG / weight_CNG.sum((1, 2), keepdim=True)
+    parts = []
+    for chunk, z_CNGL in _segment_logits(*read):
+        shares_CL = torch.einsum("cng,cngl->cl", weight_CNG[chunk], (z_CNGL - lse_CNG[chunk][..., None]).exp())
+        real_CL = torch.arange(z_CNGL.shape[-1], device=z_CNGL.device) < readout.length_C[chunk][:, None]
+        parts.append(shares_CL[real_CL])
+    return torch.cat(parts)
+
+
+def logit_scale(spec: RankSpec, scale: float) -> float:
+    """The factor on logits of a read-out: the spec's own, times the model's where lengths count."""
+    return spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale
 
 
 def segment_lse(
@@ -87,13 +123,26 @@ def segment_lse(
     scale: float,
     spec: RankSpec,
 ) -> Tensor:
-    """(C, N, G) log-sum-exp of scaled logits of each request's signal tokens over the rows of given segments.
+    """(C, N, G) log-sum-exp of scaled logits of each request's signal tokens over the rows of given segments."""
+    chunks = _segment_logits(q_GNH, k_PKH, layout, readout, segments_C, requests_C, scale, spec)
+    return torch.cat([z_CNGL.logsumexp(-1) for _, z_CNGL in chunks])
 
-    A signal token reads rows of its own segment up to itself where the query segment is causal. Computed in chunks
-    of segments, each padded to its longest.
+
+def _segment_logits(
+    q_GNH: Tensor,
+    k_PKH: Tensor,
+    layout: PackedLayout,
+    readout: Readout,
+    segments_C: Ints,
+    requests_C: Ints,
+    scale: float,
+    spec: RankSpec,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of segments, each with its scaled logits (C, N, G, L), padded to its longest with -inf.
+
+    A signal token reads rows of its own segment up to itself where the query segment is causal.
     """
     lengths = layout.ends_S[segments_C] - layout.starts_S[segments_C]
-    parts = []
     for chunk in _chunks(lengths):
         segments, requests = segments_C[chunk], torch.from_numpy(requests_C[chunk]).to(q_GNH.device)
         rows_CL, real_CL = _padded_rows(layout, segments)
@@ -105,8 +154,7 @@ def segment_lse(
             own_CL = rows_CL.to(q_GNH.device)[:, None, :] - layout.cached_rows
             is_own = torch.tensor(causal, device=q_GNH.device)[:, None, None]
             allowed_CGL = allowed_CGL & (~is_own | (own_CL <= position_CG1))
-        parts.append(_lse(q_CGNH, k_CLKH, allowed_CGL, scale, spec))
-    return torch.cat(parts)
+        yield chunk, _logits(q_CGNH, k_CLKH, allowed_CGL, scale, spec)
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
@@ -140,8 +188,8 @@ def _own_segments(layout: PackedLayout, segments: Ints) -> list[bool]:
     return own if any(own) else []
 
 
-def _lse(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec: RankSpec) -> Tensor:
-    """(C, N, G) masked log-sum-exp; grouped heads share their key head, joined heads act as one of width N*H."""
+def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec: RankSpec) -> Tensor:
+    """(C, N, G, L) masked logits; grouped heads share their key head, joined heads act as one of width N*H."""
     segments, signals, heads, width = q_CGNH.shape
     length, kv_heads = k_CLKH.shape[1:3]
     if spec.joined_heads:
@@ -160,8 +208,8 @@ def _lse(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec
         k_CKLH = F.normalize(k_CKLH, dim=-1)
         q_CKRH = F.normalize(q_CKRH, dim=-1) if spec.cosine == "both" else q_CKRH / math.sqrt(q_CKRH.shape[-1])
     z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * scale).reshape(segments, heads, signals, length)
-    lse_CNG = z_CNGL.masked_fill(~allowed_CGL[:, None], -math.inf).logsumexp(-1)
-    return lse_CNG[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else lse_CNG
+    z_CNGL = z_CNGL.masked_fill(~allowed_CGL[:, None], -math.inf)
+    return z_CNGL[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else z_CNGL
 
 
 def _by_request(values_C: Tensor, readout: Readout) -> Tensor:
@@ -185,17 +233,18 @@ def _rest(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, readout: Readout, 
     return table
 
 
-def _pool_signals(lse_CNG: Tensor, rest_BNG: Tensor | None, readout: Readout, spec: RankSpec) -> Tensor:
-    """(C,) log scores from log-sum-exps, pooled over heads and the real signal tokens."""
-    owner_C = torch.from_numpy(readout.requests_C).to(lse_CNG.device)
-    real_C1G = readout.signal_mask_BG.index_select(0, owner_C)[:, None, :]
-    pairs_C = real_C1G.sum((1, 2)) * lse_CNG.shape[1]
-    if spec.signal_pooling == "geometric":
-        mean_C = lse_CNG.masked_fill(~real_C1G, 0.0).sum((1, 2)) / pairs_C
-        return _by_request(mean_C, readout).log_softmax(1).flatten().index_select(0, readout.slot_C)
+def _real_signals(readout: Readout) -> Tensor:
+    """(C, 1, G) which places of the padded signal tokens are real, for each document's request."""
+    owner_C = torch.from_numpy(readout.requests_C).to(readout.signal_mask_BG.device)
+    return readout.signal_mask_BG.index_select(0, owner_C)[:, None, :]
+
+
+def _log_shares(lse_CNG: Tensor, rest_BNG: Tensor | None, readout: Readout) -> Tensor:
+    """(C, N, G) log of the share of each pair's attention that a document gets, -inf for signal tokens that are
+    padding."""
     total_BNG = _by_request(lse_CNG, readout).logsumexp(1)
     if rest_BNG is not None:
         total_BNG = torch.logaddexp(total_BNG, rest_BNG)
+    owner_C = torch.from_numpy(readout.requests_C).to(lse_CNG.device)
     # Document by document, not in the padded table: a log-sum-exp over nothing but -inf has no gradient.
-    shares_CNG = (lse_CNG - total_BNG.index_select(0, owner_C)).masked_fill(~real_C1G, -math.inf)
-    return shares_CNG.flatten(1).logsumexp(1) - pairs_C.log()
+    return (lse_CNG - total_BNG.index_select(0, owner_C)).masked_fill(~_real_signals(readout), -math.inf)

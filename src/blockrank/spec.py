@@ -183,6 +183,13 @@ class RankSpec:
         """The template itself."""
         return TEMPLATES[self.template] if isinstance(self.template, str) else self.template
 
+    @property
+    def documents_stand_alone(self) -> bool:
+        """Whether a document's keys depend on nothing but its own text and the instruction, and nothing below the
+        scoring layer depends on them: then they may be computed once and read out for many queries."""
+        prompt = self.prompt
+        return self.query_reads == "own" and not prompt.reads_query_first and not prompt.numbers_documents
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; the template stays a name where it is built in."""
         return {"version": SPEC_VERSION, **asdict(self)}

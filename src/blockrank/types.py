@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, overload
 
 __all__ = [
     "BlockrankError",
     "Document",
+    "Evidence",
     "InputError",
     "MissingExtraError",
     "ModelError",
@@ -52,7 +53,25 @@ class Document:
     @property
     def content(self) -> str:
         """Title, space and text, stripped: what a model reads."""
-        return f"{self.title} {self.text}".strip() if self.title else self.text.strip()
+        return self._joined.strip()
+
+    @property
+    def _joined(self) -> str:
+        return f"{self.title} {self.text}" if self.title else self.text
+
+    def locate(self, start: int, end: int) -> tuple[Literal["title", "text"], int, int]:
+        """Where the characters [start, end) of `content` stand: the field, and start and end in it as given.
+
+        A span over the seam of title and text is cut to the part in the title.
+        """
+        lead = len(self._joined) - len(self._joined.lstrip())
+        start, end = start + lead, end + lead
+        if not self.title:
+            return "text", start, end
+        if start < len(self.title):
+            return "title", start, min(end, len(self.title))
+        offset = len(self.title) + 1
+        return "text", max(start - offset, 0), max(end - offset, 0)
 
 
 DocumentLike = str | Document | Mapping[str, Any]
@@ -109,6 +128,7 @@ class RankRequest:
 
     `documents` may be strings, `Document`s or mappings with `text` (and `doc_id`/`_id`/`id`, `title`); they are
     normalised to `Document`s whose ids are unique. `top_k` keeps the best so many in the ranking; None keeps all.
+    `evidence` asks for the characters of each document that received the attention.
 
     Raises `InputError` on an empty query, no documents, an empty document, a duplicate id, or text that is not text.
     """
@@ -117,6 +137,7 @@ class RankRequest:
     documents: Sequence[DocumentLike]
     query_id: str = "0"
     top_k: int | None = None
+    evidence: bool = False
 
     def __post_init__(self) -> None:
         if not _check_text(self.query, "query").strip():
@@ -142,11 +163,26 @@ class RankRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """The attention that one token of a document received.
+
+    [start, end): the token's characters in the document's `field`, as the caller gave it. `share`: its part of the
+    document's attention, in [0, 1]; the shares of a document sum to one less what fell on the prompt's frame.
+    """
+
+    field: Literal["title", "text"]
+    start: int
+    end: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class RankedDocument:
     """One place of a ranking.
 
     `rank` counts from 1; `index` is the document's position in the request; `tokens` is how many of its own tokens
-    the model read and `cut_tokens` how many were dropped to respect the length limit.
+    the model read and `cut_tokens` how many were dropped to respect the length limit. `evidence`: where in it the
+    attention fell, token by token in reading order, if the request asked for it.
     """
 
     rank: int
@@ -155,6 +191,7 @@ class RankedDocument:
     document: Document
     tokens: int = 0
     cut_tokens: int = 0
+    evidence: tuple[Evidence, ...] = ()
 
     @property
     def doc_id(self) -> str:
@@ -175,6 +212,8 @@ class RankedDocument:
             entry["title"] = self.document.title
         if self.cut_tokens:
             entry["cut_tokens"] = self.cut_tokens
+        if self.evidence:
+            entry["evidence"] = [asdict(item) for item in self.evidence]
         return entry
 
 
@@ -199,6 +238,7 @@ class Ranking(Sequence[RankedDocument]):
         tokens: Sequence[int] | None = None,
         cut_tokens: Sequence[int] | None = None,
         query_cut_tokens: int = 0,
+        evidence: Sequence[tuple[Evidence, ...]] | None = None,
     ) -> Ranking:
         """Sort by score, descending; equal scores keep the order of the request."""
         assert len(scores) == len(request.candidates), "a scorer returns one score a document"
@@ -211,6 +251,7 @@ class Ranking(Sequence[RankedDocument]):
                 request.candidates[index],
                 tokens[index] if tokens else 0,
                 cut_tokens[index] if cut_tokens else 0,
+                evidence[index] if evidence else (),
             )
             for rank, index in enumerate(order, start=1)
         )
@@ -256,10 +297,19 @@ class RequestRanker(ABC):
         """Rank a stream of requests lazily, in order."""
 
     def rank(
-        self, query: str, documents: Sequence[DocumentLike], top_k: int | None = None, query_id: str = "0"
+        self,
+        query: str,
+        documents: Sequence[DocumentLike],
+        top_k: int | None = None,
+        query_id: str = "0",
+        *,
+        evidence: bool = False,
     ) -> Ranking:
-        """Rank the documents of one query. Raises `InputError` on input that cannot be ranked."""
-        return self.rank_many([RankRequest(query, documents, query_id, top_k)])[0]
+        """Rank the documents of one query; arguments as in `RankRequest`.
+
+        Raises `InputError` on input that cannot be ranked.
+        """
+        return self.rank_many([RankRequest(query, documents, query_id, top_k, evidence)])[0]
 
     def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
         """Rank many requests, in order; each result equals that of its request alone."""

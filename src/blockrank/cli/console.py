@@ -21,7 +21,7 @@ from blockrank.types import BlockrankError
 if TYPE_CHECKING:
     from blockrank.ranker import Ranker
 
-_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 ModelOption = Annotated[
     str | None,
@@ -146,12 +146,16 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), width
             gap + cell if at in right else cell + gap for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))
         ]
         line = "  ".join(cells).rstrip()
-        lines.append(line if width is None or cell_len(line) <= width else set_cell_size(line, width - 1) + _ELLIPSIS)
+        lines.append(line if width is None or cell_len(line) <= width else set_cell_size(line, width - 1) + ELLIPSIS)
     return lines
 
 
 def preview(text: str, length: int = 100) -> str:
-    """The beginning of a text on one line; control characters are taken out, for a terminal would obey them."""
-    line = " ".join(text[: 4 * length].split())
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
-    return line if len(line) <= length else line[: length - 1].rstrip() + _ELLIPSIS
+    """The beginning of a text on one line, without control characters."""
+    line = printable(" ".join(text[: 4 * length].split()))
+    return line if len(line) <= length else line[: length - 1].rstrip() + ELLIPSIS
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are replaced: a terminal would obey them."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from blockrank.cli.console import (
     BackendOption,
@@ -23,24 +21,20 @@ from blockrank.cli.console import (
     ModelOption,
     SegmentOption,
     VerboseOption,
-    aligned,
     data_stream,
     load_ranker,
     logs,
     note,
-    preview,
     terminal,
 )
+from blockrank.cli.drawing import drawing, plain_text
 from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOption, QueryArgument, RequestsOption
 from blockrank.data import json_line, trec_lines
 from blockrank.types import Ranking, RankRequest
 
-_BAR_WIDTH = 16
-_DOC_ID_WIDTH = 32
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-
 TrecOption = Annotated[bool, typer.Option("--trec", help="Write a TREC run: query_id Q0 doc_id rank score tag.")]
 TopOption = Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Keep the best so many documents.")]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Show which words of each document made its score.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, whole or not at all.")]
 BudgetOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Tokens of requests packed into one forward.")
@@ -56,6 +50,7 @@ def rank_command(
     top_k: TopOption = None,
     as_json: JsonOption = False,
     as_trec: TrecOption = False,
+    explain: ExplainOption = False,
     output: OutputOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -69,10 +64,12 @@ def rank_command(
     """Rank documents for a query, or every request of a file."""
     if as_json and as_trec:
         raise typer.BadParameter("--json and --trec exclude each other.")
+    if explain and as_trec:
+        raise typer.BadParameter("a TREC run cannot carry evidence: --explain takes no --trec.")
     inputs = Inputs(query, files or [], documents, requests, lines)
     with logs(verbose):
         inputs.check()
-        stream = _peeked(inputs.read())
+        stream = _peeked(replace(request, evidence=explain) for request in inputs.read())
         ranker = load_ranker(
             model,
             device=device,
@@ -152,36 +149,3 @@ def _write(rankings: Iterable[Ranking], form: Callable[[Ranking], str], output: 
 def trec_text(ranking: Ranking) -> str:
     """The lines of a TREC run."""
     return "\n".join(trec_lines(ranking))
-
-
-def plain_text(ranking: Ranking) -> str:
-    """The query, then a line a document: rank, score, doc_id and its beginning."""
-    rows = [
-        (str(entry.rank), f"{entry.score:.4f}", preview(entry.doc_id), preview(entry.document.content))
-        for entry in ranking
-    ]
-    return "\n".join([preview(ranking.query), *aligned(rows, right=(0,))])
-
-
-def drawing(ranking: Ranking, width: int) -> Text:
-    """The same for a terminal, with a bar for each score, relative to the best."""
-    best = max(ranking[0].score, sys.float_info.min)
-    rows = [
-        (
-            str(entry.rank),
-            f"{entry.score:.4f}",
-            bar(entry.score / best),
-            preview(entry.doc_id, _DOC_ID_WIDTH),
-            preview(entry.document.content, width),
-        )
-        for entry in ranking
-    ]
-    drawn = Text("\n".join(aligned(rows, right=(0,), width=width)))
-    drawn.highlight_regex(f"[{_EIGHTHS.strip()}]+", "cyan")
-    return Text.assemble((preview(ranking.query, width), "bold"), "\n", drawn, "\n")
-
-
-def bar(share: float) -> str:
-    """A bar of block characters, `share` in [0, 1] of its columns, padded."""
-    full, rest = divmod(round(share * _BAR_WIDTH * 8), 8)
-    return ("█" * full + _EIGHTHS[rest]).ljust(_BAR_WIDTH)[:_BAR_WIDTH]

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from blockrank.scorers.attention import AttentionScorer
-from blockrank.scorers.base import Scorer
+from blockrank.scorers.base import Scored, Scorer
 
-__all__ = ["AttentionScorer", "Scorer"]
+__all__ = ["AttentionScorer", "Scored", "Scorer"]

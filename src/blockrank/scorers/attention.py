@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from blockrank.layout import PackedLayout
 from blockrank.model import RankModel
-from blockrank.signals import log_scores
+from blockrank.scorers.base import Scored
+from blockrank.signals import log_scores, token_shares
 
 
 class AttentionScorer:
@@ -17,7 +16,8 @@ class AttentionScorer:
     name: ClassVar[str] = "attention"
     needs_head: ClassVar[bool] = False
 
-    def score(self, model: RankModel, layout: PackedLayout) -> Tensor:
+    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         """Scores (C,) that sum to one over a request's documents (unless the spec's softmax is over all keys)."""
-        capture = model.forward(layout)
-        return log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale).exp()
+        capture = model.read(layout)
+        read = (capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale)
+        return Scored(log_scores(*read).exp(), token_shares(*read) if evidence else None)

@@ -1,0 +1,8 @@
+"""From segment texts to one packed token stream: tokenise, limit, pack."""
+
+from __future__ import annotations
+
+from blockrank.layout.packed import PackedLayout, pack, ranges_flat
+from blockrank.layout.tokens import Ints, PromptTokenizer, Segment, TokenisedRequest
+
+__all__ = ["Ints", "PackedLayout", "PromptTokenizer", "Segment", "TokenisedRequest", "pack", "ranges_flat"]

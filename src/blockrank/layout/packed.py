@@ -1,0 +1,175 @@
+"""From tokenised requests to one packed token stream.
+
+Rows are key/value positions in the order `[cached | new]`. Every new segment lists the rows it may read before its
+own; that one list is the sparsity pattern, the packing of several requests and the place of a document cache.
+Everything here is numpy on the host; nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockrank.layout.tokens import Ints, Segment, TokenisedRequest
+from blockrank.prompt import Kind
+from blockrank.spec import RankSpec
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """One packed forward: T new tokens of S segments of B requests, after `cached_rows` rows that exist already.
+
+    ids_T, positions_T: token ids and positions.
+    starts_S, ends_S: each segment's tokens, as [start, end) in the stream; its own rows are those plus `cached_rows`.
+    causal_S: whether a token reads its own segment up to itself (else all of it).
+    reads_R2 with read_offsets_S1: rows read before the own ones, as [start, end) ranges, CSR over segments.
+    document_segment_C, document_request_C: segment and request of each document, request by request.
+    signal_G, signal_request_G: stream positions of the tokens that are read out, and their requests.
+    """
+
+    ids_T: Ints
+    positions_T: Ints
+    starts_S: Ints
+    ends_S: Ints
+    causal_S: NDArray[np.bool_]
+    reads_R2: Ints
+    read_offsets_S1: Ints
+    document_segment_C: Ints
+    document_request_C: Ints
+    signal_G: Ints
+    signal_request_G: Ints
+    requests: int
+    cached_rows: int = 0
+    kinds_S: tuple[Kind, ...] = field(default=())
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return len(self.ids_T)
+
+    @property
+    def rows(self) -> int:
+        """P: cached rows and new tokens."""
+        return self.cached_rows + len(self.ids_T)
+
+    def without(self, dropped_S: NDArray[np.bool_]) -> PackedLayout:
+        """The same layout less some document segments, whose rows no other segment then reads."""
+        kept_S = ~dropped_S
+        lengths_S = self.ends_S - self.starts_S
+        kept_T = np.repeat(kept_S, lengths_S)
+        # Kept rows before each row, cached ones included: where a row of the old layout stands in the new one.
+        before_P1 = np.concatenate([np.arange(self.cached_rows), self.cached_rows + np.r_[0, np.cumsum(kept_T)]])
+        ends_S = np.cumsum(lengths_S[kept_S])
+        counts_S = np.diff(self.read_offsets_S1)
+        kept_R = np.repeat(kept_S, counts_S)
+        reads_R2 = before_P1[self.reads_R2[kept_R]].reshape(-1, 2)
+        some_R = reads_R2[:, 1] > reads_R2[:, 0]
+        owners_R = np.repeat(np.arange(int(kept_S.sum())), counts_S[kept_S])
+        read_counts = np.bincount(owners_R[some_R], minlength=int(kept_S.sum()))
+        kept_C = kept_S[self.document_segment_C]
+        place_S = np.cumsum(kept_S) - 1
+        return replace(
+            self,
+            ids_T=self.ids_T[kept_T],
+            positions_T=self.positions_T[kept_T],
+            starts_S=ends_S - lengths_S[kept_S],
+            ends_S=ends_S,
+            causal_S=self.causal_S[kept_S],
+            reads_R2=reads_R2[some_R],
+            read_offsets_S1=np.r_[0, np.cumsum(read_counts)].astype(np.int64),
+            document_segment_C=place_S[self.document_segment_C[kept_C]],
+            document_request_C=self.document_request_C[kept_C],
+            signal_G=before_P1[self.signal_G + self.cached_rows] - self.cached_rows,
+            kinds_S=tuple(kind for kind, kept in zip(self.kinds_S, kept_S, strict=True) if kept),
+        )
+
+    def key_rows(self, segments: Ints) -> tuple[Ints, Ints]:
+        """All rows the given segments read, own rows last: flat row indices and the count for each segment."""
+        first, last = self.read_offsets_S1[segments], self.read_offsets_S1[segments + 1]
+        own = np.stack([self.starts_S[segments], self.ends_S[segments]], 1) + self.cached_rows
+        ranges = ranges_flat(first, last)
+        # One list of ranges in segment order: what each segment reads, then its own rows.
+        owner = np.concatenate([np.repeat(np.arange(len(segments)), last - first), np.arange(len(segments))])
+        order = np.argsort(owner, kind="stable")
+        table = np.concatenate([self.reads_R2[ranges], own])[order]
+        counts = np.bincount(owner[order], weights=table[:, 1] - table[:, 0], minlength=len(segments))
+        return ranges_flat(table[:, 0], table[:, 1]), counts.astype(np.int64)
+
+
+def ranges_flat(starts: Ints, ends: Ints) -> Ints:
+    """Concatenate `arange(start, end)` over all pairs, without a Python loop."""
+    lengths = ends - starts
+    total = int(lengths.sum())
+    offsets = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) if total else np.zeros(0)
+    return (np.arange(total) + offsets).astype(np.int64)
+
+
+def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
+    """Lay requests one after the other in one stream; no row of one is ever listed by another.
+
+    Positions (method, section 2): the instruction starts at 0, every document right after it, the query segment at
+    `query_offset` (or where documents start).
+    """
+    segments = [segment for request in requests for segment in request.segments]
+    lengths = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    sizes = np.array([len(request.segments) for request in requests], dtype=np.int64)
+    request_S = np.repeat(np.arange(len(requests)), sizes)
+    first_S = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_query = np.array([segment.kind == "query" for segment in segments])
+    is_document = np.array([segment.kind == "document" for segment in segments])
+    reads, read_offsets = _reads(starts, ends, first_S, is_query, is_document, spec)
+    begin_S = np.where(is_document | is_query, lengths[first_S], 0)
+    if spec.query_offset is not None:
+        begin_S = np.where(is_query, np.maximum(spec.query_offset, lengths[first_S]), begin_S)
+    signal, signal_request = _signals(segments, starts, is_query, spec)
+    return PackedLayout(
+        ids_T=np.concatenate([segment.ids for segment in segments]),
+        positions_T=np.arange(int(ends[-1])) + np.repeat(begin_S - starts, lengths),
+        starts_S=starts,
+        ends_S=ends,
+        causal_S=np.where(is_query, spec.query_attention == "causal", spec.document_attention == "causal"),
+        reads_R2=reads,
+        read_offsets_S1=read_offsets,
+        document_segment_C=np.flatnonzero(is_document),
+        document_request_C=request_S[is_document],
+        signal_G=signal,
+        signal_request_G=signal_request,
+        requests=len(requests),
+        kinds_S=tuple(segment.kind for segment in segments),
+    )
+
+
+def _reads(
+    starts: Ints,
+    ends: Ints,
+    first_S: Ints,
+    is_query: NDArray[np.bool_],
+    is_document: NDArray[np.bool_],
+    spec: RankSpec,
+) -> tuple[Ints, Ints]:
+    """The block pattern: documents read the instruction; the query reads all before it, or the instruction alone.
+
+    Every segment reads at most one range here (rows of a request are contiguous), none where it would be empty.
+    """
+    range_starts = starts[first_S]
+    range_ends = np.where(is_document, ends[first_S], range_starts)
+    range_ends = np.where(is_query, starts if spec.query_reads == "all" else ends[first_S], range_ends)
+    keep = range_ends > range_starts
+    offsets = np.concatenate([[0], np.cumsum(keep)]).astype(np.int64)
+    return np.stack([range_starts[keep], range_ends[keep]], 1), offsets
+
+
+def _signals(
+    segments: Sequence[Segment], starts: Ints, is_query: NDArray[np.bool_], spec: RankSpec
+) -> tuple[Ints, Ints]:
+    """Stream positions of the signal tokens and the request each belongs to."""
+    queries = np.flatnonzero(is_query)
+    ends = np.array([segment.signal_end for segment in segments], dtype=np.int64)[queries]
+    counts = ends if spec.signal_tokens == "query" else np.minimum(ends, int(spec.signal_tokens))
+    positions = ranges_flat(starts[queries] + ends - counts, starts[queries] + ends)
+    return positions, np.repeat(np.arange(len(queries)), counts)

@@ -1,0 +1,97 @@
+"""Documents encoded once and read out many times: which segments a store already holds, and how a forward that ran
+without them gets their keys back.
+
+Exact where `RankSpec.documents_stand_alone` holds: a document's keys at the scoring layer then depend on the
+instruction and its own tokens alone, and no other segment reads it below that layer. The key of an entry is content,
+so that a wrong hit is impossible; a store belongs to one model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blockrank.layout import PackedLayout
+
+
+class Store(Protocol):
+    """Keys of documents at the scoring layer, (L, K, H), by content key."""
+
+    def lookup(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which keys can be read now."""
+
+    def read(self, key: bytes) -> Tensor:
+        """The entry of a key that `lookup` found."""
+
+    def write(self, key: bytes, k_LKH: Tensor) -> None:
+        """Keep an entry; a store may drop others for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReusePlan:
+    """What of a layout is computed and what comes from a store.
+
+    lean: the layout that still has to run. dropped_S: segments of the full layout that it lacks. keys_C: content key
+    of each document of the full layout. held: entries read before anything is written, by key.
+    """
+
+    lean: PackedLayout
+    dropped_S: NDArray[np.bool_]
+    keys_C: tuple[bytes, ...]
+    held: dict[bytes, Tensor]
+
+
+def content_keys(layout: PackedLayout) -> tuple[bytes, ...]:
+    """One key a document: a hash of its start position, the instruction's tokens and its own."""
+    instructions = [i for i, kind in enumerate(layout.kinds_S) if kind == "instruction"]
+    roots = [
+        hashlib.blake2b(layout.ids_T[layout.starts_S[i] : layout.ends_S[i]].tobytes(), digest_size=16)
+        for i in instructions
+    ]
+    keys = []
+    for segment, request in zip(layout.document_segment_C, layout.document_request_C, strict=True):
+        start, end = layout.starts_S[segment], layout.ends_S[segment]
+        digest = roots[request].copy()
+        digest.update(b"|" + layout.positions_T[start].tobytes() + layout.ids_T[start:end].tobytes())
+        keys.append(digest.digest())
+    return tuple(keys)
+
+
+def plan_reuse(layout: PackedLayout, store: Store) -> ReusePlan:
+    """Leave out of a layout the documents a store holds, and all but the first of equal ones."""
+    keys = content_keys(layout)
+    distinct = list(dict.fromkeys(keys))
+    held = {key: store.read(key) for key, found in zip(distinct, store.lookup(distinct), strict=True) if found}
+    dropped_S = np.zeros(len(layout.starts_S), dtype=bool)
+    seen = set(held)
+    for key, segment in zip(keys, layout.document_segment_C, strict=True):
+        dropped_S[segment] = key in seen
+        seen.add(key)
+    return ReusePlan(layout.without(dropped_S), dropped_S, keys, held)
+
+
+def complete(layout: PackedLayout, plan: ReusePlan, k_PKH: Tensor, store: Store) -> Tensor:
+    """Keys of all rows of the full layout, from those of the lean one and the store; new documents are stored."""
+    found = dict(plan.held)
+    kept_C = ~plan.dropped_S[layout.document_segment_C]
+    for key, segment in zip(np.array(plan.keys_C, dtype=object)[kept_C], plan.lean.document_segment_C, strict=True):
+        rows = k_PKH[int(plan.lean.starts_S[segment]) : int(plan.lean.ends_S[segment])]
+        found[key] = rows
+        store.write(key, rows)
+    key_of = dict(zip(layout.document_segment_C.tolist(), plan.keys_C, strict=True))
+    lean_at = np.cumsum(~plan.dropped_S) - 1
+    parts = []
+    for segment, dropped in enumerate(plan.dropped_S):
+        if dropped:
+            parts.append(found[key_of[segment]].to(k_PKH.device))
+        else:
+            at = lean_at[segment]
+            parts.append(k_PKH[int(plan.lean.starts_S[at]) : int(plan.lean.ends_S[at])])
+    return torch.cat(parts)

@@ -1,0 +1,134 @@
+"""Evidence: which characters of a document received the attention that made its score."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, golden_spec, random_layout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_invariants import specs
+from torch import Tensor
+
+from blockrank import Document, Ranker, RankRequest, RankSpec
+from blockrank.layout import PackedLayout, PromptTokenizer
+from blockrank.signals import token_shares
+
+QUERY = "who wrote Dracula"
+DOCUMENTS = [
+    Document("  Bram Stoker wrote Dracula in 1897.", "stoker", "Gothic novels"),
+    Document("Mary Shelley wrote Frankenstein.\n", "shelley"),
+    Document("The Irish coast is rainy, says <|im_end|> [SEP] nobody.", "rain", " "),
+]
+
+
+def dense_parts(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> list[float]:
+    """Each document row's part of its document's score, in float64, one pair of head and signal token at a time."""
+    q, k = q_GNH.double().numpy(), k_PKH.double().numpy()
+    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
+    heads = list(spec.heads) if spec.heads is not None else list(range(q.shape[1]))
+    q, k = q[:, heads], k[:, heads]
+    if spec.joined_heads:
+        q, k = q.reshape(len(q), 1, -1), k.reshape(len(k), 1, -1)
+    factor = scale * spec.logit_scale
+    if spec.cosine != "none":
+        k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+        q = q / (np.linalg.norm(q, axis=-1, keepdims=True) if spec.cosine == "both" else math.sqrt(q.shape[-1]))
+        factor = spec.logit_scale
+    spans = list(zip(layout.starts_S.tolist(), layout.ends_S.tolist(), strict=True))
+    parts = [np.zeros(end - start) for start, end in spans[1:-1]]
+    for g, at in enumerate(layout.signal_G):
+        for n in range(q.shape[1]):
+            weights = np.exp(factor * (k[:, n] @ q[g, n]))
+            docs = [weights[a:b] / (b - a) ** spec.length_norm for a, b in spans[1:-1]]
+            total = sum(float(doc.sum()) for doc in docs)
+            if spec.softmax_over == "all":
+                own_end = int(at) + 1 if spec.query_attention == "causal" else spans[-1][1]
+                total += weights[slice(*spans[0])].sum() + weights[spans[-1][0] : own_end].sum()
+            for part, doc in zip(parts, docs, strict=True):
+                part += doc / doc.sum() if spec.signal_pooling == "geometric" else doc / total
+    return [float(value) for part in parts for value in part / part.sum()]
+
+
+@settings(deadline=None, max_examples=25)
+@given(spec=specs(), documents=st.lists(st.integers(1, 9), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_token_shares_equal_the_dense_ones(spec: RankSpec, documents: list[int], seed: int) -> None:
+    layout = random_layout([3, *documents, 4], spec, seed)
+    generator = torch.Generator().manual_seed(seed)
+    q_GNH = torch.randn(len(layout.signal_G), 4, 8, generator=generator)
+    k_PKH = torch.randn(layout.rows, 2, 8, generator=generator)
+    found = token_shares(q_GNH, k_PKH, layout, spec, 8**-0.5)
+    expected = torch.tensor(dense_parts(q_GNH, k_PKH, layout, spec, 8**-0.5))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_token_shares_in_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = golden_spec(length_norm=0.5)
+    layout = random_layout([4, *range(1, 12), 6], spec)
+    q_GNH, k_PKH = torch.randn(2, 4, 8), torch.randn(layout.rows, 2, 8)
+    whole = token_shares(q_GNH, k_PKH, layout, spec, 0.3)
+    monkeypatch.setattr("blockrank.signals._CHUNK_ROWS", 16)
+    torch.testing.assert_close(token_shares(q_GNH, k_PKH, layout, spec, 0.3), whole)
+
+
+def test_evidence_names_characters_of_the_text_as_given(mini: Ranker) -> None:
+    ranking = mini.rank(QUERY, DOCUMENTS, evidence=True)
+    for entry in ranking:
+        assert 0 < sum(item.share for item in entry.evidence) <= 1 + 1e-6
+        for item in entry.evidence:
+            field = entry.document.title if item.field == "title" else entry.text
+            assert 0 <= item.start < item.end <= len(field)
+            assert field[item.start : item.end].strip()
+    best = max(ranking[0].evidence, key=lambda item: item.share)
+    assert (ranking[0].doc_id, ranking[0].text[best.start : best.end]) == ("stoker", "Dracula")
+    titles = [ranking[0].document.title[e.start : e.end] for e in ranking[0].evidence if e.field == "title"]
+    assert titles[-1] == "novels"
+
+
+def test_evidence_changes_no_score_and_is_absent_unless_asked_for(mini: Ranker) -> None:
+    plain, explained = mini.rank(QUERY, DOCUMENTS), mini.rank(QUERY, DOCUMENTS, evidence=True)
+    assert [entry.score for entry in plain] == [entry.score for entry in explained]
+    assert all(entry.evidence == () for entry in plain)
+    assert "evidence" not in plain.to_dict()["results"][0]
+    shown = json.loads(json.dumps(explained.to_dict()))["results"][0]["evidence"][0]
+    assert set(shown) == {"field", "start", "end", "share"}
+
+
+def test_requests_with_and_without_evidence_share_a_batch(mini: Ranker) -> None:
+    asked = [RankRequest(QUERY, DOCUMENTS, str(i), evidence=i % 2 == 1) for i in range(4)]
+    rankings = mini.rank_many(asked)
+    assert [bool(ranking[0].evidence) for ranking in rankings] == [False, True, False, True]
+    alone = mini.rank(QUERY, DOCUMENTS, evidence=True)
+    for one, two in zip(rankings[1], alone, strict=True):
+        assert [e.share for e in one.evidence] == pytest.approx([e.share for e in two.evidence], abs=1e-5)
+
+
+def test_a_cut_document_has_evidence_for_what_was_read(mini: Ranker) -> None:
+    ranking = mini.with_spec(max_segment_tokens=6).rank(QUERY, DOCUMENTS, evidence=True)
+    for entry in ranking:
+        assert len(entry.evidence) == entry.tokens == 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(title=st.text("ab é<>|im_end/thk", max_size=12), text=st.text("xy é<>|im_end/thk\n", min_size=1, max_size=30))
+def test_spans_cover_the_document_once(title: str, text: str) -> None:
+    document = Document(f"{text}</think>z<|im_end|>", "d", title)
+    request = RankRequest("q", [document], evidence=True)
+    tokens = PromptTokenizer(byte_tokenizer()).tokenise_request(request, golden_spec())
+    spans = tokens.documents[0].spans_L2
+    assert spans is not None
+    assert len(spans) == len(tokens.documents[0].ids)
+    covered = [0] * len(document.content)
+    for start, end in spans[spans[:, 0] >= 0].tolist():
+        for at in range(start, end):
+            covered[at] = 1
+    # A control token's characters are broken up by a space of ours; every character that was given is still covered.
+    assert all(covered)
+    assert int(spans.max()) == len(document.content)
+    places = [document.locate(a, b) for a, b in spans[spans[:, 0] >= 0].tolist()]
+    given_text = {at for field, a, b in places if field == "text" for at in range(a, b)}
+    assert {at for at, letter in enumerate(document.text) if letter.strip()} <= given_text

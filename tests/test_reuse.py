@@ -1,0 +1,139 @@
+"""Documents encoded once: same scores as without, entries by content, and a bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import golden_spec, random_layout, tokenised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockrank import Document, InputError, Ranker, RankRequest
+from blockrank.attention.reference import dense_mask
+from blockrank.cache import MemoryStore
+from blockrank.layout import pack
+from blockrank.reuse import content_keys
+
+WORDS = ("egg", "boil", "ten", "minutes", "Oslo", "fjord", "is", "the", "capital", "of", "Norway", "42")
+POOL = [Document(" ".join(WORDS[i % 5 : 6 + i % 7]) + f" {i}", f"d{i}") for i in range(12)]
+
+
+@pytest.fixture
+def reusing(mini: Ranker) -> Ranker:
+    """A ranker of its own over the same weights, so that no other test meets its store."""
+    return mini.with_spec()
+
+
+def scores(ranker: Ranker, requests: list[RankRequest]) -> list[float]:
+    return [entry.score for ranking in ranker.rank_many(requests) for entry in sorted(ranking, key=lambda e: e.index)]
+
+
+requests_over_pool = st.lists(
+    st.tuples(st.sampled_from(WORDS), st.lists(st.integers(0, 11), min_size=1, max_size=8, unique=True)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=15)
+@given(asked=requests_over_pool)
+def test_reuse_changes_no_score(mini: Ranker, asked: list[tuple[str, list[int]]]) -> None:
+    requests = [RankRequest(word, [POOL[i] for i in at], str(n)) for n, (word, at) in enumerate(asked)]
+    reusing = mini.with_spec()
+    reusing.model.store = MemoryStore(1 << 24)
+    expected = scores(mini, requests)
+    for _ in range(2):  # filling the store, then reading from it
+        assert scores(reusing, requests) == pytest.approx(expected, abs=1e-5)
+    assert len(reusing.model.store) == len({i for _, at in asked for i in at})  # type: ignore[arg-type]
+
+
+def test_remembered_documents_score_the_same_bits_whatever_came_before(reusing: Ranker) -> None:
+    requests = [RankRequest(word, POOL[n:], word) for n, word in enumerate(WORDS[:6])]
+    seen: list[tuple[int, int]] = []
+    assert reusing.remember(POOL, 1 << 24, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+    whole = [scores(reusing, [request]) for request in requests]
+    reusing.forget()
+    assert reusing.model.store is None
+    assert reusing.remember(list(reversed(POOL)), 1 << 24)
+    assert [scores(reusing, [request]) for request in requests[3:]] == whole[3:]
+
+
+def test_remembered_documents_are_not_encoded_again(reusing: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reusing.remember(POOL, 1 << 24)
+    tokens: list[int] = []
+    forward = type(reusing.model).forward
+    monkeypatch.setattr(
+        type(reusing.model), "forward", lambda self, layout: tokens.append(layout.tokens) or forward(self, layout)
+    )
+    reusing.rank("Oslo", POOL)
+    assert tokens == [3]  # the query alone
+    reusing.rank("Oslo", [*POOL, "new words", "new words"])
+    assert tokens == [3, 3 + 4]
+
+
+def test_remember_declines_what_it_cannot_do(mini: Ranker, reusing: Ranker) -> None:
+    assert not reusing.remember(POOL, 1000)
+    assert not reusing.remember([], 1 << 24)
+    assert not mini.with_spec(query_reads="all").remember(POOL, 1 << 24)
+    assert not mini.with_spec(template="query-first-bert").remember(POOL, 1 << 24)
+    assert reusing.model.store is None
+
+
+def test_evidence_survives_reuse(mini: Ranker, reusing: Ranker) -> None:
+    reusing.remember(POOL, 1 << 24)
+    for one, two in zip(reusing.rank("Oslo", POOL, evidence=True), mini.rank("Oslo", POOL, evidence=True), strict=True):
+        assert [e.share for e in one.evidence] == pytest.approx([e.share for e in two.evidence], abs=1e-5)
+
+
+def test_the_key_of_a_document_is_its_content() -> None:
+    spec = golden_spec(query_reads="own")
+    layout = random_layout([3, 4, 4, 2], spec)
+    one, two = content_keys(layout)
+    assert one != two
+    same = layout.ids_T.copy()
+    same[7:11] = same[3:7]
+    assert len(set(content_keys(replace(layout, ids_T=same)))) == 1
+    other = layout.ids_T.copy()
+    other[0] += 1
+    assert set(content_keys(replace(layout, ids_T=other))).isdisjoint({one, two})
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=5), min_size=1, max_size=3),
+    reads=st.sampled_from(["all", "own"]),
+    data=st.data(),
+)
+def test_a_layout_without_documents_is_the_rest_of_its_mask(
+    lengths: list[list[int]], reads: str, data: st.DataObject
+) -> None:
+    spec = golden_spec(query_reads=reads)
+
+    layout = pack([tokenised([np.arange(3, 3 + n) for n in (2, *item, 3)]) for item in lengths], spec)
+    dropped = np.zeros(len(layout.starts_S), dtype=bool)
+    for segment in layout.document_segment_C:
+        dropped[segment] = data.draw(st.booleans())
+    lean = layout.without(dropped)
+    kept = torch.from_numpy(np.repeat(~dropped, layout.ends_S - layout.starts_S))
+    assert torch.equal(dense_mask(lean), dense_mask(layout)[kept][:, kept])
+    assert lean.ids_T.tolist() == layout.ids_T[kept.numpy()].tolist()
+    assert lean.positions_T.tolist() == layout.positions_T[kept.numpy()].tolist()
+    assert lean.ids_T[lean.signal_G].tolist() == layout.ids_T[layout.signal_G].tolist()
+    assert len(lean.document_segment_C) == int((~dropped[layout.document_segment_C]).sum())
+
+
+def test_a_store_drops_the_least_recently_read() -> None:
+    store = MemoryStore(3 * 16)
+    for name in (b"a", b"b", b"c"):
+        store.write(name, torch.zeros(4))
+    store.read(b"a")
+    store.write(b"d", torch.zeros(4))
+    assert store.lookup([b"a", b"b", b"c", b"d"]) == [True, False, True, True]
+    store.write(b"large", torch.zeros(13))
+    assert (len(store), store.used_bytes) == (3, 48)
+    with pytest.raises(InputError, match="max_bytes must be positive"):
+        MemoryStore(0)
