@@ -1,4 +1,4 @@
-"""Readers name the file and line of what is wrong; runs stay in order; files appear whole or not at all."""
+"""Readers name the file and line of what is wrong; requests read back; files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,11 +18,12 @@ from blockrank import Document, FakeRanker, InputError, RankRequest
 from blockrank.data import (
     atomic_file,
     json_line,
+    packed_file,
+    positives_of,
     read_documents,
     read_requests,
     read_texts,
-    strictly_decreasing,
-    trec_lines,
+    request_line,
 )
 
 GOOD = {"query": "a b", "documents": ["b", "c"]}
@@ -58,6 +58,7 @@ def test_gzip_byte_order_mark_and_streams_are_read(tmp_path: Path) -> None:
         ("[1]", "a JSON object is needed, not an array."),
         ("3", "a JSON object is needed, not a number."),
         ({"texts": "x"}, "documents[1] has no 'text'; its keys are ['texts']."),
+        ('{"text": %s}' % ("9" * 5000), "not valid JSON: a number has too many digits."),
         ({"text": None}, "documents[1].text must be a string, not NoneType."),
         ({"text": " \t"}, "documents[1] is empty"),
         ('{"text": "\\ud800"}', "documents[1].text holds a lone surrogate (U+D800) at character 0"),
@@ -150,35 +151,84 @@ def test_a_broken_request_names_file_and_line(tmp_path: Path, line: Any, complai
     assert complaint in str(caught.value)
 
 
-@given(st.lists(st.floats(-1, 1, width=64), max_size=40))
-def test_scores_of_a_run_decrease_strictly_in_float32(scores: list[float]) -> None:
-    lowered = np.array(strictly_decreasing(sorted(scores, reverse=True)), dtype=np.float32)
-    assert (np.diff(lowered) < 0).all()
-    written = np.array([float(f"{score:.9g}") for score in lowered], dtype=np.float32)
-    assert (written == lowered).all()
+METADATA = st.dictionaries(
+    st.text(max_size=4).filter(lambda key: key not in ("doc_id", "_id", "id", "text", "title")),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    max_size=3,
+)
+TEXT = st.text(min_size=1, max_size=20).filter(str.strip)
 
 
-def test_ties_of_a_run_are_lowered_by_the_least_step() -> None:
-    one, below = strictly_decreasing([1.0, 1.0])
-    assert one == 1.0
-    assert np.float32(below) == np.nextafter(np.float32(1), np.float32(0))
-    assert strictly_decreasing([0.75, 0.5]) == [0.75, 0.5]
-    assert strictly_decreasing([]) == []
+@given(
+    st.lists(st.tuples(TEXT, st.text(max_size=6), METADATA), min_size=1, max_size=4),
+    TEXT,
+    st.text(max_size=5),
+    st.none() | st.integers(1, 9),
+    st.booleans(),
+)
+def test_a_request_line_reads_back_as_an_equal_request(
+    rows: list[Any], query: str, query_id: str, top_k: int | None, evidence: bool
+) -> None:
+    documents = [Document(text, f"{i}\u2028", title, metadata) for i, (text, title, metadata) in enumerate(rows)]
+    request = RankRequest(query, documents, query_id, top_k, evidence)
+    line = request_line(request)
+    assert "\n" not in line
+    assert list(read_requests(io.BytesIO(line.encode()))) == [request]
 
 
-def test_trec_lines_and_json_line() -> None:
-    ranking = FakeRanker().rank("b", [Document("c", "x"), Document("b", "y"), Document("c", "z")], query_id="q1")
-    lines = [line.split() for line in trec_lines(ranking)]
-    assert [line[:4] for line in lines] == [["q1", "Q0", "y", "1"], ["q1", "Q0", "x", "2"], ["q1", "Q0", "z", "3"]]
-    assert float(lines[1][4]) > float(lines[2][4])
+@pytest.mark.parametrize(
+    ("metadata", "complaint"),
+    [({"title": 1}, "'title' in its metadata"), ({"a": float("nan")}, "JSON"), ({"a": b"x"}, "JSON")],
+)
+def test_metadata_that_would_not_read_back_is_refused(metadata: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        request_line(RankRequest("q", [Document("x", metadata=metadata)]))
+
+
+@pytest.mark.parametrize("evidence", [True, False, ["a sentence"], None])
+def test_evidence_is_a_wish_only_where_it_is_a_truth_value(tmp_path: Path, evidence: Any) -> None:
+    (request,) = read_requests(jsonl(tmp_path, {**GOOD, "evidence": evidence, "top_k": 1}))
+    assert (request.evidence, request.top_k) == (evidence is True, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({}, ()),
+        ({"positives": [1]}, (1,)),
+        ({"answer_ids": ["1", "0"]}, (1, 0)),
+        ({"answer_ids": [0]}, (0,)),  # a list of texts, answers by index
+        ({"answer_ids": []}, ()),
+        ({"positives": [0], "answer_ids": ["7"]}, (0,)),
+    ],
+)
+def test_relevant_candidates_are_named_by_index_or_id(keys: dict[str, Any], found: tuple[int, ...]) -> None:
+    (request,) = read_requests(io.BytesIO(json.dumps({**GOOD, **keys}).encode()))
+    assert positives_of({**GOOD, **keys}, request) == found
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"positives": [2]}, "positives lists 2, which is no candidate."),
+        ({"positives": ["1"]}, "positives lists '1', which is no candidate."),
+        ({"positives": [True]}, "positives lists True, which is no candidate."),
+        ({"answer_ids": ["x"]}, "answer_ids lists 'x', which is no candidate."),
+        ({"answer_ids": [[]]}, "answer_ids lists [], which is no candidate."),
+        ({"answer_ids": ["1", 1]}, "answer_ids lists a candidate twice."),
+        ({"answer_ids": "1"}, "answer_ids must be a list, not str."),
+    ],
+)
+def test_relevant_candidates_that_are_none_are_refused(keys: dict[str, Any], complaint: str) -> None:
+    request = RankRequest(str(GOOD["query"]), list(GOOD["documents"]))
+    with pytest.raises(InputError) as caught:
+        positives_of({**GOOD, **keys}, request)
+    assert str(caught.value) == complaint
+
+
+def test_json_line_is_the_ranking() -> None:
+    ranking = FakeRanker().rank("b", [Document("c", "x"), Document("b", "y")], query_id="q1")
     assert json.loads(json_line(ranking)) == ranking.to_dict()
-
-
-@pytest.mark.parametrize(("query_id", "doc_id"), [("a b", "x"), ("a", "x\ty"), ("", "x"), ("a", "")])
-def test_a_run_cannot_carry_white_space_in_ids(query_id: str, doc_id: str) -> None:
-    ranking = FakeRanker().rank_many([RankRequest("b", [Document("b", doc_id)], query_id)])[0]
-    with pytest.raises(InputError, match="a TREC run cannot carry it"):
-        trec_lines(ranking)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -191,6 +241,18 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         stream.write(b"%d" % (1 // 0))
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_a_packed_file_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    places = [tmp_path / "a.gz", tmp_path / "b.gz"]
+    for place in places:
+        with packed_file(place) as stream:
+            stream.write(b"text")
+        assert gzip.decompress(place.read_bytes()) == b"text"
+    assert places[0].read_bytes() == places[1].read_bytes()
+    with pytest.raises(ZeroDivisionError), packed_file(tmp_path / "c.gz") as stream:
+        stream.write(b"%d" % (1 // 0))
+    assert sorted(os.listdir(tmp_path)) == ["a.gz", "b.gz"]
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

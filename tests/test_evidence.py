@@ -83,8 +83,9 @@ def test_evidence_names_characters_of_the_text_as_given(mini: Ranker) -> None:
             field = entry.document.title if item.field == "title" else entry.text
             assert 0 <= item.start < item.end <= len(field)
             assert field[item.start : item.end].strip()
-    best = max(ranking[0].evidence, key=lambda item: item.share)
-    assert (ranking[0].doc_id, ranking[0].text[best.start : best.end]) == ("stoker", "Dracula")
+    best = sorted(ranking[0].evidence, key=lambda item: -item.share)[:3]
+    assert ranking[0].doc_id == "stoker"
+    assert {"wrote", "Dracula"} <= {ranking[0].text[e.start : e.end] for e in best if e.field == "text"}
     titles = [ranking[0].document.title[e.start : e.end] for e in ranking[0].evidence if e.field == "title"]
     assert titles[-1] == "novels"
 

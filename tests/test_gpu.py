@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import FAMILIES, golden_case, golden_module, golden_spec, tokenised
 
+from blockrank import Document, Ranker
 from blockrank.attention import get_backend
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel
@@ -55,3 +56,18 @@ def test_gradients_of_varlen_equal_the_reference(reads: str) -> None:
         grads[name] = [tensor.grad.float() for tensor in inputs if tensor.grad is not None]
     for expected, got in zip(grads["reference"], grads["varlen"], strict=True):
         assert float((got - expected).norm() / expected.norm()) < 2e-2
+
+
+def test_reuse_and_evidence_on_a_device_equal_the_host() -> None:
+    host, device = Ranker.from_pretrained(device="cpu"), Ranker.from_pretrained(device="cuda", dtype="float32")
+    documents = [Document(f"Bram Stoker wrote {n} letters about Dracula. " * (1 + n % 4), f"d{n}") for n in range(40)]
+    expected = host.rank("who wrote Dracula", documents, evidence=True)
+    assert device.remember(documents, 1 << 28)
+    for ranking in (
+        device.rank("who wrote Dracula", documents, evidence=True),
+        Ranker.from_pretrained(device="cuda").rank("who wrote Dracula", documents, evidence=True),
+    ):
+        assert {e.doc_id: e.score for e in ranking} == pytest.approx({e.doc_id: e.score for e in expected}, abs=1e-4)
+        shares = {e.doc_id: [item.share for item in e.evidence] for e in ranking}
+        for entry in expected:
+            assert shares[entry.doc_id] == pytest.approx([item.share for item in entry.evidence], abs=1e-4)

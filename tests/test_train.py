@@ -320,7 +320,7 @@ def test_accumulated_steps_equal_large_ones(work: Path) -> None:
         (("max_steps = 4", "max_steps = 0"), "max_steps must be positive"),
         (("[model]\n", "[model]\nspec = { layer = -1 }\n"), "layer counts from 0"),
         (("[model]\n", "[model]\nspec = { colour = 1 }\n"), "has no field colour"),
-        (("requests.jsonl", "none.jsonl"), r"none\.jsonl cannot be read"),
+        (("requests.jsonl", "none.jsonl"), r"none\.jsonl: cannot be read"),
         (("[data]\n", "[data]\nweights = { other = 1 }\n"), "names 'other', which is no source"),
         (("[loss]\n", "[loss]\ndistil = 1.0\n"), "loss.teachers names no teacher"),
         (("[loss]\n", '[loss]\ndistil = 1.0\nteachers = { "lexical" = 1.0 }\n'), "names 'lexical', but the data holds"),
@@ -342,18 +342,28 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
         TrainConfig.load(tmp_path / "none.toml")
 
 
+def test_the_research_codes_dialect_trains(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"query": "q", "documents": {"7": "a", "9": {"text": "c"}}, "answer_ids": ["9"]}\n')
+    source = RequestFile(path, PromptTokenizer(byte_tokenizer()), RUN_SPEC, DataConfig((str(path),)))
+    found = source.example(0, np.random.default_rng(0))
+    order = [str(byte_tokenizer().decode(item.ids))[3] for item in found.request.documents]
+    assert sorted(order) == ["a", "c"]
+    assert found.positives_C.tolist() == [text == "c" for text in order]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "not a training request"),
-        ("[1]", "not a training request"),
+        ("{", "not valid JSON"),
+        ("[1]", "a JSON object is needed"),
         ('{"query": "q"}', "not a training request: .*documents"),
         ('{"query": "", "documents": ["a"], "positives": [0]}', "not a training request: query is empty"),
         ('{"query": "q", "documents": ["a"]}', r"positives must list indices of documents \(0\.\.0\)"),
-        ('{"query": "q", "documents": ["a"], "positives": [1]}', "positives must list"),
+        ('{"query": "q", "documents": ["a"], "positives": [1]}', "not a training request: positives lists 1"),
         ('{"query": "q", "documents": ["a"], "positives": []}', "positives must list"),
-        ('{"query": "q", "documents": ["a"], "positives": [false]}', "positives must list"),
-        ('{"query": "q", "documents": ["a", "b"], "positives": [0, 0]}', "positives must list .* each once"),
+        ('{"query": "q", "documents": ["a"], "positives": [false]}', "not a training request: positives lists False"),
+        ('{"query": "q", "documents": ["a", "b"], "positives": [0, 0]}', "not a training request: .* twice"),
         ('{"query": "q", "documents": ["a", "b"], "positives": [0], "teacher": [1]}', "teacher has 1 scores for 2"),
         ('{"query": "q", "documents": ["a"], "positives": [0], "teacher": [NaN]}', "teacher must list a finite number"),
         ('{"query": "q", "documents": ["a"], "positives": [0], "teacher": ["x"]}', "teacher must list"),

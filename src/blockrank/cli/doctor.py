@@ -34,7 +34,9 @@ _EXTRAS = {
     "accelerate": "train",
     "matplotlib": "plot",
     "ir-measures": "eval",
-    "bm25s": "recipe",
+    "bm25s": "search",
+    "ir-datasets": "datasets",
+    "mteb": "mteb",
     "sentence-transformers": "bench",
 }
 _QUERY = "How long does it take to boil an egg?"

@@ -11,9 +11,8 @@ frame), with positives and mined negatives as rows of the pool (CSR), and option
 from __future__ import annotations
 
 import glob
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from blockrank.data import as_request, json_objects, positives_of
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
 from blockrank.prompt import Kind
 from blockrank.spec import RankSpec
@@ -182,7 +182,7 @@ class RequestFile:
 
     def __init__(self, path: str | Path, tokenizer: PromptTokenizer, spec: RankSpec, config: DataConfig) -> None:
         self.name, self._tokenizer, self._spec, self._config = Path(path).stem, tokenizer, spec, config
-        self._rows = [_checked_row(line, f"{path}:{n}") for n, line in _lines(path)]
+        self._rows = [_checked_row(value, f"{path}:{line}") for line, value in json_objects(path)]
         if not self._rows:
             raise InputError(f"{path} holds no request.")
 
@@ -210,40 +210,26 @@ class RequestFile:
         return Example(tokenised, labels, teachers)
 
 
-def _lines(path: str | Path) -> list[tuple[int, str]]:
+def _checked_row(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """One line with its documents and positives checked, or `InputError` naming file and line."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    return [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def _checked_row(line: str, where: str) -> dict[str, Any]:
-    """One line, or `InputError` naming file and line."""
-    try:
-        row = json.loads(line)
-        RankRequest(row["query"], row["documents"])
-    except (json.JSONDecodeError, KeyError, TypeError, InputError) as error:
+        request = as_request(value, "0")
+        positives = positives_of(value, request)
+    except InputError as error:
         raise InputError(f"{where}: not a training request: {error}") from None
-    count = len(row["documents"])
-    positives = row.get("positives")
-    if (
-        not isinstance(positives, list)
-        or not positives
-        or not all(type(i) is int and 0 <= i < count for i in positives)
-        or len(set(positives)) < len(positives)
-    ):
+    count = len(request.candidates)
+    if not positives:
         raise InputError(
             f"{where}: positives must list indices of documents (0..{count - 1}), at least one, each once."
         )
-    teacher = row.get("teacher", [0] * count)
+    teacher = value.get("teacher", [0] * count)
     if not isinstance(teacher, list) or not all(
         type(score) in (int, float) and math.isfinite(score) for score in teacher
     ):
         raise InputError(f"{where}: teacher must list a finite number for each document.")
     if len(teacher) != count:
         raise InputError(f"{where}: teacher has {len(teacher)} scores for {count} documents.")
-    return dict(row)
+    return {**value, "documents": list(request.candidates), "positives": list(positives)}
 
 
 def open_sources(config: DataConfig, tokenizer: PromptTokenizer, spec: RankSpec) -> list[ExampleSource]:
