@@ -1,0 +1,163 @@
+"""`blockrank search`: find passages in a folder or file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from blockrank.cli.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    VerboseOption,
+    data_stream,
+    load_ranker,
+    logs,
+    note,
+    preview,
+    terminal,
+)
+from blockrank.retrieve import Hit, PassageIndex, check_query, matching_words, skipped_text
+
+_PLAIN_WIDTH = 100  # columns where no terminal says its own
+_INDENT = 4
+_PLACE_WIDTH = _TITLE_WIDTH = 200
+_PROSE = frozenset({".md", ".markdown", ".txt", ".text", ".rst", ".html", ".htm", ".pdf"})
+_WRAPPED = 50  # characters: a line shorter than this was not ended by an editor's margin
+_NOT_PROSE = re.compile(r"\s*[|#]|.*\S   ")
+# Not the beginning of a list, a quote, a table, a heading or code.
+_CONTINUES = re.compile(r"\s{0,4}(?!(?:[-*+]|\d+[.)])\s|[>|#=]|```|~~~)\S(?!.*\S   )")
+_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(metavar="SOURCE", help="A folder, a file, or JSON lines of documents.", show_default=False),
+]
+QueryArgument = Annotated[str, typer.Argument(metavar="QUERY", help="What to search for.", show_default=False)]
+TopOption = Annotated[int, typer.Option("--top-k", "-k", min=1, help="Show the best so many documents.")]
+DepthOption = Annotated[int, typer.Option("--depth", min=1, help="Passages that BM25 hands to the model.")]
+AllOption = Annotated[bool, typer.Option("--all-passages", help="Show every passage, not the best of each document.")]
+RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Read every file again.")]
+NoRerankOption = Annotated[bool, typer.Option("--no-rerank", help="Leave the order to BM25; loads no model.")]
+
+
+def search_command(
+    source: SourceArgument,
+    query: QueryArgument,
+    top_k: TopOption = 10,
+    depth: DepthOption = 100,
+    as_json: JsonOption = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    all_passages: AllOption = False,
+    rebuild: RebuildOption = False,
+    no_rerank: NoRerankOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Find the passages of a folder or file that answer a query."""
+    check_query(query)
+    with logs(verbose):
+        with _reading() as progress:
+            index = PassageIndex.open(source, cache=cache_folder(os.environ), rebuild=rebuild, progress=progress)
+        if (skipped := skipped_text(index.skipped)) and (index.is_new or verbose):
+            note(f"skipped {skipped}.")
+        ranker = None if no_rerank else load_ranker(model, device=device, dtype=dtype)
+        hits = index.search(query, ranker=ranker, depth=depth, top_k=top_k, all_passages=all_passages)
+    if not hits:
+        note(f"no passage shares a word with the query; {len(index)} were searched (words such as 'the' do not count).")
+    elif as_json:
+        _write(json.dumps(hit.to_dict(), ensure_ascii=False) for hit in hits)
+    elif console := terminal():
+        for hit in hits:
+            console.print(drawing(hit, query))
+    else:
+        _write(plain_lines(hits))
+
+
+def cache_folder(environment: Mapping[str, str], platform: str = sys.platform) -> Path | None:
+    """Where this user's programs keep what can be made again; None where no home is known."""
+    home = environment.get("HOME", "")
+    choices = [environment.get("XDG_CACHE_HOME", "")]
+    if platform == "win32":
+        choices.append(environment.get("LOCALAPPDATA", ""))
+    elif home:
+        choices.append(f"{home}/Library/Caches" if platform == "darwin" else f"{home}/.cache")
+    return next((Path(choice) / "blockrank" for choice in choices if choice and Path(choice).is_absolute()), None)
+
+
+@contextmanager
+def _reading() -> Iterator[Callable[[int, int], None]]:
+    """Count files on standard error as they are read, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _write(lines: Iterable[str]) -> None:
+    with data_stream(None) as stream:
+        for line in lines:
+            stream.write((line + "\n").encode())
+
+
+def plain_lines(hits: Sequence[Hit]) -> Iterator[str]:
+    """Each hit as a line with rank, score, place and headings, its passage indented, and an empty line."""
+    margin = " " * _INDENT
+    for hit in hits:
+        yield "  ".join(filter(None, (str(hit.rank), f"{hit.score:.4f}", preview(hit.place, _PLACE_WIDTH), above(hit))))
+        for line in readable(hit):
+            yield from textwrap.wrap(
+                line, _PLAIN_WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+            ) or [""]
+        yield ""
+
+
+def drawing(hit: Hit, query: str) -> RenderableType:
+    """The same for a terminal, with the query's words emphasised."""
+    head = Text.assemble(
+        (f"{hit.rank}  ", "bold"), f"{hit.score:.4f}  ", (preview(hit.place, _PLACE_WIDTH), "cyan"), f"  {above(hit)}"
+    )
+    body = Text("\n".join(readable(hit)))
+    for start, end in matching_words(query, body.plain):
+        body.stylize("bold yellow", start, end)
+    return Group(head, Padding(body, (0, 0, 1, _INDENT)))
+
+
+def above(hit: Hit) -> str:
+    """The headings above a hit, or its document's id and title; the file stands beside it."""
+    passage = hit.passage
+    if passage.doc_id == passage.path:
+        return preview(passage.title.removeprefix(passage.path).removeprefix(" > "), _TITLE_WIDTH)
+    return preview(f"{passage.doc_id}  {passage.title}", _TITLE_WIDTH)
+
+
+def readable(hit: Hit) -> list[str]:
+    """The lines of a passage for a terminal: no control characters, lines of prose joined into paragraphs."""
+    lines: list[str] = []
+    prose, fenced, before = Path(hit.path).suffix.lower() in _PROSE, False, ""
+    for line in hit.passage.text.expandtabs(4).split("\n"):
+        line = "".join(character if character.isprintable() else _UNPRINTABLE for character in line.rstrip())
+        fence = line.lstrip().startswith(("```", "~~~"))
+        if prose and not (fence or fenced) and len(before) >= _WRAPPED and _CONTINUES.match(line):
+            lines[-1] += f" {line.lstrip()}"
+        else:
+            lines.append(line)
+        fenced = fenced != fence
+        before = "" if fence or fenced or _NOT_PROSE.match(line) else line
+    return lines
