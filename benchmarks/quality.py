@@ -1,187 +1,149 @@
-"""nDCG@10 and more of a model on judged collections in BEIR layout, reranking a given first-stage run.
+"""Quality on judged collections: first stage, bi-encoder, and the model over its best 10, 50, 100 and 200 candidates.
 
-    python benchmarks/quality.py --collections DIR [--model FOLDER] [--dtype bfloat16] [--depth 100] [--only NAME ...]
+    python benchmarks/quality.py --collections DIR [--work DIR] [--model FOLDER] [--dtype bfloat16] [--only NAME ...]
 
-Each folder of DIR holds `corpus.jsonl.gz`, `queries.jsonl.gz`, `qrels/test.tsv` and `runs/`; `runs/bm25.trec` is taken
-where there is one, else `runs/bm25s_top100.trec`, and `full_qrels.tsv` where there is one. Where a model's documents
-depend on neither the query nor each other, each distinct document is encoded once and its keys are used again: the
-same forward and the same read-out, and the scores are checked against `Ranker.rank` on the first query of each set.
+Each folder of DIR is a collection in BEIR layout. The first stage is BM25, or `runs/bm25.trec` where there is one, and
+`full_qrels.tsv` is taken for judgements where there is one. This is `blockrank eval` over all of them: started again
+with the same `--work` folder, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import ir_measures
-import numpy as np
-import torch
+from peers import BiEncoder, packaged_encoder
 from record import environment, write_record
-from torch import Tensor
 from tqdm import tqdm
 
-from blockrank import Document, Ranker, RankRequest
-from blockrank.layout import Segment, TokenisedRequest, pack
-from blockrank.signals import log_scores
+from blockrank import Ranker
+from blockrank.data import open_collection
+from blockrank.evaluate import EvaluationResult
+from blockrank.evaluate.evaluation import evaluate
+from blockrank.evaluate.first_stage import FirstStage
+from blockrank.evaluate.plan import Plan, Reranker
 
-_log = logging.getLogger("quality")
-MEASURES = [ir_measures.parse_measure(name) for name in ("nDCG@10", "RR@10", "P@1", "R@100")]
-_ENCODE_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A judged collection: texts by id, and a first-stage run of at most `depth` candidates a query."""
-
-    name: str
-    documents: dict[str, Document]
-    queries: dict[str, str]
-    qrels: list[ir_measures.Qrel]
-    run: dict[str, list[str]]
+DEPTHS = (10, 50, 100, 200)
+PEER = "bi-encoder"
+MODEL = "blockrank"
+GIVEN_RUN = Path("runs") / "bm25.trec"
 
 
-def read_collection(folder: Path, depth: int) -> Collection:
-    """Read a folder; only judged queries and the documents their candidates name are kept."""
-    full, given = folder / "full_qrels.tsv", folder / "runs" / "bm25.trec"
-    lines = (full if full.exists() else folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
-    qrels = [ir_measures.Qrel(query, document, int(float(gain))) for query, document, gain in rows]
-    judged = {qrel.query_id for qrel in qrels}
-    run: dict[str, list[str]] = defaultdict(list)
-    path = given if given.exists() else folder / "runs" / "bm25s_top100.trec"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        query, _, document, *_rest = line.split()
-        if query in judged and len(run[query]) < depth:
-            run[query].append(document)
-    wanted = {document for candidates in run.values() for document in candidates}
-    documents = {}
-    with gzip.open(folder / "corpus.jsonl.gz", "rt", encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            if row["_id"] in wanted:
-                documents[row["_id"]] = Document(row["text"], row["_id"], row.get("title") or "")
-    with gzip.open(folder / "queries.jsonl.gz", "rt", encoding="utf-8") as file:
-        queries = {row["_id"]: row["text"] for row in map(json.loads, file) if row["_id"] in run}
-    return Collection(folder.name, documents, queries, qrels, dict(run))
+class Bar:
+    """One progress bar for whatever is under way."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._what = ""
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """Show how far `what` has come."""
+        if self._bar is None or self._what != what:
+            self.close()
+            self._bar, self._what = tqdm(total=of, desc=what, disable=None), what
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar that is shown."""
+        if self._bar is not None:
+            self._bar.close()
 
 
-class DocumentKeys:
-    """Keys of distinct documents at the scoring layer, encoded once (exact for query-free, id-free templates)."""
+def run_plan(folders: list[Path], first_stage: FirstStage, options: argparse.Namespace, work: Path) -> EvaluationResult:
+    """Evaluate the collections that share a kind of first stage."""
+    collections = []
+    for folder in folders:
+        full = folder / "full_qrels.tsv"
+        collections.append(open_collection(folder, qrels=full if full.exists() else None))
+    rerankers = (
+        Reranker(PEER, lambda: BiEncoder(packaged_encoder(), options.device), {"model": "all-MiniLM-L6-v2"}),
+        Reranker(
+            MODEL,
+            lambda: Ranker.from_pretrained(options.model, dtype=options.dtype, device=options.device),
+            {"model": options.model or "embedded", "dtype": options.dtype},
+        ),
+    )
+    plan = Plan(rerankers, first_stage, DEPTHS, latency_queries=0, reuse_bytes=options.reuse_gib << 30)
+    bar = Bar()
+    try:
+        return evaluate(collections, plan, work, progress=bar)
+    finally:
+        bar.close()
 
-    def __init__(self, ranker: Ranker, collection: Collection) -> None:
-        spec = ranker.spec
-        assert spec.query_reads == "own", "keys of a document are its own"
-        assert not spec.prompt.reads_query_first, "no document depends on the query"
-        assert not spec.prompt.numbers_documents, "no document depends on its place"
-        self._ranker, self._keys = ranker, dict[str, tuple[Segment, Tensor]]()
-        requests = {
-            doc_id: ranker.tokenise(RankRequest("q", [document])) for doc_id, document in collection.documents.items()
+
+def rows_of(result: EvaluationResult) -> dict[str, Any]:
+    """What the record keeps of each collection; depths that its first stage does not reach are left out."""
+    rows = {}
+    for found in result.collections:
+        reached = found.systems[0].depth
+        systems = [s for s in found.systems if s.depth <= reached or s is found.systems[0]]
+        rows[found.name] = {
+            "queries": found.queries,
+            "first_stage_depth": reached,
+            "systems": {
+                ("first_stage" if s is found.systems[0] else s.name): {k: round(v, 4) for k, v in s.measures.items()}
+                for s in systems
+            },
+            "ceilings": {
+                f"@{depth}": {k: round(v, 4) for k, v in values.items()}
+                for depth, values in found.ceilings.items()
+                if depth <= reached
+            },
+            "against_first_stage": {
+                s.name: {"difference": round(c.difference, 4), "corrected_p": c.corrected_p}
+                for s in systems
+                if (c := found.against_first_stage(s.name))
+            },
         }
-        order = sorted(requests, key=lambda doc_id: requests[doc_id].length)
-        for batch in tqdm(_batches(order, [requests[i].length for i in order]), desc=collection.name, disable=None):
-            self._encode(batch, [requests[doc_id] for doc_id in batch])
-
-    @torch.inference_mode()
-    def _encode(self, doc_ids: Sequence[str], requests: Sequence[TokenisedRequest]) -> None:
-        layout = pack(requests, self._ranker.spec)
-        keys = self._ranker.model.forward(layout).k_PKH
-        for doc_id, request, segment in zip(doc_ids, requests, layout.document_segment_C, strict=True):
-            rows = keys[int(layout.starts_S[segment]) : int(layout.ends_S[segment])].clone()
-            self._keys[doc_id] = (request.documents[0], rows)
-
-    @torch.inference_mode()
-    def scores(self, query: str, doc_ids: Sequence[str]) -> list[float]:
-        """Scores of a request whose documents are all encoded."""
-        frame = self._ranker.tokenise(RankRequest(query, ["d"]))
-        instruction, tail = frame.segments[0], frame.segments[-1]
-        own = self._ranker.model.forward(pack([TokenisedRequest((instruction, tail))], self._ranker.spec))
-        stored = [self._keys[doc_id] for doc_id in doc_ids]
-        layout = pack([TokenisedRequest((instruction, *(s for s, _ in stored), tail))], self._ranker.spec)
-        head = len(instruction.ids)
-        keys = torch.cat([own.k_PKH[:head], *(rows for _, rows in stored), own.k_PKH[head:]])
-        result: list[float] = log_scores(own.q_GNH, keys, layout, self._ranker.spec, own.scale).exp().tolist()
-        return result
+    return rows
 
 
-def _batches(order: Sequence[str], lengths: Sequence[int]) -> list[list[str]]:
-    batches: list[list[str]] = [[]]
-    total = 0
-    for doc_id, length in zip(order, lengths, strict=True):
-        if batches[-1] and total + length > _ENCODE_TOKENS:
-            batches.append([])
-            total = 0
-        batches[-1].append(doc_id)
-        total += length
-    return batches
-
-
-def rerank(ranker: Ranker, collection: Collection) -> dict[str, dict[str, float]]:
-    """Scores by query and document."""
-    keys = DocumentKeys(ranker, collection)
-    run = {}
-    for number, (query_id, query) in enumerate(collection.queries.items()):
-        doc_ids = collection.run[query_id]
-        scores = keys.scores(query, doc_ids)
-        if number == 0:
-            ranking = ranker.rank(query, [collection.documents[doc_id] for doc_id in doc_ids])
-            alone = {entry.doc_id: entry.score for entry in ranking}
-            close = 1e-5 if ranker.model.dtype == torch.float32 else 1e-1
-            assert np.allclose(scores, [alone[doc_id] for doc_id in doc_ids], atol=close), "reuse must be exact"
-        run[query_id] = dict(zip(doc_ids, scores, strict=True))
-    return run
-
-
-def measure(collection: Collection, run: dict[str, dict[str, float]]) -> dict[str, float]:
-    """All measures, ties broken by candidate order as the ranker does."""
-    scored = []
-    for query_id, scores in run.items():
-        order = sorted(scores, key=lambda doc_id: -scores[doc_id])
-        scored += [ir_measures.ScoredDoc(query_id, doc_id, -float(rank)) for rank, doc_id in enumerate(order)]
-    values = ir_measures.calc_aggregate(MEASURES, collection.qrels, scored)
-    return {str(name): round(float(value), 4) for name, value in values.items()}
+def table(rows: dict[str, Any]) -> list[str]:
+    """nDCG@10 of all collections as lines of Markdown."""
+    names = ["first_stage", f"{PEER}@100", *(f"{MODEL}@{depth}" for depth in DEPTHS)]
+    lines = [f"| nDCG@10 | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    columns: dict[str, list[float]] = {name: [] for name in names}
+    for collection, row in rows.items():
+        cells = []
+        for name in names:
+            value = row["systems"].get(name, {}).get("nDCG@10")
+            cells.append("" if value is None else f"{value:.3f}")
+            columns[name] += [] if value is None else [value]
+        lines.append(f"| {collection} | {' | '.join(cells)} |")
+    means = [f"{sum(c) / len(c):.3f}" if len(c) == len(rows) else "" for c in columns.values()]
+    return [*lines, f"| mean | {' | '.join(means)} |"]
 
 
 def main() -> None:
     """Measure and write a dated record."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collections", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--model", default=None)
     parser.add_argument("--dtype", default=None)
-    parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--reuse-gib", type=int, default=6)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    logging.getLogger("blockrank").setLevel(logging.ERROR)  # cuts are many and expected here
-    ranker = Ranker.from_pretrained(options.model, dtype=options.dtype)
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for folder in sorted(options.collections.iterdir()):
-        if not (folder / "corpus.jsonl.gz").exists() or (options.only and folder.name not in options.only):
-            continue
-        start, collection = time.perf_counter(), read_collection(folder, options.depth)
-        first = {q: {d: -float(rank) for rank, d in enumerate(ids)} for q, ids in collection.run.items()}
-        rows[folder.name] = {
-            "first_stage": measure(collection, first),
-            "reranked": measure(collection, rerank(ranker, collection)),
-        }
-        entry = rows[folder.name]
-        _log.info(
-            "%-20s queries %4d  nDCG@10 %.4f -> %.4f  (%.0f s)",
-            folder.name, len(collection.queries), entry["first_stage"]["nDCG@10"], entry["reranked"]["nDCG@10"],
-            time.perf_counter() - start,
-        )  # fmt: skip
-    mean = {k: float(np.mean([row[k]["nDCG@10"] for row in rows.values()])) for k in ("first_stage", "reranked")}
-    _log.info("mean nDCG@10 over %d: %.4f -> %.4f", len(rows), mean["first_stage"], mean["reranked"])
+    logging.getLogger("blockrank").setLevel(logging.ERROR)  # cuts are many and counted in the results
+    folders = [f for f in sorted(options.collections.iterdir()) if (f / "qrels").is_dir()]
+    folders = [f for f in folders if not options.only or f.name in options.only]
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        for name, first_stage in (("searched", FirstStage()), ("given", FirstStage(str(GIVEN_RUN)))):
+            if chosen := [f for f in folders if (f / GIVEN_RUN).exists() == (name == "given")]:
+                rows |= rows_of(run_plan(chosen, first_stage, options, work / name))
+    rows = dict(sorted(rows.items()))
+    sys.stdout.write("\n".join(table(rows)) + "\n")
     if options.out:
-        settings = {"model": options.model or "embedded", "dtype": str(ranker.model.dtype), "depth": options.depth}
-        record = {**settings, "mean_nDCG@10": mean, "rows": rows}
-        write_record(options.out, {**environment(), **record})
+        settings = {"model": options.model or "embedded", "dtype": options.dtype or "float32", "depths": DEPTHS}
+        write_record(options.out, {**environment(), **settings, "rows": rows})
 
 
 if __name__ == "__main__":

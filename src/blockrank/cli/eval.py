@@ -1,0 +1,281 @@
+"""`blockrank eval`: measure a run, or rerank judged collections and measure that."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from blockrank.cli.console import (
+    BackendOption,
+    CutQueriesOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    SegmentOption,
+    VerboseOption,
+    aligned,
+    load_ranker,
+    logs,
+    note,
+    write_data,
+)
+from blockrank.types import MissingExtraError
+
+if TYPE_CHECKING:
+    from blockrank.data import Qrels, Run
+    from blockrank.evaluate.plan import Plan, Reranker
+    from blockrank.evaluate.ranking import Progress as Reporter
+    from blockrank.evaluate.results import EvaluationResult
+
+_GIB = 1 << 30
+_LABEL = re.compile(r"([\w.+-]+)=(.+)")
+
+WhatArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN QRELS [MEASURE]... | COLLECTION...",
+        help="A run file, its judgements and measures (nDCG@10 ...); or folders in BEIR layout and ir_datasets ids.",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Where runs and results go; an evaluation there goes on."),
+]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="[LABEL=]MODEL", help="Model to evaluate; repeatable. The embedded model if left out."
+    ),
+]
+StageOption = Annotated[
+    str,
+    typer.Option(
+        "--first-stage",
+        metavar="bm25|RUN",
+        help="Candidates: BM25, or a run file, also relative to the collection; {name} is the collection's name.",
+    ),
+]
+QrelsOption = Annotated[Path | None, typer.Option("--qrels", help="Judgements to use in place of the collection's.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Judgements of the collection: qrels/SPLIT.tsv.")]
+DepthOption = Annotated[
+    list[int] | None, typer.Option("--depth", min=1, help="Candidates to rerank; repeatable. [default: 100]")
+]
+MeasureOption = Annotated[
+    list[str] | None, typer.Option("--measure", help="Measure, the first is tested; repeatable. [default: nDCG@10 ...]")
+]
+MostOption = Annotated[int | None, typer.Option("--max-queries", min=1, help="Only the first so many judged queries.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Drop what is in the output folder and begin again.")]
+ReuseOption = Annotated[
+    float, typer.Option("--reuse-memory", min=0, help="GiB for documents encoded once a collection; 0 turns it off.")
+]
+LatencyOption = Annotated[
+    int, typer.Option("--latency-queries", min=0, help="Requests ranked again, alone, to take their time.")
+]
+ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")]
+PerQueryOption = Annotated[bool, typer.Option("--per-query", help="Of a run: a line for each query as well.")]
+CeilingOption = Annotated[
+    bool, typer.Option("--ceiling", help="Of a run: also what the best order of its documents would reach.")
+]
+
+
+def eval_command(
+    what: WhatArgument,
+    output: OutputOption = None,
+    models: ModelsOption = None,
+    first_stage: StageOption = "bm25",
+    qrels: QrelsOption = None,
+    split: SplitOption = "test",
+    depths: DepthOption = None,
+    measures: MeasureOption = None,
+    max_queries: MostOption = None,
+    restart: RestartOption = False,
+    reuse_memory: ReuseOption = 4.0,
+    latency_queries: LatencyOption = 5,
+    report: ReportOption = True,
+    per_query: PerQueryOption = False,
+    with_ceiling: CeilingOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = None,
+    max_segment_tokens: SegmentOption = None,
+    cut_queries: CutQueriesOption = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure a run, or rerank judged collections and measure that.
+
+    blockrank eval RUN QRELS nDCG@10 measures a run file.
+
+    blockrank eval COLLECTION --output DIR ranks with models, compares them with the first stage, and goes on where it
+    was interrupted.
+    """
+    if what[0] == "-" or Path(what[0]).is_file():
+        if output is not None or models:
+            raise typer.BadParameter(f"{what[0]} is a run file: --output and --model need a COLLECTION.")
+        with logs(verbose):
+            _measure_run(what, measures or [], per_query, with_ceiling, as_json)
+        return
+    if output is None:
+        raise typer.BadParameter(f"{what[0]} is no run file; to evaluate a COLLECTION give --output DIR.")
+    if per_query or with_ceiling:
+        raise typer.BadParameter("--per-query and --ceiling are for a RUN; an evaluation writes both into --output.")
+    if qrels is not None and len(what) > 1:
+        raise typer.BadParameter("--qrels is for one COLLECTION: query_ids of others may mean other queries.")
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+    options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
+    with logs(verbose):
+        from blockrank.data import open_collection
+        from blockrank.evaluate.evaluation import evaluate
+
+        collections = [open_collection(source, split=split, qrels=qrels) for source in what]
+        plan = _plan(
+            models or [None], options, first_stage, depths, measures, max_queries, reuse_memory, latency_queries
+        )
+        with progress_bars() as progress:
+            result = evaluate(collections, plan, output, restart=restart, progress=progress)
+        _show(result, output, report, as_json)
+
+
+# A run against judgements
+
+
+def _measure_run(
+    what: Sequence[str], measures: Sequence[str], with_queries: bool, with_ceiling: bool, as_json: bool
+) -> None:
+    from blockrank.data import read_qrels, read_run
+    from blockrank.evaluate.measures import DEFAULT_MEASURES, ceiling, parse_measure, per_query, summary
+
+    if len(what) < 2:
+        raise typer.BadParameter(f"{what[0]} is a run file: give the judgements, RUN QRELS.")
+    names = list(dict.fromkeys([*what[2:], *measures])) or list(DEFAULT_MEASURES)
+    for name in names:
+        parse_measure(name)
+    run = read_run(typer.get_binary_stream("stdin") if what[0] == "-" else what[0])
+    qrels = read_qrels(what[1])
+    values = per_query(run, qrels, names)
+    found: dict[str, Any] = {"queries": len(qrels), "measures": summary(values, names)}
+    if with_ceiling:
+        found["ceiling"] = ceiling(run, qrels, names)
+    if with_queries:
+        found["per_query"] = values
+    write_data(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _run_table(found, names))
+    _tell_unmatched(run, qrels)
+
+
+def _run_table(found: dict[str, Any], names: Sequence[str]) -> str:
+    """A line for each query where wanted, then for all, then the ceiling."""
+    rows = [("query_id", *names)]
+    lines = {**found.get("per_query", {}), "all": found["measures"]}
+    if "ceiling" in found:
+        lines["ceiling"] = found["ceiling"]
+    if "per_query" not in found:
+        columns = list(lines)
+        head = [("measure", *columns)] if "ceiling" in found else []
+        return "\n".join(
+            aligned([*head, *((name, *(f"{lines[column][name]:.4f}" for column in columns)) for name in names)])
+        )
+    rows += [(key, *(f"{row[name]:.4f}" for name in names)) for key, row in lines.items()]
+    return "\n".join(aligned(rows, right=range(1, len(names) + 1)))
+
+
+def _tell_unmatched(run: Run, qrels: Qrels) -> None:
+    """Say which queries were not in both files."""
+    if missing := len(qrels.keys() - run.keys()):
+        note(f"{missing} of {len(qrels)} judged queries are not in the run; they count as empty rankings.")
+    if extra := len(run.keys() - qrels.keys()):
+        note(f"{extra} queries of the run are not judged; they do not count.")
+
+
+# Collections
+
+
+def _plan(
+    models: Sequence[str | None],
+    options: dict[str, Any],
+    first_stage: str,
+    depths: list[int] | None,
+    measures: list[str] | None,
+    max_queries: int | None,
+    reuse_gib: float,
+    latency_queries: int,
+) -> Plan:
+    """What the options ask for. Raises `InputError` and `ModelError` where they cannot be met."""
+    from blockrank.evaluate.first_stage import FirstStage
+    from blockrank.evaluate.measures import DEFAULT_MEASURES, parse_measure
+    from blockrank.evaluate.plan import Plan
+
+    names = tuple(dict.fromkeys(measures or DEFAULT_MEASURES))
+    for name in names:
+        parse_measure(name)
+    return Plan(
+        tuple(rerankers(models, options)),
+        FirstStage(first_stage),
+        tuple(depths or [100]),
+        names,
+        max_queries,
+        int(reuse_gib * _GIB),
+        latency_queries,
+    )
+
+
+def rerankers(models: Sequence[str | None], options: dict[str, Any]) -> Iterator[Reranker]:
+    """The rerankers that `--model` asks for. Raises `ModelError` where there is no such model."""
+    from blockrank.evaluate.plan import Reranker
+    from blockrank.evaluate.settings import model_identity
+    from blockrank.model import EMBEDDED_MODEL, resolve_spec
+
+    for given in models:
+        label, model = labelled(given)
+        spec = resolve_spec(model, None)
+        folder = EMBEDDED_MODEL if model is None else Path(model)
+        files = model_identity(folder) if folder.is_dir() else {"hub": str(model)}
+        settings = {"model": files, "spec": spec.to_dict(), "options": options}
+        yield Reranker(label or folder.resolve().name, partial(load_ranker, model, **options), settings)
+
+
+def labelled(given: str | None) -> tuple[str | None, str | None]:
+    """Label and model of `LABEL=MODEL`; no label where there is none, or the whole is a path."""
+    match = _LABEL.fullmatch(given) if given is not None and not Path(given).exists() else None
+    return (match[1], match[2]) if match else (None, given)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Reporter]:
+    """A bar for everything that is reported, on standard error, where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def _show(result: EvaluationResult, output: Path, report: bool, as_json: bool) -> None:
+    """The table, or everything as JSON; and the report."""
+    from blockrank.evaluate.tables import text_table
+
+    write_data(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if as_json else text_table(result))
+    if not report:
+        return
+    try:
+        from blockrank.evaluate.report import write_report
+
+        write_report(result, output / "report.html")
+        note(f"{output / 'report.html'} shows the same with figures.")
+    except MissingExtraError as error:
+        note(f"there is no report.html: {error}")

@@ -1,0 +1,179 @@
+"""An evaluation: rerankers over a first stage on judged collections, resumable at any moment.
+
+The judged queries are ranked in fixed shards, each on disk in a journal before the next begins; documents are encoded
+in groups that depend on the collection alone. So an evaluation that was killed and is started again ends with the same
+run files, byte for byte. Candidates below a system's depth, and those without any text, keep the first stage's order
+under the reranked ones, so that reranking few candidates costs no recall.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from blockrank import __version__
+from blockrank.data import Collection, atomic_file, read_run
+from blockrank.evaluate.compare import compare
+from blockrank.evaluate.measures import aggregate, ideal, per_query, summary
+from blockrank.evaluate.plan import Plan, Reranker
+from blockrank.evaluate.ranking import Progress, finished, rank_collection
+from blockrank.evaluate.results import CollectionResult, EvaluationResult, SystemResult
+from blockrank.evaluate.settings import Settings, locked, ranker_identity, safe_name
+from blockrank.evaluate.tables import text_table
+from blockrank.evaluate.work import SHARD_QUERIES, Work, prepare
+from blockrank.types import InputError, RequestRanker
+
+_DECISIVE = ("torch", "transformers")  # another version may round otherwise
+_REPORTED = (*_DECISIVE, "numpy", "ir-measures", "bm25s", "scipy")
+
+
+def evaluate(
+    collections: Sequence[Collection],
+    plan: Plan,
+    output: str | Path,
+    *,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Rank, measure and compare; go on where an earlier evaluation in the folder `output` was ended.
+
+    Writes `results.json`, `results.md`, `settings.json` and, for each collection, its runs, journals and
+    `per_query.csv`. restart: drop what is there and begin again. progress: called with what is done, how much of it,
+    and of how much.
+
+    Raises `InputError` where the folder holds an evaluation with other settings, is used by another process, or the
+    collections cannot be evaluated.
+    """
+    folder = Path(output)
+    names = [safe_name(collection.name) for collection in collections]
+    if len(set(names)) < len(names):
+        raise InputError(f"two collections have the same name: {', '.join(sorted(names))}.")
+    with locked(folder):
+        settings = Settings(folder)
+        if restart:
+            settings.clear()
+        _claim(plan, settings)
+        works = [prepare(collection, plan, settings, folder) for collection in collections]
+        for reranker in plan.rerankers:
+            _rank(reranker, works, plan, settings, progress or _silent)
+        result = _result(works, plan, settings)
+        _write(result, works, folder)
+    return result
+
+
+def _silent(_what: str, _done: int, _of: int) -> None:
+    """Show nothing."""
+
+
+def _claim(plan: Plan, settings: Settings) -> None:
+    """Enter what is known before anything is loaded."""
+    common = {
+        "blockrank": __version__,
+        **{name: _installed(name) for name in _DECISIVE},
+        "shard_queries": SHARD_QUERIES,
+        "unranked_candidates": "below the reranked ones, in the first stage's order",
+        "reuse_bytes": plan.reuse_bytes,
+    }
+    settings.claim("evaluation", "all systems", common)
+    for reranker in plan.rerankers:
+        for system, depth in plan.systems(reranker).items():
+            settings.claim("systems", system, {"label": reranker.label, "depth": depth, **reranker.settings})
+
+
+def _rank(reranker: Reranker, works: Sequence[Work], plan: Plan, settings: Settings, progress: Progress) -> None:
+    """All systems of one reranker on all collections; it is loaded when a query needs it."""
+    ranker: RequestRanker | None = None
+    for work in works:
+        systems = {name: depth for name, depth in plan.systems(reranker).items() if not finished(work, name, plan)}
+        if systems and ranker is None:
+            ranker = reranker.load()
+            settings.claim("loaded", reranker.label, ranker_identity(ranker))
+        if systems and ranker is not None:
+            rank_collection(ranker, work, systems, plan, progress)
+
+
+def _result(works: Sequence[Work], plan: Plan, settings: Settings) -> EvaluationResult:
+    found = [_collection(work, plan) for work in works]
+    environment = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"blockrank": __version__, "python": platform.python_version()}
+        | {name: _installed(name) for name in _REPORTED},
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "settings": settings.entries,
+        "notes": [note for _, notes in found for note in notes],
+    }
+    return EvaluationResult(plan.measures, tuple(collection for collection, _ in found), environment)
+
+
+def _collection(work: Work, plan: Plan) -> tuple[CollectionResult, list[str]]:
+    """Everything about one collection, and notes a reader needs."""
+    values = per_query(work.candidates, work.qrels, plan.measures)
+    longest, candidates = max(map(len, work.candidates.values())), sum(map(len, work.candidates.values()))
+    first = plan.first_stage.name
+    systems = [SystemResult(first, longest, summary(values, plan.measures), values, None, candidates, 0, 0)]
+    notes = work.notes()
+    for reranker in plan.rerankers:
+        for system, depth in plan.systems(reranker).items():
+            systems.append(_system(work, system, depth, plan))
+            if empty := sum(min(depth, len(found)) for found in work.candidates.values()) - systems[-1].documents:
+                notes.append(f"{work.name}: {empty} candidates of {system} have no text; they were not reranked.")
+    main = plan.measures[0]
+    compared = {system.name: {query_id: row[main] for query_id, row in system.per_query.items()} for system in systems}
+    ceilings = {
+        depth: aggregate(ideal(work.candidates, work.qrels, depth), work.qrels, plan.measures)
+        for depth in sorted(set(plan.depths))
+    }
+    result = CollectionResult(
+        work.name, len(work.qrels), first, tuple(systems), ceilings, compare(compared, main)
+    )  # fmt: skip
+    return result, notes
+
+
+def _system(work: Work, system: str, depth: int, plan: Plan) -> SystemResult:
+    documents = cut_documents = cut_queries = 0
+    journal = work.journal(system)
+    for outcome in journal.outcomes():
+        documents += len(outcome.doc_ids)
+        cut_documents += outcome.cut_documents
+        cut_queries += outcome.query_cut
+    values = per_query(read_run(work.run_path(system)), work.qrels, plan.measures)
+    latency = statistics.median(journal.latency_ms) if plan.latency_queries and journal.latency_ms else None
+    return SystemResult(
+        system, depth, summary(values, plan.measures), values, latency, documents, cut_documents, cut_queries
+    )
+
+
+def _write(result: EvaluationResult, works: Sequence[Work], folder: Path) -> None:
+    """The results, each file whole or not at all."""
+    texts = {
+        folder / "results.json": json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n",
+        folder / "results.md": text_table(result, markdown=True) + "\n",
+    }
+    for work, found in zip(works, result.collections, strict=True):
+        texts[work.folder / "per_query.csv"] = found.per_query_csv()
+    for path, text in texts.items():
+        with atomic_file(path) as stream:
+            stream.write(text.encode())
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

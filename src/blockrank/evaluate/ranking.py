@@ -1,0 +1,110 @@
+"""The ranking itself: shards of queries into journals, journals into run files, and the time of single requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Protocol, runtime_checkable
+
+from blockrank.evaluate.journal import Journal, Outcome
+from blockrank.evaluate.plan import Plan
+from blockrank.evaluate.work import Work
+from blockrank.types import Document, RankRequest, RequestRanker
+
+Progress = Callable[[str, int, int], None]
+_log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A ranker that can encode documents once for many queries; see `Ranker.remember`."""
+
+    def remember(
+        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
+    ) -> bool:
+        """Encode documents; False where that is not possible."""
+
+    def forget(self) -> None:
+        """Drop them."""
+
+
+def finished(work: Work, system: str, plan: Plan) -> bool:
+    """Whether there is nothing left to do for a system on a collection."""
+    journal = work.journal(system)
+    return _ranked(journal, work) and work.run_path(system).exists() and _timed(journal, plan)
+
+
+def _ranked(journal: Journal, work: Work) -> bool:
+    return journal.shards == len(work.shards)
+
+
+def _timed(journal: Journal, plan: Plan) -> bool:
+    return plan.latency_queries == 0 or journal.latency_queries == plan.latency_queries
+
+
+def rank_collection(
+    ranker: RequestRanker, work: Work, systems: Mapping[str, int], plan: Plan, progress: Progress
+) -> None:
+    """Rank what is missing of a collection at the depth of each system, write the runs, take the times."""
+    query_ids = list(chain.from_iterable(work.shards))
+    missing = not all(_ranked(work.journal(system), work) for system in systems)
+    documents = work.documents(query_ids if missing else query_ids[: plan.latency_queries], max(plan.depths))
+    if missing:
+        with _remembered(ranker, list(documents.values()), plan.reuse_bytes, f"{work.name}: documents", progress):
+            for system, depth in systems.items():
+                _rank_shards(ranker, work, work.journal(system), depth, documents, f"{work.name}: {system}", progress)
+    for system, depth in systems.items():
+        work.write_run(system)
+        if not _timed(journal := work.journal(system), plan):
+            requests = (work.request(query_id, depth, documents) for query_id in query_ids)
+            timed = list(islice((request for request in requests if request is not None), plan.latency_queries))
+            journal.append_latency(
+                plan.latency_queries, _latency_ms(ranker, timed, f"{work.name}: {system} timed", progress)
+            )
+
+
+@contextmanager
+def _remembered(
+    ranker: RequestRanker, documents: Sequence[Document], most: int, what: str, progress: Progress
+) -> Iterator[None]:
+    """Keep documents encoded while the block runs, where the ranker can."""
+    if not most or not isinstance(ranker, Remembers):
+        yield
+        return
+    if not ranker.remember(documents, most, lambda done, of: progress(what, done, of)):
+        _log.info("%s are encoded again for every query: the model or the memory does not allow reuse.", what)
+    try:
+        yield
+    finally:
+        ranker.forget()
+
+
+def _rank_shards(
+    ranker: RequestRanker, work: Work, journal: Journal, depth: int, documents: dict[str, Document], what: str,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Rank the shards that the journal lacks."""
+    total, done = sum(map(len, work.shards)), sum(map(len, work.shards[: journal.shards]))
+    progress(what, done, total)
+    for query_ids in work.shards[journal.shards :]:
+        requests = {query_id: work.request(query_id, depth, documents) for query_id in query_ids}
+        rankings = ranker.rank_many(request for request in requests.values() if request is not None)
+        outcomes = {query_id: Outcome(query_id, [], []) for query_id in query_ids}
+        journal.append_shard([*(outcomes | {ranking.query_id: Outcome.of(ranking) for ranking in rankings}).values()])
+        done += len(query_ids)
+        progress(what, done, total)
+
+
+def _latency_ms(ranker: RequestRanker, requests: Sequence[RankRequest], what: str, progress: Progress) -> list[float]:
+    """Milliseconds of each request ranked alone, after one that warms up."""
+    times: list[float] = []
+    for request in [*requests[:1], *requests]:
+        progress(what, len(times), len(requests) + 1)
+        start = time.perf_counter()
+        ranker.rank_many([request])
+        times.append(1000 * (time.perf_counter() - start))
+    progress(what, len(times), len(times))
+    return times[1:]
