@@ -93,7 +93,8 @@ def test_files_and_functions_stay_small_and_silent(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["blockrank", "blockrank.types", "blockrank.data", "blockrank.fake", "blockrank.cli"]
+    "module",
+    ["blockrank", "blockrank.types", "blockrank.data", "blockrank.fake", "blockrank.evaluate", "blockrank.cli"],
 )
 def test_import_brings_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"

@@ -40,7 +40,8 @@ def fill(piece: str, values: dict[str, str]) -> Piece:
     Braces in the caller's text are plain text: values are placed, never formatted again. A document's number is
     frame: it is ours, and it must survive a cut.
     """
-    text, bodies, content, at = "", [], None, 0
+    text, content, at = "", None, 0
+    bodies: list[tuple[int, int]] = []
     for match in _FIELD.finditer(piece):
         text += piece[at : match.start()]
         start, at = len(text), match.end()

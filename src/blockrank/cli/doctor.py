@@ -34,6 +34,7 @@ _EXTRAS = {
     "accelerate": "train",
     "matplotlib": "plot",
     "ir-measures": "eval",
+    "scipy": "eval",
     "bm25s": "search",
     "ir-datasets": "datasets",
     "mteb": "mteb",

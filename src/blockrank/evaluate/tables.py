@@ -38,8 +38,8 @@ def _collection(found: CollectionResult, measures: Sequence[str], markdown: bool
 
 def _sentence(found: Comparison) -> str:
     return (
-        f"{found.a} against {found.b} on {found.measure}: {found.difference:+.4f} (corrected p {found.corrected_p:.4f}); "
-        f"{found.wins} queries better, {found.losses} worse, {found.ties} equal."
+        f"{found.a} against {found.b} on {found.measure}: {found.difference:+.4f} "
+        f"(corrected p {found.corrected_p:.4f}); {found.wins} queries better, {found.losses} worse, {found.ties} equal."
     )
 
 
