@@ -28,7 +28,7 @@ def watch(process: subprocess.Popen[bytes], folder: Path) -> list[tuple[float, i
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         resident = next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0.0)
-        done = sum(path.read_bytes().count(b"\n") for path in folder.rglob("*.journal.jsonl"))
+        done = sum(path.read_bytes().count(b'"query_id":') for path in folder.rglob("*.journal.jsonl"))
         samples.append((round(time.perf_counter() - start, 1), done, round(resident, 1)))
         time.sleep(_INTERVAL)
     return samples

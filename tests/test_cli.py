@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from blockrank import Document, MissingExtraError, Ranker, __version__
@@ -147,8 +148,17 @@ def test_usage_goes_to_standard_error() -> None:
 
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"blockrank {__version__}\n"
-    assert all(name in run("--help").stdout for name in ("rank", "inspect", "doctor", "train"))
+    commands = ("rank", "search", "eval", "analyze", "validate", "inspect", "doctor", "train")
+    assert all(name in run("--help").stdout for name in commands)
     assert run().exit_code == 2
+
+
+def test_a_device_without_memory_is_told_in_one_sentence(lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> Ranker:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 150.00 MiB.")
+
+    monkeypatch.setattr("blockrank.cli.rank.load_ranker", load)
+    assert "the device's memory does not suffice" in failed(run("rank", QUERY, "--lines", lines))
 
 
 def test_json_is_an_object_a_line(requests: str) -> None:

@@ -50,6 +50,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BlockrankError as error:
             self._fail(str(error))
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's own; torch may not be imported here
+                raise
+            self._fail("the device's memory does not suffice: take fewer or shorter documents, or --dtype bfloat16.")
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has left: typer ends quietly
                 raise
