@@ -126,14 +126,38 @@ def test_a_layout_without_documents_is_the_rest_of_its_mask(
     assert len(lean.document_segment_C) == int((~dropped[layout.document_segment_C]).sum())
 
 
-def test_a_store_drops_the_least_recently_read() -> None:
-    store = MemoryStore(3 * 16)
-    for name in (b"a", b"b", b"c"):
-        store.write(name, torch.zeros(4))
-    store.read(b"a")
-    store.write(b"d", torch.zeros(4))
-    assert store.lookup([b"a", b"b", b"c", b"d"]) == [True, False, True, True]
-    store.write(b"large", torch.zeros(13))
-    assert (len(store), store.used_bytes) == (3, 48)
+def test_a_store_drops_the_oldest_slab() -> None:
+    entry = torch.arange(4.0).reshape(1, 1, 4)  # 16 bytes; a slab holds two
+    store = MemoryStore(8 * 32)
+    for number in range(16):
+        store.write(b"%d" % number, entry + number)
+    assert (len(store), store.used_bytes) == (16, 256)
+    assert torch.equal(store.read(b"5"), entry + 5)
+    store.write(b"16", entry + 16)
+    assert store.lookup([b"0", b"1", b"2", b"16"]) == [False, False, True, True]
+    assert (len(store), store.used_bytes) == (15, 256)
+    store.write(b"large", torch.zeros(17, 1, 4))
+    store.write(b"5", torch.zeros(1, 1, 4))
+    assert (len(store), store.used_bytes) == (15, 256)
+    assert torch.equal(store.read(b"5"), entry + 5)
+    store.write(b"wide", torch.zeros(9, 1, 4))
+    assert store.lookup([b"wide"]) == [True]
+    assert store.used_bytes <= 256
+
+
+def test_a_store_refuses_a_size_that_holds_nothing() -> None:
     with pytest.raises(InputError, match="max_bytes must be positive"):
         MemoryStore(0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 9), max_size=60), most=st.integers(1, 40))
+def test_a_store_stays_within_its_limit_and_keeps_the_newest(sizes: list[int], most: int) -> None:
+    store = MemoryStore(16 * most)
+    for number, size in enumerate(sizes):
+        store.write(b"%d" % number, torch.full((size, 1, 4), float(number)))
+        assert store.used_bytes <= 16 * most
+        assert store.lookup([b"%d" % number]) == [size <= most]
+    for number in range(len(sizes)):
+        if store.lookup([b"%d" % number])[0]:
+            assert store.read(b"%d" % number).eq(number).all()

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from blockrank.types import InputError
 
+_SLAB_BYTES = 64 << 20
+_LEAST_SLABS = 8  # a store is dropped in so many parts at least
+
 
 class MemoryStore:
-    """Keeps entries in memory, on the device they were computed on, up to `max_bytes`; drops the least recently read.
+    """Keeps entries in memory, on the device they were computed on, up to `max_bytes`; then drops the oldest.
 
-    Raises `InputError` where `max_bytes` is not positive.
+    Entries are copied into slabs, and a slab is dropped whole: thousands of small tensors that outlive the forwards
+    between which they were allocated would leave the heap in pieces (measured: 6.6 GB for 1.8 GB of keys). Raises
+    `InputError` where `max_bytes` is not positive.
     """
 
     def __init__(self, max_bytes: int) -> None:
         if max_bytes < 1:
             raise InputError(f"max_bytes must be positive, not {max_bytes}.")
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._max_bytes, self._slab_bytes = max_bytes, min(_SLAB_BYTES, max(max_bytes // _LEAST_SLABS, 1))
+        self._entries: dict[bytes, Tensor] = {}
+        self._slabs: deque[_Slab] = deque()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all entries."""
-        return self._bytes
+        """Bytes of all slabs."""
+        return sum(slab.bytes for slab in self._slabs)
 
     def lookup(self, keys: Sequence[bytes]) -> list[bool]:
         """Which keys are held."""
@@ -36,17 +42,42 @@ class MemoryStore:
 
     def read(self, key: bytes) -> Tensor:
         """The entry of a key that is held."""
-        self._entries.move_to_end(key)
         return self._entries[key]
 
     def write(self, key: bytes, k_LKH: Tensor) -> None:
-        """Keep a copy of an entry (a view would keep the whole forward it was cut from); an entry over the limit is
-        not kept at all."""
-        size = k_LKH.numel() * k_LKH.element_size()
+        """Keep a copy of an entry; one that is held already, or over the limit, changes nothing."""
+        size = _bytes(k_LKH)
         if key in self._entries or size > self._max_bytes:
             return
-        while self._bytes + size > self._max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self._bytes -= oldest.numel() * oldest.element_size()
-        self._entries[key] = k_LKH.clone()
-        self._bytes += size
+        if not self._slabs or not self._slabs[-1].has_room(k_LKH):
+            rows = max(self._slab_bytes // _bytes(k_LKH[:1]), len(k_LKH))
+            while self._slabs and self.used_bytes + rows * _bytes(k_LKH[:1]) > self._max_bytes:
+                for old in self._slabs.popleft().keys:
+                    del self._entries[old]
+            self._slabs.append(_Slab(k_LKH.new_empty(rows, *k_LKH.shape[1:])))
+        self._entries[key] = self._slabs[-1].add(key, k_LKH)
+
+
+class _Slab:
+    """Entries one after the other in one tensor (rows, K, H)."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows, self._filled = rows, 0
+        self.keys: list[bytes] = []
+        self.bytes = _bytes(rows)
+
+    def has_room(self, k_LKH: Tensor) -> bool:
+        """Whether an entry of this kind still fits."""
+        return k_LKH.dtype == self._rows.dtype and self._filled + len(k_LKH) <= len(self._rows)
+
+    def add(self, key: bytes, k_LKH: Tensor) -> Tensor:
+        """Copy an entry in, and return it as a part of the slab."""
+        kept = self._rows[self._filled : self._filled + len(k_LKH)]
+        kept.copy_(k_LKH)
+        self._filled += len(k_LKH)
+        self.keys.append(key)
+        return kept
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from blockrank.layout import Segment
 
 DEFAULT_MAX_TOKENS = 32_768
-_ENCODE_TOKENS = 8192  # tokens of documents encoded in one forward by `remember`
+_ENCODE_TOKENS = 4096  # tokens of documents encoded in one forward by `remember`; larger ones are slower on a CPU
+_REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new in later calls takes the rest
 _WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
 
@@ -145,13 +146,13 @@ class Ranker(RequestRanker):
         Exact, for models whose documents depend on neither the query nor each other (`RankSpec.documents_stand_alone`).
         The documents are encoded in groups that depend on `documents` alone, so that later scores are the same to the
         last bit after a restart. progress: called with the documents done and all of them. Returns False, and does
-        nothing, where the model is not of that kind or the keys would take over `max_bytes`.
+        nothing, where the model is not of that kind or the keys would take over nine tenths of `max_bytes`.
         """
         if not self.spec.documents_stand_alone or not documents:
             return False
         groups = self._encoding_groups(documents)
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
-        if rows * self.model.key_bytes > max_bytes:
+        if rows * self.model.key_bytes > _REMEMBERED * max_bytes:
             return False
         self.model.store = MemoryStore(max_bytes)
         done = 0

@@ -10,11 +10,15 @@ from typing import Annotated
 import typer
 
 from blockrank import __version__
+from blockrank.cli.analyze import analyze_command
 from blockrank.cli.console import Commands
 from blockrank.cli.doctor import doctor_command
+from blockrank.cli.eval import eval_command
 from blockrank.cli.inspect import inspect_command
 from blockrank.cli.rank import rank_command
+from blockrank.cli.search import search_command
 from blockrank.cli.train import train_command
+from blockrank.cli.validate import validate_command
 
 __all__ = ["app", "main"]
 
@@ -24,7 +28,11 @@ app = typer.Typer(
 app.command("rank")(rank_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
+app.command("search")(search_command)
 app.command("train")(train_command)
+app.command("validate")(validate_command)
+app.command("eval")(eval_command)
+app.command("analyze")(analyze_command)
 
 
 def _version(wanted: bool) -> None:
