@@ -271,6 +271,12 @@ def load_tokenizer(name_or_path: str | Path | None = None) -> tuple[PromptTokeni
     return PromptTokenizer(tokenizer), tokenizer
 
 
+def load_config(name_or_path: str | Path | None = None) -> PreTrainedConfig:
+    """The library's own config of a checkpoint; no weight is read. Raises `ModelError` where it is unknown."""
+    with _quiet():
+        return _read(AutoConfig, EMBEDDED_MODEL if name_or_path is None else name_or_path)
+
+
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or for None the first CUDA device, else the CPU.
 
@@ -298,10 +304,15 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:
+    return _read(AutoConfig, source), _read(AutoTokenizer, source)
+
+
+def _read(kind: Any, source: str | Path) -> Any:
+    """`kind.from_pretrained(source)`, or `ModelError` with one sentence."""
     if isinstance(source, Path) and not source.is_dir():
         raise ModelError(f"model folder {source} does not exist.")
     try:
-        return AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        return kind.from_pretrained(source)
     except Exception as error:  # the library lets through whatever its many parsers raise
         raise ModelError(f"model {str(source)!r} cannot be read: {_one_line(error)}") from error
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from blockrank.analyze.settings import DEFAULT_TEMPLATE
-from blockrank.model import EMBEDDED_MODEL, RankModel, load_model, resolve_spec
+from blockrank.model import RankModel, load_config, load_model, resolve_spec
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 
@@ -60,10 +57,10 @@ def load_analysed(
     own = _own_spec(source)
     if own is not None and template is not None:
         raise InputError(f"{name} says itself how it is prompted ({SPEC_FILE}); a template is for models that do not.")
-    layers, positions = _layers_and_positions(EMBEDDED_MODEL if source is None else source)
-    base = own or _default_spec(template or DEFAULT_TEMPLATE, positions)
+    config = load_config(source)
+    base = own or _default_spec(template or DEFAULT_TEMPLATE, getattr(config, "max_position_embeddings", None))
     # Queries over the limit are cut and counted: they must not end the analysis.
-    spec = replace(base, layer=layers - 1, heads=None, long_queries="cut")
+    spec = replace(base, layer=config.num_hidden_layers - 1, heads=None, long_queries="cut")
     model = load_model(source, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe)
     return Analysed(str(name), model, own, base)
 
@@ -78,16 +75,6 @@ def _own_spec(source: str | Path | None) -> RankSpec | None:
         if source is None or Path(source).is_dir():
             raise
         return None  # whether there is such a model at all is found out when it is loaded
-
-
-def _layers_and_positions(source: str | Path) -> tuple[int, int | None]:
-    """How many layers a checkpoint has, and how long its position table is. Raises `ModelError` where it has none."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-        return int(config.num_hidden_layers), getattr(config, "max_position_embeddings", None)
-    except Exception as error:  # the library lets through whatever its many parsers raise
-        reason = textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
-        raise ModelError(f"model {str(source)!r} cannot be read: {reason}") from error
 
 
 def _default_spec(template: str, positions: int | None) -> RankSpec:
