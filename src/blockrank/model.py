@@ -313,6 +313,10 @@ def _read(kind: Any, source: str | Path) -> Any:
         raise ModelError(f"model folder {source} does not exist.")
     try:
         return kind.from_pretrained(source)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise ModelError(f"model {str(source)!r} cannot be read: {_one_line(error)}") from error
+        raise ModelError(f"model {str(source)!r} is neither a folder nor a reachable hub repository.") from error
     except Exception as error:  # the library lets through whatever its many parsers raise
         raise ModelError(f"model {str(source)!r} cannot be read: {_one_line(error)}") from error
 
