@@ -50,16 +50,14 @@ def main() -> None:
         samples = watch(process, Path(folder))
     if process.returncode:
         sys.exit(f"the evaluation failed with exit code {process.returncode}")
-    ranking = [sample for sample in samples if sample[1]]
-    half = ranking[len(ranking) // 2 :]
+    ranking = [sample for sample in samples if 0 < sample[1] < samples[-1][1]]  # between the first shard and the last
+    done, resident = (np.array(column) for column in zip(*((sample[1], sample[2]) for sample in ranking), strict=True))
     figures = {
-        "queries": ranking[-1][1],
-        "peak_mib": max(resident for *_, resident in samples),
-        "first_rankings_mib": ranking[0][2],
-        "last_rankings_mib": ranking[-1][2],
-        "mib_per_1000_queries_second_half": round(
-            1000 * float(np.polyfit([done for _, done, _ in half], [resident for *_, resident in half], 1)[0]), 2
-        ),
+        "queries": samples[-1][1],
+        "peak_mib": max(sample[2] for sample in samples),
+        "ranking_lowest_mib": float(resident.min()),
+        "ranking_highest_mib": float(resident.max()),
+        "ranking_mib_per_1000_queries": round(1000 * float(np.polyfit(done, resident, 1)[0]), 1),
     }
     sys.stderr.write("".join(f"{name}: {value}\n" for name, value in figures.items()))
     if options.out:
