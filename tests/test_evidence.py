@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_invariants import specs
 from torch import Tensor
 
-from blockrank import Document, Ranker, RankRequest, RankSpec
+from blockrank import Document, FakeRanker, Ranker, RankRequest, RankSpec
 from blockrank.layout import PackedLayout, PromptTokenizer
 from blockrank.signals import token_shares
 
@@ -133,3 +133,10 @@ def test_spans_cover_the_document_once(title: str, text: str) -> None:
     places = [document.locate(a, b) for a, b in spans[spans[:, 0] >= 0].tolist()]
     given_text = {at for field, a, b in places if field == "text" for at in range(a, b)}
     assert {at for at, letter in enumerate(document.text) if letter.strip()} <= given_text
+
+
+def test_the_double_has_evidence_too() -> None:
+    ranking = FakeRanker().rank(QUERY, DOCUMENTS, evidence=True)
+    words = [(ranking[0].text[item.start : item.end], item.share) for item in ranking[0].evidence]
+    assert words == [("wrote", 0.5), ("Dracula", 0.5)]
+    assert not FakeRanker().rank(QUERY, DOCUMENTS)[0].evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from blockrank.types import InputError, Ranking, RankRequest, RequestRanker
+from blockrank.types import Document, Evidence, InputError, Ranking, RankRequest, RequestRanker
 
 
 def word_overlap(query: str, text: str) -> float:
@@ -14,11 +14,18 @@ def word_overlap(query: str, text: str) -> float:
     return len(wanted & found) / len(wanted) if wanted else 0.0
 
 
+def shared_words(query: str, document: Document) -> tuple[Evidence, ...]:
+    """The words of a document that the query holds too, each with an equal share."""
+    wanted = set(re.findall(r"\w+", query.lower()))
+    found = [match for match in re.finditer(r"\w+", document.content) if match[0].lower() in wanted]
+    return tuple(Evidence(*document.locate(*match.span()), 1 / len(found)) for match in found)
+
+
 class FakeRanker(RequestRanker):
     """Ranks by a plain function of query and text, word overlap unless told otherwise; scores sum to one.
 
-    Accepts and refuses exactly what `Ranker` does, so that code under test meets the real types. `calls` records the
-    requests that were ranked.
+    Accepts and refuses exactly what `Ranker` does, so that code under test meets the real types. Evidence, where a
+    request asks for it, is the words shared with the query. `calls` records the requests that were ranked.
     """
 
     def __init__(self, score: Callable[[str, str], float] = word_overlap) -> None:
@@ -34,4 +41,5 @@ class FakeRanker(RequestRanker):
                 raise InputError("the score function of a FakeRanker must not be negative.")
             total = sum(raw)
             shares = [value / total for value in raw] if total else [1 / len(raw)] * len(raw)
-            yield Ranking.from_scores(request, shares)
+            evidence = [shared_words(request.query, document) for document in request.candidates]
+            yield Ranking.from_scores(request, shares, evidence=evidence if request.evidence else None)
