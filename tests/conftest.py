@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,6 +87,34 @@ def rank_model(family: str, backend: str = "sdpa", spec: RankSpec | None = None)
 def random_layout(lengths: Sequence[int], spec: RankSpec, seed: int = 0, vocabulary: int = 512) -> PackedLayout:
     generator = np.random.default_rng(seed)
     return pack([tokenised([generator.integers(3, vocabulary, n) for n in lengths])], spec)
+
+
+def dense_pairs(
+    q_GNH: torch.Tensor, k_PKH: torch.Tensor, layout: PackedLayout, spec: RankSpec, scale: float
+) -> Iterator[tuple[list[np.ndarray[Any, np.dtype[np.float64]]], float]]:
+    """The attention of every pair of signal token and head over one request, as `RankSpec` words it, in float64: each
+    document's rows (length norm applied), and the denominator."""
+    q, k = q_GNH.double().numpy(), k_PKH.double().numpy()
+    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
+    heads = list(spec.heads) if spec.heads is not None else list(range(q.shape[1]))
+    q, k = q[:, heads], k[:, heads]
+    if spec.joined_heads:
+        q, k = q.reshape(len(q), 1, -1), k.reshape(len(k), 1, -1)
+    factor = scale * spec.logit_scale
+    if spec.cosine != "none":
+        k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+        q = q / (np.linalg.norm(q, axis=-1, keepdims=True) if spec.cosine == "both" else math.sqrt(q.shape[-1]))
+        factor = spec.logit_scale
+    spans = list(zip(layout.starts_S.tolist(), layout.ends_S.tolist(), strict=True))
+    for g, at in enumerate(layout.signal_G):
+        for n in range(q.shape[1]):
+            weights = np.exp(factor * (k[:, n] @ q[g, n]))
+            documents = [weights[a:b] / (b - a) ** spec.length_norm for a, b in spans[1:-1]]
+            total = float(sum(document.sum() for document in documents))
+            if spec.softmax_over == "all":
+                own_end = int(at) + 1 if spec.query_attention == "causal" else spans[-1][1]
+                total += float(weights[slice(*spans[0])].sum() + weights[spans[-1][0] : own_end].sum())
+            yield documents, total
 
 
 @cache

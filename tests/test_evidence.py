@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, golden_spec, random_layout
+from conftest import byte_tokenizer, dense_pairs, golden_spec, random_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariants import specs
@@ -27,30 +27,11 @@ DOCUMENTS = [
 
 
 def dense_parts(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> list[float]:
-    """Each document row's part of its document's score, in float64, one pair of head and signal token at a time."""
-    q, k = q_GNH.double().numpy(), k_PKH.double().numpy()
-    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    heads = list(spec.heads) if spec.heads is not None else list(range(q.shape[1]))
-    q, k = q[:, heads], k[:, heads]
-    if spec.joined_heads:
-        q, k = q.reshape(len(q), 1, -1), k.reshape(len(k), 1, -1)
-    factor = scale * spec.logit_scale
-    if spec.cosine != "none":
-        k = k / np.linalg.norm(k, axis=-1, keepdims=True)
-        q = q / (np.linalg.norm(q, axis=-1, keepdims=True) if spec.cosine == "both" else math.sqrt(q.shape[-1]))
-        factor = spec.logit_scale
-    spans = list(zip(layout.starts_S.tolist(), layout.ends_S.tolist(), strict=True))
-    parts = [np.zeros(end - start) for start, end in spans[1:-1]]
-    for g, at in enumerate(layout.signal_G):
-        for n in range(q.shape[1]):
-            weights = np.exp(factor * (k[:, n] @ q[g, n]))
-            docs = [weights[a:b] / (b - a) ** spec.length_norm for a, b in spans[1:-1]]
-            total = sum(float(doc.sum()) for doc in docs)
-            if spec.softmax_over == "all":
-                own_end = int(at) + 1 if spec.query_attention == "causal" else spans[-1][1]
-                total += weights[slice(*spans[0])].sum() + weights[spans[-1][0] : own_end].sum()
-            for part, doc in zip(parts, docs, strict=True):
-                part += doc / doc.sum() if spec.signal_pooling == "geometric" else doc / total
+    """Each document row's part of its document's score, one pair of head and signal token at a time."""
+    parts: list[np.ndarray[Any, np.dtype[np.float64]]] = []
+    for documents, total in dense_pairs(q_GNH, k_PKH, layout, spec, scale):
+        shares = [d / (d.sum() if spec.signal_pooling == "geometric" else total) for d in documents]
+        parts = [part + share for part, share in zip(parts or [0.0] * len(shares), shares, strict=True)]
     return [float(value) for part in parts for value in part / part.sum()]
 
 

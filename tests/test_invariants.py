@@ -3,7 +3,6 @@ short cut equals the dense computation it replaces."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, FAMILIES, golden_spec, random_layout, rank_model, tokenised
+from conftest import CPU, FAMILIES, dense_pairs, golden_spec, random_layout, rank_model, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -198,29 +197,9 @@ def test_cached_rows_are_read_like_new_ones(backend_name: str) -> None:
 
 
 def dense_read_out(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> list[float]:
-    """The read-out of one request as `RankSpec` words it, in float64, one logit at a time."""
-    q, k = q_GNH.double().numpy(), k_PKH.double().numpy()
-    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    heads = list(spec.heads) if spec.heads is not None else list(range(q.shape[1]))
-    q, k = q[:, heads], k[:, heads]
-    if spec.joined_heads:
-        q, k = q.reshape(len(q), 1, -1), k.reshape(len(k), 1, -1)
-    factor = scale * spec.logit_scale
-    if spec.cosine != "none":
-        k = k / np.linalg.norm(k, axis=-1, keepdims=True)
-        q = q / (np.linalg.norm(q, axis=-1, keepdims=True) if spec.cosine == "both" else math.sqrt(q.shape[-1]))
-        factor = spec.logit_scale
-    spans = [(int(layout.starts_S[s]), int(layout.ends_S[s])) for s in range(len(layout.starts_S))]
-    logs = []
-    for g, at in enumerate(layout.signal_G):
-        for n in range(q.shape[1]):
-            weights = np.exp(factor * (k[:, n] @ q[g, n]))
-            found = np.array([weights[a:b].sum() / (b - a) ** spec.length_norm for a, b in spans[1:-1]])
-            total = found.sum()
-            if spec.softmax_over == "all":
-                own_end = int(at) + 1 if spec.query_attention == "causal" else spans[-1][1]
-                total += weights[slice(*spans[0])].sum() + weights[spans[-1][0] : own_end].sum()
-            logs.append(np.log(found / total))
+    """The read-out of one request as `RankSpec` words it."""
+    pairs = dense_pairs(q_GNH, k_PKH, layout, spec, scale)
+    logs = [np.log([document.sum() / total for document in documents]) for documents, total in pairs]
     if spec.signal_pooling == "arithmetic":
         return [float(value) for value in np.exp(logs).mean(0)]
     pooled = np.exp(np.mean(logs, axis=0))

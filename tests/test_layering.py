@@ -30,7 +30,7 @@ ORDER = (
     {"scorers"},
     {"strategies"},
     {"ranker"},
-    {"data", "fake", "page"},
+    {"data", "environment", "fake", "page"},
     {"retrieve", "serve", "train"},
     {"analyze", "evaluate", "integrations"},
     {"cli"},

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank import __version__
 from blockrank.analyze.choice import Choice, choose, split_halves, whole_layers
 from blockrank.analyze.judged import JudgedRequest, judged_requests
 from blockrank.analyze.loading import Analysed
@@ -22,6 +18,7 @@ from blockrank.analyze.result import Analysis, setting_name
 from blockrank.analyze.settings import AnalysisSettings
 from blockrank.analyze.shares import AttentionShares, mean_shares, prompt_shares
 from blockrank.data import Collection
+from blockrank.environment import machine, versions
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.layout import TokenisedRequest
 from blockrank.ranker import Ranker
@@ -134,20 +131,12 @@ def _notes(
 
 def _environment(analysed: Analysed) -> dict[str, object]:
     model = analysed.model
-    versions = {name: _installed(name) for name in ("torch", "transformers", "numpy")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"blockrank": __version__, "python": platform.python_version(), **versions},
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "versions": versions(("torch", "transformers", "numpy")),
+        "machine": machine(),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "backend": model.backend.name,
         "architecture": type(model.module).__name__,
     }
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -7,12 +7,10 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from blockrank import __version__
 from blockrank.cli.console import (
     BackendOption,
     DeviceOption,
@@ -24,6 +22,7 @@ from blockrank.cli.console import (
     logs,
     write_data,
 )
+from blockrank.environment import installed, versions
 from blockrank.types import BlockrankError, ModelError
 
 if TYPE_CHECKING:
@@ -78,22 +77,11 @@ def doctor_command(
         raise typer.Exit(1)
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _versions() -> dict[str, Any]:
     """Versions of what is needed, and of what extras bring."""
     return {
-        "versions": {
-            "blockrank": __version__,
-            "python": platform.python_version(),
-            **{name: _installed(name) for name in _CORE},
-        },
-        "extras": [{"name": name, "version": _installed(name), "extra": extra} for name, extra in _EXTRAS.items()],
+        "versions": versions(_CORE),
+        "extras": [{"name": name, "version": installed(name), "extra": extra} for name, extra in _EXTRAS.items()],
     }
 
 

@@ -9,16 +9,14 @@ under the reranked ones, so that reranking few candidates costs no recall.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from blockrank import __version__
 from blockrank.data import Collection, atomic_file, read_run
+from blockrank.environment import installed, machine, versions
 from blockrank.evaluate.compare import compare
 from blockrank.evaluate.measures import aggregate, ideal, per_query, summary
 from blockrank.evaluate.plan import Plan, Reranker
@@ -75,7 +73,7 @@ def _claim(plan: Plan, settings: Settings) -> None:
     """Enter what is known before anything is loaded."""
     common = {
         "blockrank": __version__,
-        **{name: _installed(name) for name in _DECISIVE},
+        **{name: installed(name) for name in _DECISIVE},
         "shard_queries": SHARD_QUERIES,
         "unranked_candidates": "below the reranked ones, in the first stage's order",
         "reuse_bytes": plan.reuse_bytes,
@@ -102,9 +100,8 @@ def _result(works: Sequence[Work], plan: Plan, settings: Settings) -> Evaluation
     found = [_collection(work, plan) for work in works]
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"blockrank": __version__, "python": platform.python_version()}
-        | {name: _installed(name) for name in _REPORTED},
-        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "versions": versions(_REPORTED),
+        "machine": machine(),
         "settings": settings.entries,
         "notes": [note for _, notes in found for note in notes],
     }
@@ -160,20 +157,3 @@ def _write(result: EvaluationResult, works: Sequence[Work], folder: Path) -> Non
     for path, text in texts.items():
         with atomic_file(path) as stream:
             stream.write(text.encode())
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
