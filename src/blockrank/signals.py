@@ -24,12 +24,18 @@ _CHUNK_ROWS = 1 << 16  # padded key rows held at once while reading out; bounds 
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Index tensors of the read-out of one layout on one device.
+    """What a read-out reads: queries, keys, layout and spec, and index tensors on the queries' device.
 
-    signal_BG, signal_mask_BG: places in the captured signal rows, padded. slot_C: place of a document in a padded
-    (B, M) table, M the largest candidate list. document_C, request_C, length_C: segment, request and row count.
+    scale: the factor on logits, the spec's own included. signal_BG, signal_mask_BG: places in the captured signal
+    rows, padded. slot_C: place of a document in a padded (B, M) table, M the largest candidate list. segments_C,
+    requests_C, length_C: segment, request and row count of each document.
     """
 
+    q_GNH: Tensor
+    k_PKH: Tensor
+    layout: PackedLayout
+    spec: RankSpec
+    scale: float
     signal_BG: Tensor
     signal_mask_BG: Tensor
     slot_C: Tensor
@@ -39,8 +45,8 @@ class Readout:
     length_C: Tensor
 
 
-def plan_readout(layout: PackedLayout, device: torch.device) -> Readout:
-    """Prepare the read-out of a layout."""
+def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Readout:
+    """Prepare a read-out; arguments as in `log_scores`."""
     per_request = np.bincount(layout.signal_request_G, minlength=layout.requests)
     first = np.cumsum(per_request) - per_request
     at_G = np.arange(per_request.max())
@@ -50,9 +56,14 @@ def plan_readout(layout: PackedLayout, device: torch.device) -> Readout:
     segments = layout.document_segment_C
 
     def move(array: Ints | NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        return torch.from_numpy(array).to(q_GNH.device, non_blocking=True)
 
     return Readout(
+        q_GNH,
+        k_PKH,
+        layout,
+        spec,
+        spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale,
         move(np.where(mask, first[:, None] + at_G, 0)),
         move(mask),
         move(layout.document_request_C * documents.max() + place),
@@ -69,17 +80,14 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     q_GNH: signal queries at the scoring layer (layout.signal_G); k_PKH: keys of all rows there; scale: the model's
     own factor on logits, usually 1/sqrt(head_dim). Scores of a request sum to one when the softmax is over documents.
     """
-    readout = plan_readout(layout, q_GNH.device)
-    scale = logit_scale(spec, scale)
-    lse_CNG = segment_lse(q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
-    normed_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None] if spec.length_norm else lse_CNG
-    real_C1G = _real_signals(readout)
+    readout = plan_readout(q_GNH, k_PKH, layout, spec, scale)
+    lse_CNG = segment_lse(readout, readout.segments_C, readout.requests_C)
     if spec.signal_pooling == "geometric":
+        real_C1G, normed_CNG = _real_signals(readout), _length_normed(lse_CNG, readout)
         mean_C = normed_CNG.masked_fill(~real_C1G, 0.0).sum((1, 2)) / (real_C1G.sum((1, 2)) * normed_CNG.shape[1])
         return _by_request(mean_C, readout).log_softmax(1).flatten().index_select(0, readout.slot_C)
-    rest_BNG = _rest(q_GNH, k_PKH, layout, readout, scale, spec) if spec.softmax_over == "all" else None
-    shares_CNG = _log_shares(normed_CNG, rest_BNG, readout)
-    return shares_CNG.flatten(1).logsumexp(1) - (real_C1G.sum((1, 2)) * shares_CNG.shape[1]).log()
+    shares_CNG = _log_shares(lse_CNG, readout)
+    return shares_CNG.flatten(1).logsumexp(1) - (_real_signals(readout).sum((1, 2)) * shares_CNG.shape[1]).log()
 
 
 def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
@@ -88,73 +96,44 @@ def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
     Arguments as in `log_scores`. The parts of a document sum to one. A pair of head and signal token counts by what it
     gave to the document's score; all pairs count alike where they are pooled geometrically.
     """
-    readout = plan_readout(layout, q_GNH.device)
-    scale = logit_scale(spec, scale)
-    read = (q_GNH, k_PKH, layout, readout, readout.segments_C, readout.requests_C, scale, spec)
-    lse_CNG = segment_lse(*read)
+    readout = plan_readout(q_GNH, k_PKH, layout, spec, scale)
+    lse_CNG = segment_lse(readout, readout.segments_C, readout.requests_C)
     if spec.signal_pooling == "geometric":
         weight_CNG = _real_signals(readout).expand_as(lse_CNG).float()
     else:
-        normed_CNG = lse_CNG - spec.length_norm * readout.length_C.log()[:, None, None]
-        rest_BNG = _rest(q_GNH, k_PKH, layout, readout, scale, spec) if spec.softmax_over == "all" else None
-        shares_CNG = _log_shares(normed_CNG, rest_BNG, readout)
+        shares_CNG = _log_shares(lse_CNG, readout)
         weight_CNG = (shares_CNG - shares_CNG.flatten(1).amax(1)[:, None, None]).exp()
     weight_CNG = weight_CNG / weight_CNG.sum((1, 2), keepdim=True)
     parts = []
-    for chunk, z_CNGL in _segment_logits(*read):
+    for chunk, z_CNGL in _segment_logits(readout, readout.segments_C, readout.requests_C):
         shares_CL = torch.einsum("cng,cngl->cl", weight_CNG[chunk], (z_CNGL - lse_CNG[chunk][..., None]).exp())
         real_CL = torch.arange(z_CNGL.shape[-1], device=z_CNGL.device) < readout.length_C[chunk][:, None]
         parts.append(shares_CL[real_CL])
     return torch.cat(parts)
 
 
-def logit_scale(spec: RankSpec, scale: float) -> float:
-    """The factor on logits of a read-out: the spec's own, times the model's where lengths count."""
-    return spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale
-
-
-def segment_lse(
-    q_GNH: Tensor,
-    k_PKH: Tensor,
-    layout: PackedLayout,
-    readout: Readout,
-    segments_C: Ints,
-    requests_C: Ints,
-    scale: float,
-    spec: RankSpec,
-) -> Tensor:
+def segment_lse(readout: Readout, segments_C: Ints, requests_C: Ints) -> Tensor:
     """(C, N, G) log-sum-exp of scaled logits of each request's signal tokens over the rows of given segments."""
-    chunks = _segment_logits(q_GNH, k_PKH, layout, readout, segments_C, requests_C, scale, spec)
-    return torch.cat([z_CNGL.logsumexp(-1) for _, z_CNGL in chunks])
+    return torch.cat([z_CNGL.logsumexp(-1) for _, z_CNGL in _segment_logits(readout, segments_C, requests_C)])
 
 
-def _segment_logits(
-    q_GNH: Tensor,
-    k_PKH: Tensor,
-    layout: PackedLayout,
-    readout: Readout,
-    segments_C: Ints,
-    requests_C: Ints,
-    scale: float,
-    spec: RankSpec,
-) -> Iterator[tuple[slice, Tensor]]:
+def _segment_logits(readout: Readout, segments_C: Ints, requests_C: Ints) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of segments, each with its scaled logits (C, N, G, L), padded to its longest with -inf.
 
     A signal token reads rows of its own segment up to itself where the query segment is causal.
     """
-    lengths = layout.ends_S[segments_C] - layout.starts_S[segments_C]
-    for chunk in _chunks(lengths):
-        segments, requests = segments_C[chunk], torch.from_numpy(requests_C[chunk]).to(q_GNH.device)
+    layout, device = readout.layout, readout.q_GNH.device
+    for chunk in _chunks(layout.ends_S[segments_C] - layout.starts_S[segments_C]):
+        segments, signal_CG = segments_C[chunk], readout.signal_BG[torch.from_numpy(requests_C[chunk]).to(device)]
         rows_CL, real_CL = _padded_rows(layout, segments)
-        k_CLKH = _gather(k_PKH, rows_CL.to(k_PKH.device)).float()
-        q_CGNH = _gather(q_GNH, readout.signal_BG[requests]).float()
-        allowed_CGL = real_CL[:, None, :].to(q_GNH.device)
+        k_CLKH = _gather(readout.k_PKH, rows_CL.to(readout.k_PKH.device)).float()
+        allowed_CGL = real_CL[:, None, :].to(device)
         if causal := _own_segments(layout, segments):
-            position_CG1 = torch.from_numpy(layout.signal_G).to(q_GNH.device)[readout.signal_BG[requests]][..., None]
-            own_CL = rows_CL.to(q_GNH.device)[:, None, :] - layout.cached_rows
-            is_own = torch.tensor(causal, device=q_GNH.device)[:, None, None]
+            position_CG1 = torch.from_numpy(layout.signal_G).to(device)[signal_CG][..., None]
+            own_CL = rows_CL.to(device)[:, None, :] - layout.cached_rows
+            is_own = torch.tensor(causal, device=device)[:, None, None]
             allowed_CGL = allowed_CGL & (~is_own | (own_CL <= position_CG1))
-        yield chunk, _logits(q_CGNH, k_CLKH, allowed_CGL, scale, spec)
+        yield chunk, _logits(_gather(readout.q_GNH, signal_CG).float(), k_CLKH, allowed_CGL, readout)
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
@@ -188,8 +167,9 @@ def _own_segments(layout: PackedLayout, segments: Ints) -> list[bool]:
     return own if any(own) else []
 
 
-def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, spec: RankSpec) -> Tensor:
+def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, readout: Readout) -> Tensor:
     """(C, N, G, L) masked logits; grouped heads share their key head, joined heads act as one of width N*H."""
+    spec = readout.spec
     segments, signals, heads, width = q_CGNH.shape
     length, kv_heads = k_CLKH.shape[1:3]
     if spec.joined_heads:
@@ -207,7 +187,7 @@ def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, scale: float, s
     if spec.cosine != "none":
         k_CKLH = F.normalize(k_CKLH, dim=-1)
         q_CKRH = F.normalize(q_CKRH, dim=-1) if spec.cosine == "both" else q_CKRH / math.sqrt(q_CKRH.shape[-1])
-    z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * scale).reshape(segments, heads, signals, length)
+    z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * readout.scale).reshape(segments, heads, signals, length)
     z_CNGL = z_CNGL.masked_fill(~allowed_CGL[:, None], -math.inf)
     return z_CNGL[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else z_CNGL
 
@@ -219,13 +199,14 @@ def _by_request(values_C: Tensor, readout: Readout) -> Tensor:
     return table.index_copy(0, readout.slot_C, values_C).reshape(requests, -1, *values_C.shape[1:])
 
 
-def _rest(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, readout: Readout, scale: float, spec: RankSpec) -> Tensor:
+def _rest(readout: Readout) -> Tensor:
     """(B, N, G) log-sum-exp over the rows a signal token reads that belong to no document."""
+    layout = readout.layout
     kinds = np.array(layout.kinds_S)
     filled = layout.ends_S > layout.starts_S
     segments = np.flatnonzero((kinds != "document") & filled)
     requests = np.cumsum(kinds == "instruction")[segments] - 1
-    lse = segment_lse(q_GNH, k_PKH, layout, readout, segments, requests, scale, spec)
+    lse = segment_lse(readout, segments, requests)
     owners = torch.from_numpy(requests).to(lse.device)
     table = lse.new_full((layout.requests, *lse.shape[1:]), -math.inf)
     for request in range(layout.requests):
@@ -239,12 +220,19 @@ def _real_signals(readout: Readout) -> Tensor:
     return readout.signal_mask_BG.index_select(0, owner_C)[:, None, :]
 
 
-def _log_shares(lse_CNG: Tensor, rest_BNG: Tensor | None, readout: Readout) -> Tensor:
+def _length_normed(lse_CNG: Tensor, readout: Readout) -> Tensor:
+    """Log-sum-exps with a document's attention divided by a power of its length."""
+    norm = readout.spec.length_norm
+    return lse_CNG - norm * readout.length_C.log()[:, None, None] if norm else lse_CNG
+
+
+def _log_shares(lse_CNG: Tensor, readout: Readout) -> Tensor:
     """(C, N, G) log of the share of each pair's attention that a document gets, -inf for signal tokens that are
     padding."""
-    total_BNG = _by_request(lse_CNG, readout).logsumexp(1)
-    if rest_BNG is not None:
-        total_BNG = torch.logaddexp(total_BNG, rest_BNG)
+    normed_CNG = _length_normed(lse_CNG, readout)
+    total_BNG = _by_request(normed_CNG, readout).logsumexp(1)
+    if readout.spec.softmax_over == "all":
+        total_BNG = torch.logaddexp(total_BNG, _rest(readout))
     owner_C = torch.from_numpy(readout.requests_C).to(lse_CNG.device)
     # Document by document, not in the padded table: a log-sum-exp over nothing but -inf has no gradient.
-    return (lse_CNG - total_BNG.index_select(0, owner_C)).masked_fill(~_real_signals(readout), -math.inf)
+    return (normed_CNG - total_BNG.index_select(0, owner_C)).masked_fill(~_real_signals(readout), -math.inf)

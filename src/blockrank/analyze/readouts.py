@@ -17,7 +17,7 @@ from torch import Tensor
 from blockrank.analyze.judged import JudgedRequest
 from blockrank.analyze.measures import MEASURES, measure
 from blockrank.layout import Ints, PackedLayout
-from blockrank.signals import logit_scale, plan_readout, segment_lse
+from blockrank.signals import plan_readout, segment_lse
 from blockrank.spec import RankSpec
 from blockrank.types import ModelError
 
@@ -139,16 +139,8 @@ def _lse(
     is_document = np.array(layout.kinds_S) == "document"
     filled = layout.ends_S > layout.starts_S
     segments = np.flatnonzero(is_document if kind == "document" else ~is_document & filled)
-    return segment_lse(
-        q_GNH[part],
-        k_PKH,
-        some,
-        plan_readout(some, q_GNH.device),
-        segments,
-        np.zeros_like(segments),
-        logit_scale(spec, scale),
-        spec,
-    )
+    readout = plan_readout(q_GNH[part], k_PKH, some, spec, scale)
+    return segment_lse(readout, segments, np.zeros_like(segments))
 
 
 def over_heads(votes_NGC: Tensor, spec: RankSpec) -> Tensor:
