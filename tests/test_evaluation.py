@@ -61,6 +61,20 @@ def plan(*depths: int, rankers: Sequence[Reranker] = (), **changes: Any) -> Plan
     return replace(Plan(found, FirstStage("runs/given.trec"), depths or (10,), MEASURES, latency_queries=0), **changes)
 
 
+def test_a_query_that_is_a_document_can_be_left_out(tmp_path: Path) -> None:
+    texts = {"a": "red apple pie", "b": "green apple tart", "c": "blue sky", "q": "an apple"}
+    documents = [Document(texts[doc_id], doc_id) for doc_id in "abc"]
+    write_collection(tmp_path / "own", documents, texts, {"a": {"b": 1}, "b": {"a": 1}})
+    own = open_collection(tmp_path / "own")
+    first = {drop: FirstStage(drop_own=drop).search(own, {q: texts[q] for q in "abq"}, 1) for drop in (False, True)}
+    assert {query: list(found) for query, found in first[False].items()} == {"a": ["a"], "b": ["b"], "q": ["a"]}
+    assert {query: list(found) for query, found in first[True].items()} == {"a": ["b"], "b": ["a"], "q": ["a"]}
+    result = evaluate([own], plan(first_stage=FirstStage(drop_own=True)), tmp_path / "out")
+    assert result.collections[0].systems[0].measures["nDCG@10"] == 1.0
+    with pytest.raises(InputError, match="first_stage_drops_own"):
+        evaluate([own], plan(first_stage=FirstStage()), tmp_path / "out")
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Runs and per-query tables of an evaluation."""
     return {

@@ -32,6 +32,7 @@ from blockrank.types import MissingExtraError
 
 if TYPE_CHECKING:
     from blockrank.data import Qrels, Run
+    from blockrank.evaluate.first_stage import FirstStage
     from blockrank.evaluate.plan import Plan, Reranker
     from blockrank.evaluate.ranking import Progress as Reporter
     from blockrank.evaluate.results import EvaluationResult
@@ -65,6 +66,9 @@ StageOption = Annotated[
         help="Candidates: BM25, or a run file, also relative to the collection; {name} is the collection's name.",
     ),
 ]
+DropOwnOption = Annotated[
+    bool, typer.Option("--drop-own", help="Leave out candidates whose id is the query's (ArguAna, Quora).")
+]
 QrelsOption = Annotated[Path | None, typer.Option("--qrels", help="Judgements to use in place of the collection's.")]
 SplitOption = Annotated[str, typer.Option("--split", help="Judgements of the collection: qrels/SPLIT.tsv.")]
 DepthOption = Annotated[
@@ -93,6 +97,7 @@ def eval_command(
     output: OutputOption = None,
     models: ModelsOption = None,
     first_stage: StageOption = "bm25",
+    drop_own: DropOwnOption = False,
     qrels: QrelsOption = None,
     split: SplitOption = "test",
     depths: DepthOption = None,
@@ -136,11 +141,11 @@ def eval_command(
     with logs(verbose):
         from blockrank.data import open_collection
         from blockrank.evaluate.evaluation import evaluate
+        from blockrank.evaluate.first_stage import FirstStage
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
-        plan = _plan(
-            models or [None], options, first_stage, depths, measures, max_queries, reuse_memory, latency_queries
-        )
+        stage = FirstStage(first_stage, drop_own)
+        plan = _plan(models or [None], options, stage, depths, measures, max_queries, reuse_memory, latency_queries)
         with progress_bars() as progress:
             result = evaluate(collections, plan, output, restart=restart, progress=progress)
         _show(result, output, report, as_json)
@@ -202,7 +207,7 @@ def _tell_unmatched(run: Run, qrels: Qrels) -> None:
 def _plan(
     models: Sequence[str | None],
     options: dict[str, Any],
-    first_stage: str,
+    first_stage: FirstStage,
     depths: list[int] | None,
     measures: list[str] | None,
     max_queries: int | None,
@@ -210,7 +215,6 @@ def _plan(
     latency_queries: int,
 ) -> Plan:
     """What the options ask for. Raises `InputError` and `ModelError` where they cannot be met."""
-    from blockrank.evaluate.first_stage import FirstStage
     from blockrank.evaluate.measures import DEFAULT_MEASURES, parse_measure
     from blockrank.evaluate.plan import Plan
 
@@ -219,7 +223,7 @@ def _plan(
         parse_measure(name)
     return Plan(
         tuple(rerankers(models, options)),
-        FirstStage(first_stage),
+        first_stage,
         tuple(depths or [100]),
         names,
         max_queries,

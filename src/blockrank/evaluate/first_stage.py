@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from blockrank.data import Collection, Run, read_run
@@ -16,10 +17,12 @@ BM25 = "bm25"
 class FirstStage:
     """`bm25`, or a run file: a path, relative to the collection's folder or else to the working directory.
 
-    `{name}` in the path stands for the collection's name.
+    `{name}` in the path stands for the collection's name. drop_own: leave out a candidate whose id is the query's, as
+    BEIR does: in ArguAna and Quora a query is itself a document of the corpus.
     """
 
     source: str = BM25
+    drop_own: bool = False
 
     @property
     def name(self) -> str:
@@ -46,10 +49,17 @@ class FirstStage:
         if path is None:
             from blockrank.retrieve.bm25 import Bm25Index
 
-            run = Bm25Index.open(collection.corpus).run(queries, depth)
+            run, most = Bm25Index.open(collection.corpus).run(queries, depth + self.drop_own), depth
         else:
-            given = read_run(path)
+            given, most = read_run(path), None
             run = {query_id: given[query_id] for query_id in queries if query_id in given}
+        if self.drop_own:
+            run = {query_id: dict(islice(_others(query_id, found), most)) for query_id, found in run.items()}
         if not any(run.values()):
             raise InputError(f"{path or BM25} has candidates for none of the judged queries of {collection.name}.")
         return run
+
+
+def _others(query_id: str, found: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """The candidates of a query but for itself."""
+    return ((doc_id, score) for doc_id, score in found.items() if doc_id != query_id)

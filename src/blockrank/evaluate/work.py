@@ -133,6 +133,7 @@ def _identity(collection: Collection, plan: Plan, queries: dict[str, str], qrels
         "queries": {"count": len(queries), "content": digest(list(queries.items()))},
         "judgements": {"count": sum(map(len, qrels.values())), "content": digest(qrels)},
         "first_stage": plan.first_stage.name,
+        "first_stage_drops_own": plan.first_stage.drop_own,
         "first_stage_file": file_identity(file) if file is not None else None,
         "first_stage_depth": None if file is not None else plan.search_depth,
     }
