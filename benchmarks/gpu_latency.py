@@ -102,11 +102,14 @@ def measure_full(shape: str, model: MistralModel, repeats: int) -> list[float]:
 
 
 def measure(shapes: list[str], repeats: int, against_full: bool) -> list[dict[str, Any]]:
-    """One row a shape; the two models are in memory one after the other."""
+    """One row a shape, eager and compiled; the two models are in memory one after the other."""
     module = build(SCORING_LAYER + 1, SEAM)
     backend = get_backend(None, CUDA, torch.bfloat16)
     model = RankModel(module, None, RankSpec(layer=SCORING_LAYER), backend, "random Mistral-7B")
     rows = [measure_ours(shape, model, repeats) for shape in shapes]
+    model.compile_layers()
+    for row in rows:
+        row["compiled_ms"] = measure_ours(row["shape"], model, repeats)["blockrank_ms"]
     del model, module
     torch.cuda.empty_cache()
     if against_full:
@@ -126,9 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = measure(options.shapes, options.repeats, options.against_full)
     for row in rows:
-        mine = statistics.median(row["blockrank_ms"])
+        eager, mine = statistics.median(row["blockrank_ms"]), statistics.median(row["compiled_ms"])
         peer = statistics.median(row["full_ms"]) if "full_ms" in row else float("nan")
-        sys.stdout.write(f"{row['shape']:>8}  blockrank {mine:8.1f} ms  full {peer:8.1f} ms  {peer / mine:5.2f} x\n")
+        sys.stdout.write(f"{row['shape']:>8}  blockrank {mine:8.1f} ms (eager {eager:8.1f})  ")
+        sys.stdout.write(f"full {peer:8.1f} ms  {peer / mine:5.2f} x\n")
     if options.out:
         write_record(options.out, {**environment(), "rows": rows})
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, golden_case, golden_module, golden_spec, tokenised
+from conftest import FAMILIES, golden_case, golden_module, golden_spec, random_layout, tokenised
 
 from blockrank import Document, Ranker
 from blockrank.attention import get_backend
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel
+from blockrank.scorers import AttentionScorer
 from blockrank.signals import log_scores
 from blockrank.spec import RankSpec
 
@@ -71,3 +72,21 @@ def test_reuse_and_evidence_on_a_device_equal_the_host() -> None:
         shares = {e.doc_id: [item.share for item in e.evidence] for e in ranking}
         for entry in expected:
             assert shares[entry.doc_id] == pytest.approx([item.share for item in entry.evidence], abs=1e-4)
+
+
+# torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning", "ignore:TensorFloat32:UserWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_layers_equal_eager_ones_and_compile_once(family: str) -> None:
+    spec = golden_spec(layer=3)
+    model = RankModel(golden_module(family).to(CUDA), None, spec, get_backend("sdpa", CUDA, torch.float32), family)
+    layouts = [random_layout([4, *[length] * count, 6], spec) for count, length in ((3, 5), (9, 17), (30, 40), (2, 90))]
+    with torch.inference_mode():
+        expected = [AttentionScorer().score(model, layout).scores_C for layout in layouts]
+        model.compile_layers()
+        found = [AttentionScorer().score(model, layout).scores_C for layout in layouts[:2]]
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        found += [AttentionScorer().score(model, layout).scores_C for layout in layouts[2:]]
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

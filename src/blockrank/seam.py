@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -111,3 +112,8 @@ def _brief(value: object) -> str:
 
 
 AttentionInterface.register(SEAM, _attend)
+
+
+def keep_out_of_compilation() -> None:
+    """Let compiled layers call the seam as it is: it reads a plan in Python and may end the forward."""
+    AttentionInterface.register(SEAM, torch.compiler.disable(_attend))  # type: ignore[no-untyped-call]
