@@ -53,7 +53,7 @@ def test_reuse_changes_no_score(mini: Ranker, asked: list[tuple[str, list[int]]]
 def test_remembered_documents_score_the_same_bits_whatever_came_before(reusing: Ranker) -> None:
     requests = [RankRequest(word, POOL[n:], word) for n, word in enumerate(WORDS[:6])]
     seen: list[tuple[int, int]] = []
-    assert reusing.remember(POOL, 1 << 24, lambda done, total: seen.append((done, total)))
+    assert reusing.remember([*POOL, replace(POOL[0], doc_id="twin")], 1 << 24, lambda *done: seen.append(done))
     assert seen[-1] == (12, 12)
     whole = [scores(reusing, [request]) for request in requests]
     reusing.forget()

@@ -149,8 +149,9 @@ class Ranker(RequestRanker):
 
         Exact, for models whose documents depend on neither the query nor each other (`RankSpec.documents_stand_alone`).
         The documents are encoded in groups that depend on `documents` alone, so that later scores are the same to the
-        last bit after a restart. progress: called with the documents done and all of them. Returns False, and does
-        nothing, where the model is not of that kind or the keys would take over nine tenths of `max_bytes`.
+        last bit after a restart. progress: called with the distinct documents done and all of them. Returns
+        False, and does nothing, where the model is not of that kind or the keys would take over nine tenths of
+        `max_bytes`.
         """
         if not self.spec.documents_stand_alone or not documents:
             return False
@@ -159,13 +160,13 @@ class Ranker(RequestRanker):
         if rows * self.model.key_bytes > _REMEMBERED * max_bytes:
             return False
         self.model.store = MemoryStore(max_bytes)
-        done = 0
+        done, total = 0, sum(len(group.documents) for group in groups)
         for group in groups:
             with torch.inference_mode():
                 self.model.read(pack([group], self.spec))
             done += len(group.documents)
             if progress is not None:
-                progress(done, len(documents))
+                progress(done, total)
         return True
 
     def forget(self) -> None:

@@ -79,19 +79,16 @@ def plan_reuse(layout: PackedLayout, store: Store) -> ReusePlan:
 
 def complete(layout: PackedLayout, plan: ReusePlan, k_PKH: Tensor, store: Store) -> Tensor:
     """Keys of all rows of the full layout, from those of the lean one and the store; new documents are stored."""
-    found = dict(plan.held)
-    kept_C = ~plan.dropped_S[layout.document_segment_C]
-    for key, segment in zip(np.array(plan.keys_C, dtype=object)[kept_C], plan.lean.document_segment_C, strict=True):
-        rows = k_PKH[int(plan.lean.starts_S[segment]) : int(plan.lean.ends_S[segment])]
-        found[key] = rows
-        store.write(key, rows)
+    found, parts = dict(plan.held), []
     key_of = dict(zip(layout.document_segment_C.tolist(), plan.keys_C, strict=True))
-    lean_at = np.cumsum(~plan.dropped_S) - 1
-    parts = []
+    kept = zip(plan.lean.starts_S.tolist(), plan.lean.ends_S.tolist(), strict=True)
     for segment, dropped in enumerate(plan.dropped_S):
-        if dropped:
+        if dropped:  # held, or equal to a document before it
             parts.append(found[key_of[segment]].to(k_PKH.device))
-        else:
-            at = lean_at[segment]
-            parts.append(k_PKH[int(plan.lean.starts_S[at]) : int(plan.lean.ends_S[at])])
+            continue
+        start, end = next(kept)
+        parts.append(k_PKH[start:end])
+        if segment in key_of:
+            found[key_of[segment]] = parts[-1]
+            store.write(key_of[segment], parts[-1])
     return torch.cat(parts)
