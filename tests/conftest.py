@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from blockrank.attention import get_backend
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
@@ -54,6 +54,21 @@ def golden_module(family: str, layers: int | None = None) -> PreTrainedModel:
     }
     module = AutoModelForCausalLM.from_config(config, attn_implementation=SEAM, dtype=torch.float32)
     module.load_state_dict(state, strict=layers is None)
+    return module.eval()
+
+
+def random_decoder(kind: str, layers: int = 3, **changes: Any) -> PreTrainedModel:
+    """A decoder of any family behind the seam, small, with random weights."""
+    values: dict[str, Any] = {
+        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1 << 15,
+        "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**values, **changes})
+    module: PreTrainedModel = AutoModel.from_config(config, attn_implementation=SEAM, dtype=torch.float32)
+    for parameter in module.parameters():  # norms and biases too: those of a fresh model are all ones and zeros
+        parameter.data += 0.05 * torch.randn_like(parameter)
     return module.eval()
 
 

@@ -3,7 +3,7 @@
 Decoder families differ in how they call attention, and some fail silently: they never call the registered function,
 leak between documents, or add a mask, a window or a soft cap of their own. Three checks, on about 40 tokens:
 every layer calls the seam; no document influences another; hidden states equal the model's own eager attention
-given the explicit 4-D mask.
+given the explicit 4-D mask. Where the layers are fused, a fourth: what they yield equals what the library's own do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, tor
 
 
 def probe_model(model: RankModel) -> None:
-    """Run the three checks. Raises `ModelError` with one sentence that says what failed."""
+    """Run the checks. Raises `ModelError` with one sentence that says what failed."""
     layout = _layout(model)
     with torch.inference_mode():
         states = _states(model, layout)
@@ -41,6 +41,8 @@ def probe_model(model: RankModel) -> None:
             raise ModelError(f"{_name(model)} yields values that are not finite: its weights are broken.")
         _check_isolation(model, layout)
         _check_eager(model, layout, states)
+        if model.decoder is not None:
+            _check_fused(model, layout)
 
 
 def _name(model: RankModel) -> str:
@@ -114,6 +116,20 @@ def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, .
             raise ModelError(
                 f"{_name(model)} differs from its own eager attention under the same mask before layer {layer} "
                 f"(by {difference:.2g}): the layout is not all that shapes its attention."
+            )
+
+
+def _check_fused(model: RankModel, layout: PackedLayout) -> None:
+    """Compare queries and keys at the scoring layer with those of the library's own layers."""
+    documents = np.concatenate([np.arange(layout.starts_S[i], layout.ends_S[i]) for i in layout.document_segment_C])
+    fused, library = model.forward(layout), model.in_library_layers().forward(layout)
+    rows = torch.from_numpy(documents).to(model.device)
+    limit = _TOLERANCE.get(model.dtype, 1e-4)
+    for one, two in ((fused.q_GNH, library.q_GNH), (fused.k_PKH[rows], library.k_PKH[rows])):
+        difference = float((one.float() - two.float()).abs().max())
+        if not difference <= limit * float(two.float().abs().max().clamp_min(1.0)):
+            raise ModelError(
+                f"the fused layers of {_name(model)} differ from its own (by {difference:.2g}): pass layers='library'."
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blockrank.cache import MemoryStore
 from blockrank.layout import TokenisedRequest, pack
-from blockrank.model import RankModel, load_model
+from blockrank.model import Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, Scored, Scorer
 from blockrank.spec import RankSpec
 from blockrank.types import Document, Evidence, InputError, ModelError, Ranking, RankRequest, RequestRanker
@@ -55,17 +55,18 @@ class Ranker(RequestRanker):
         backend: str | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         probe: bool = True,
-        compiled: bool = False,
+        layers: Layers | None = None,
     ) -> Ranker:
         """Load a checkpoint: a folder with `blockrank.json`, a hub name, or None for the embedded model.
 
         spec: overrides the checkpoint's own (a `RankSpec` or the name of a built-in one). device, dtype, backend: None
-        chooses by the machine; `dtype="bfloat16"` halves the time on processors that compute in it. probe: see
-        `blockrank.probe`. compiled: fuse the layers with `torch.compile`; the first call takes some seconds, then a
-        large model on a GPU is about a fifth faster. Raises `ModelError` where the checkpoint cannot serve.
+        chooses by the machine; `dtype="bfloat16"` halves the time on processors that compute in it, `dtype="fp8"` runs
+        the products of a large model in eight bits on a GPU. probe: see `blockrank.probe`. layers: "library" for
+        transformers' own layers where the fused ones would be chosen. Raises `ModelError` where the checkpoint cannot
+        serve.
         """
         model = load_model(
-            name_or_path, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe, compiled=compiled
+            name_or_path, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe, layers=layers
         )
         return cls(model, max_tokens=max_tokens)
 
@@ -149,11 +150,11 @@ class Ranker(RequestRanker):
 
         Exact, for models whose documents depend on neither the query nor each other (`RankSpec.documents_stand_alone`).
         The documents are encoded in groups that depend on `documents` alone, so that later scores are the same to the
-        last bit after a restart. progress: called with the distinct documents done and all of them. Returns
-        False, and does nothing, where the model is not of that kind or the keys would take over nine tenths of
-        `max_bytes`.
+        last bit after a restart. progress: called with the distinct documents done and all of them. Returns False, and
+        does nothing, where the model is not of that kind, where documents leave early, or where the keys would take
+        over nine tenths of `max_bytes`.
         """
-        if not self.spec.documents_stand_alone or not documents:
+        if not self.spec.documents_stand_alone or self.spec.prune or not documents:
             return False
         groups = self._encoding_groups(documents)
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
@@ -183,8 +184,7 @@ class Ranker(RequestRanker):
     def with_spec(self, **changes: object) -> Ranker:
         """A ranker over the same weights whose spec differs in the given fields (same layer or below)."""
         spec = replace(self.spec, **changes)  # type: ignore[arg-type]
-        model = RankModel(self.model.module, self.model.hf_tokenizer, spec, self.model.backend, self.model.name)
-        return Ranker(model, self.scorer, self.max_tokens)
+        return Ranker(self.model.with_spec(spec), self.scorer, self.max_tokens)
 
 
 def _by_size(segment: Segment) -> tuple[int, bytes]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from blockrank.attention import AttentionBackend
+from blockrank.layout import Ints, PackedLayout
+from blockrank.prune import Exit
 from blockrank.types import ModelError
 
 SEAM = "blockrank"
@@ -46,14 +47,21 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What a forward yields. q_GNH, k_PKH: queries of the signal tokens and keys of all rows at the scoring layer;
-    scale: the factor the model puts on logits; hidden_TD and logits: where they were asked for."""
+    """What a forward yields.
+
+    q_GNH, k_PKH: queries of the signal tokens and keys of all rows at the scoring layer; scale: the factor the model
+    puts on logits; layout: what they belong to. alive_C, exits: where documents left on the way, those still in the
+    layout (indices among all) and the records of the others. hidden_TD and logits: where they were asked for.
+    """
 
     q_GNH: Tensor
     k_PKH: Tensor
     scale: float
+    layout: PackedLayout
     hidden_TD: Tensor | None = None
     logits: Tensor | None = None
+    alive_C: Ints | None = None
+    exits: tuple[Exit, ...] = ()
 
 
 def _attend(
@@ -112,8 +120,3 @@ def _brief(value: object) -> str:
 
 
 AttentionInterface.register(SEAM, _attend)
-
-
-def keep_out_of_compilation() -> None:
-    """Let compiled layers call the seam as it is: it reads a plan in Python and may end the forward."""
-    AttentionInterface.register(SEAM, torch.compiler.disable(_attend))  # type: ignore[no-untyped-call]

@@ -136,6 +136,10 @@ class RankSpec:
     max_query_tokens: limit of the query's own tokens.
     long_queries: what happens to a query over that limit: "refuse" raises, "cut" drops its end, logs it and says so in
         the ranking. It is never cut silently.
+    prune: (layer, share) pairs: from that layer on only the best share of the documents that a request began with goes
+        on, by the read-out there. What leaves is ranked below what stays. Empty: every document reaches the end.
+    prune_by: what that read-out reads: the queries and keys of the "layer" itself, or the states before it through the
+        scoring layer's own norm and projections ("lens").
     """
 
     layer: int
@@ -155,6 +159,8 @@ class RankSpec:
     max_segment_tokens: int = 384
     max_query_tokens: int = 512
     long_queries: Literal["refuse", "cut"] = "refuse"
+    prune: tuple[tuple[int, float], ...] = ()
+    prune_by: Literal["layer", "lens"] = "layer"
     notes: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -177,6 +183,14 @@ class RankSpec:
         for name in ("max_segment_tokens", "max_query_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"RankSpec.{name} must be positive, not {getattr(self, name)}.")
+        self._check_prune()
+
+    def _check_prune(self) -> None:
+        layers, shares = [layer for layer, _ in self.prune], [share for _, share in self.prune]
+        if layers != sorted(set(layers)) or not all(0 <= layer < self.layer for layer in layers):
+            raise InputError(f"RankSpec.prune names layers {layers}; they must rise and stay below layer {self.layer}.")
+        if shares != sorted(shares, reverse=True) or not all(0 < share <= 1 for share in shares):
+            raise InputError(f"RankSpec.prune keeps shares {shares}; they must fall and lie in (0, 1].")
 
     @property
     def prompt(self) -> Template:
@@ -192,7 +206,7 @@ class RankSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; the template stays a name where it is built in."""
-        return {"version": SPEC_VERSION, **asdict(self)}
+        return {"version": SPEC_VERSION, **asdict(self), "prune": [list(pair) for pair in self.prune]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RankSpec:
@@ -208,6 +222,8 @@ class RankSpec:
             values["template"] = Template(**raw)
         if values.get("heads") is not None:
             values["heads"] = tuple(values["heads"])
+        if "prune" in values:
+            values["prune"] = tuple((int(layer), float(share)) for layer, share in values["prune"])
         return cls(**values)
 
     def save(self, folder: str | Path) -> Path:

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from blockrank.attention.backend import AttentionBackend, AttentionPlan, available_backends, get_backend
+from blockrank.attention.backend import (
+    AttentionBackend,
+    AttentionPlan,
+    MergingBackend,
+    available_backends,
+    default_backends,
+    get_backend,
+)
 
-__all__ = ["AttentionBackend", "AttentionPlan", "available_backends", "get_backend"]
+__all__ = [
+    "AttentionBackend",
+    "AttentionPlan",
+    "MergingBackend",
+    "available_backends",
+    "default_backends",
+    "get_backend",
+]

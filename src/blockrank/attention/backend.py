@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ _BACKENDS = {
     "reference": ("blockrank.attention.reference", "ReferenceBackend"),
     "sdpa": ("blockrank.attention.sdpa", "SdpaBackend"),
     "varlen": ("blockrank.attention.varlen", "VarlenBackend"),
+    "triton": ("blockrank.attention.triton", "TritonBackend"),
 }
+# What is chosen where none is asked for: of a row's backends the first that can run. (device, half precision, training)
+DEFAULTS: dict[tuple[str, bool, bool], tuple[str, ...]] = {
+    ("cuda", True, False): ("triton", "varlen", "sdpa"),
+    ("cuda", True, True): ("varlen", "sdpa"),
+}
+_ELSEWHERE = ("sdpa",)
 
 
 class AttentionPlan(Protocol):
@@ -46,6 +53,17 @@ class AttentionBackend(Protocol):
         """Attention output (T, N, H). N is a multiple of K (grouped query heads); `scale` multiplies the logits."""
 
 
+@runtime_checkable
+class MergingBackend(AttentionBackend, Protocol):
+    """A backend whose outputs over parts of the rows can be merged."""
+
+    def attend_part(
+        self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Any, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Like `attend`, and (T, N) the log-sum-exps of the logits, natural; zeros and -inf for a token that reads
+        nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Availability:
     """One line of the backend table."""
@@ -64,18 +82,28 @@ def available_backends(device: torch.device, dtype: torch.dtype) -> list[Availab
     return [Availability(name, _load(name).unavailable(device, dtype)) for name in _BACKENDS]
 
 
-def get_backend(name: str | None, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """The named backend, or for None the default of the device: `varlen` on CUDA in half precision, else `sdpa`.
+def default_backends(device: torch.device, dtype: torch.dtype, training: bool = False) -> tuple[str, ...]:
+    """The row of the table of defaults, best first."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return DEFAULTS.get((device.type, half, training), _ELSEWHERE)
 
-    Raises `InputError` for an unknown name or one that cannot run there.
+
+def get_backend(
+    name: str | None, device: torch.device, dtype: torch.dtype, *, training: bool = False
+) -> AttentionBackend:
+    """The named backend, or for None the first of `default_backends` that can run.
+
+    Raises `InputError` for an unknown name, or one that cannot run there or cannot train where it should.
     """
     if name is None:
-        half = dtype in (torch.bfloat16, torch.float16)
-        name = "varlen" if half and _load("varlen").unavailable(device, dtype) is None else "sdpa"
+        candidates = default_backends(device, dtype, training)
+        name = next(item for item in candidates if _load(item).unavailable(device, dtype) is None)
     if name not in _BACKENDS:
         raise InputError(f"backend {name!r} is unknown; there are {sorted(_BACKENDS)}.")
     backend = _load(name)
     if reason := backend.unavailable(device, dtype):
         raise InputError(f"backend {name!r} cannot run here: {reason}")
+    if training and not backend.differentiates:
+        raise InputError(f"backend {name!r} does not differentiate: it cannot train.")
     built: AttentionBackend = backend()
     return built

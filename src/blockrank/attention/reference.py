@@ -18,6 +18,8 @@ def dense_mask(layout: PackedLayout, device: torch.device | None = None) -> Tens
         reads = layout.reads_R2[layout.read_offsets_S1[segment] : layout.read_offsets_S1[segment + 1]]
         for row_start, row_end in reads:
             mask[start:end, row_start:row_end] = True
+        if not layout.own_S[segment]:
+            continue
         own = torch.ones(end - start, end - start, dtype=torch.bool)
         rows = slice(layout.cached_rows + start, layout.cached_rows + end)
         mask[start:end, rows] = own.tril() if layout.causal_S[segment] else own
@@ -42,10 +44,18 @@ class ReferenceBackend:
 
     def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Tensor, scale: float) -> Tensor:
         """Softmax of scaled logits under the mask, in float32 or better, returned in the dtype of `q_TNH`."""
+        return self.attend_part(q_TNH, k_PKH, v_PKH, plan, scale)[0]
+
+    def attend_part(
+        self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Also (T, N) the log-sum-exps; a token that reads nothing gets zeros and -inf."""
         dtype = torch.promote_types(q_TNH.dtype, torch.float32)
         groups = q_TNH.shape[1] // k_PKH.shape[1]
         k_PNH = k_PKH.to(dtype).repeat_interleave(groups, dim=1)
         v_PNH = v_PKH.to(dtype).repeat_interleave(groups, dim=1)
         z_NTP = torch.einsum("tnh,pnh->ntp", q_TNH.to(dtype), k_PNH) * scale
-        weights_NTP = z_NTP.masked_fill(~plan, -np.inf).softmax(-1)
-        return torch.einsum("ntp,pnh->tnh", weights_NTP, v_PNH).to(q_TNH.dtype)
+        z_NTP = z_NTP.masked_fill(~plan, -np.inf)
+        weights_NTP = z_NTP.softmax(-1).masked_fill(~plan, 0.0)
+        out_TNH = torch.einsum("ntp,pnh->tnh", weights_NTP, v_PNH).to(q_TNH.dtype)
+        return out_TNH, z_NTP.logsumexp(-1).t()

@@ -24,7 +24,8 @@ class PackedLayout:
 
     ids_T, positions_T: token ids and positions.
     starts_S, ends_S: each segment's tokens, as [start, end) in the stream; its own rows are those plus `cached_rows`.
-    causal_S: whether a token reads its own segment up to itself (else all of it).
+    causal_S: whether a token reads its own segment up to itself (else all of it). own_S: whether it reads its own
+    segment at all; where not, another device's layout does (see `part`).
     reads_R2 with read_offsets_S1: rows read before the own ones, as [start, end) ranges, CSR over segments.
     document_segment_C, document_request_C: segment and request of each document, request by request.
     signal_G, signal_request_G: stream positions of the tokens that are read out, and their requests.
@@ -35,6 +36,7 @@ class PackedLayout:
     starts_S: Ints
     ends_S: Ints
     causal_S: NDArray[np.bool_]
+    own_S: NDArray[np.bool_]
     reads_R2: Ints
     read_offsets_S1: Ints
     document_segment_C: Ints
@@ -78,6 +80,7 @@ class PackedLayout:
             starts_S=ends_S - lengths_S[kept_S],
             ends_S=ends_S,
             causal_S=self.causal_S[kept_S],
+            own_S=self.own_S[kept_S],
             reads_R2=reads_R2[some_R],
             read_offsets_S1=np.r_[0, np.cumsum(read_counts)].astype(np.int64),
             document_segment_C=place_S[self.document_segment_C[kept_C]],
@@ -86,10 +89,41 @@ class PackedLayout:
             kinds_S=tuple(kind for kind, kept in zip(self.kinds_S, kept_S, strict=True) if kept),
         )
 
+    def part(self, kept_C: NDArray[np.bool_], *, whole: bool) -> PackedLayout:
+        """The same layout with some of its documents, one of several that share the work on a layout.
+
+        Query tokens attend to the documents of each part apart, and the parts are merged by their log-sum-exps; so
+        only one part, the `whole` one, has them read the instruction and their own segment too.
+        """
+        dropped_S = np.zeros(len(self.starts_S), dtype=bool)
+        dropped_S[self.document_segment_C[~kept_C]] = True
+        layout = self.without(dropped_S)
+        if whole:
+            return layout
+        kinds_S = np.array(layout.kinds_S)
+        is_query = kinds_S == "query"
+        owner_R = np.repeat(np.arange(len(kinds_S)), np.diff(layout.read_offsets_S1))
+        instruction_end_S = layout.ends_S[
+            np.maximum.accumulate(np.where(kinds_S == "instruction", np.arange(len(kinds_S)), 0))
+        ]
+        reads_R2 = layout.reads_R2.copy()
+        floor_R = np.where(is_query[owner_R], instruction_end_S[owner_R] + layout.cached_rows, 0)
+        reads_R2[:, 0] = np.maximum(reads_R2[:, 0], floor_R)
+        some_R = reads_R2[:, 1] > reads_R2[:, 0]
+        counts_S = np.bincount(owner_R[some_R], minlength=len(kinds_S))
+        return replace(
+            layout,
+            causal_S=layout.causal_S & ~is_query,
+            own_S=layout.own_S & ~is_query,
+            reads_R2=reads_R2[some_R],
+            read_offsets_S1=np.r_[0, np.cumsum(counts_S)].astype(np.int64),
+        )
+
     def key_rows(self, segments: Ints) -> tuple[Ints, Ints]:
         """All rows the given segments read, own rows last: flat row indices and the count for each segment."""
         first, last = self.read_offsets_S1[segments], self.read_offsets_S1[segments + 1]
-        own = np.stack([self.starts_S[segments], self.ends_S[segments]], 1) + self.cached_rows
+        own_ends = np.where(self.own_S[segments], self.ends_S[segments], self.starts_S[segments])
+        own = np.stack([self.starts_S[segments], own_ends], 1) + self.cached_rows
         ranges = ranges_flat(first, last)
         # One list of ranges in segment order: what each segment reads, then its own rows.
         owner = np.concatenate([np.repeat(np.arange(len(segments)), last - first), np.arange(len(segments))])
@@ -133,6 +167,7 @@ def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
         starts_S=starts,
         ends_S=ends,
         causal_S=np.where(is_query, spec.query_attention == "causal", spec.document_attention == "causal"),
+        own_S=np.ones(len(segments), dtype=bool),
         reads_R2=reads,
         read_offsets_S1=read_offsets,
         document_segment_C=np.flatnonzero(is_document),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+
 from blockrank.layout import PackedLayout
 from blockrank.model import RankModel
+from blockrank.prune import with_exits
 from blockrank.scorers.base import Scored
+from blockrank.seam import Capture
 from blockrank.signals import log_scores, token_shares
+from blockrank.types import InputError
 
 
 class AttentionScorer:
@@ -18,6 +23,18 @@ class AttentionScorer:
 
     def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         """Scores (C,) that sum to one over a request's documents (unless the spec's softmax is over all keys)."""
+        if evidence and model.spec.prune:
+            raise InputError("evidence needs every document at the scoring layer: not with RankSpec.prune.")
         capture = model.read(layout)
-        read = (capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale)
-        return Scored(log_scores(*read).exp(), token_shares(*read) if evidence else None)
+        read = (capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale)
+        logs_C = log_scores(*read)
+        if capture.exits:
+            logs_C = _all_documents(logs_C, capture, layout)
+        return Scored(logs_C.exp(), token_shares(*read) if evidence else None)
+
+
+def _all_documents(logs_C: torch.Tensor, capture: Capture, layout: PackedLayout) -> torch.Tensor:
+    """Log scores of all documents of a layout from those that stayed to the end, on the host."""
+    assert capture.alive_C is not None, "documents left"
+    found = with_exits(logs_C.cpu().numpy(), capture.alive_C, capture.exits, layout.document_request_C)
+    return torch.from_numpy(found)

@@ -135,6 +135,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         backend=None,
         head=wants_lm,
         omit_dropout=True,
+        layers="library",  # fused ones do not differentiate, and their weights are shared views
     )
     computing = torch.bfloat16 if arguments.bf16 else torch.float32
     if config.model.backend or arguments.bf16:

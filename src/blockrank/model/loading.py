@@ -1,4 +1,4 @@
-"""Load a Hugging Face model cut after the last layer needed, and run a layout through it."""
+"""Load a Hugging Face model cut after the last layer needed, in the type and with the layers asked for."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import logging
 import re
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,15 +23,18 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from blockrank.attention import AttentionBackend, get_backend
-from blockrank.layout import PackedLayout, PromptTokenizer
-from blockrank.reuse import Store, complete, plan_reuse
-from blockrank.seam import SEAM, Capture, Done, Pass, keep_out_of_compilation
+from blockrank import engine
+from blockrank.attention import get_backend
+from blockrank.layout import PromptTokenizer
+from blockrank.model.rank_model import RankModel
+from blockrank.seam import SEAM
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 from blockrank.weights import is_int8, read_int8
 
-EMBEDDED_MODEL = Path(__file__).parent / "models" / "mini"
+EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "mini"
+FP8 = "fp8"
+Layers = Literal["fused", "library"]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Regularisers that would act inside attention or make a packed training step depend on its neighbours.
 _DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop")
@@ -54,151 +55,6 @@ def _quiet() -> Iterator[None]:
         hub_logging.set_verbosity(hub_level)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-class RankModel:
-    """A Hugging Face decoder with its tokenizer, `RankSpec` and attention backend.
-
-    `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `store`, where there
-    is one and the spec allows it, keeps documents from being encoded twice.
-    """
-
-    def __init__(
-        self,
-        module: PreTrainedModel,
-        hf_tokenizer: Any,
-        spec: RankSpec,
-        backend: AttentionBackend,
-        name: str = "",
-    ) -> None:
-        self.module, self.hf_tokenizer, self.spec, self.backend, self.name = module, hf_tokenizer, spec, backend, name
-        self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
-        self.store: Store | None = None
-        self._check_spec()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.module.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        dtype: torch.dtype = self.module.dtype
-        return dtype
-
-    @property
-    def key_bytes(self) -> int:
-        """Bytes of one row's keys at one layer."""
-        config = self.module.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(heads * width * self.dtype.itemsize)
-
-    def compile_layers(self) -> None:
-        """Compile each decoder layer, so that what lies between matrix products and attention is fused.
-
-        For inference. The first forward takes some seconds longer, later ones of any size do not. Results differ from
-        the uncompiled ones by rounding alone.
-        """
-        keep_out_of_compilation()
-        layers = self.module.config.num_hidden_layers
-        found = [m for m in self.module.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
-        if not found:
-            raise ModelError(f"{type(self.module).__name__} keeps its layers in no list: it cannot be compiled.")
-        for layer in found[0]:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
-
-    def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
-        """Switch the attention backend; `dtype` is what attention will see (autocast's type in training)."""
-        self.backend = get_backend(name, self.device, dtype)
-
-    def _check_spec(self) -> None:
-        config = self.module.config
-        if self.spec.layer >= config.num_hidden_layers:
-            raise ModelError(
-                f"the spec reads layer {self.spec.layer}, but {self.name or 'the model'} has "
-                f"{config.num_hidden_layers} layers (counted from 0)."
-            )
-        bad = [head for head in self.spec.heads or () if not 0 <= head < config.num_attention_heads]
-        if bad:
-            raise ModelError(
-                f"the spec reads heads {bad}, but the model has {config.num_attention_heads} heads (counted from 0)."
-            )
-
-    def check_positions(self, layout: PackedLayout) -> None:
-        """Raise `InputError` where the prompt runs past the model's position table."""
-        table = getattr(self.module.config, "max_position_embeddings", None)
-        highest = int(layout.positions_T.max())
-        if table is not None and highest >= table:
-            raise InputError(
-                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: shorten the query, "
-                "lower max_segment_tokens or the spec's query_offset."
-            )
-
-    def start_pass(self, layout: PackedLayout, *, stop: bool) -> Pass:
-        """What the seam needs for one forward of a layout; `stop`: end at the scoring layer."""
-        # Under autocast attention sees the autocast type; the plan only needs the device.
-        return Pass(
-            self.backend,
-            self.backend.plan(layout, self.device),
-            self.spec.layer,
-            torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
-            stop,
-            int(layout.positions_T.max()),
-        )
-
-    def inputs(self, layout: PackedLayout) -> dict[str, Any]:
-        """What the model itself takes of a layout: one row of T tokens with their positions."""
-        return {
-            "input_ids": torch.from_numpy(layout.ids_T)[None].to(self.device, non_blocking=True),
-            "position_ids": torch.from_numpy(layout.positions_T)[None].to(self.device, non_blocking=True),
-            "use_cache": False,
-        }
-
-    def read(self, layout: PackedLayout) -> Capture:
-        """Queries and keys at the scoring layer for a read-out: a forward of what the store does not hold yet."""
-        if self.store is None or not self.spec.documents_stand_alone:
-            return self.forward(layout)
-        plan = plan_reuse(layout, self.store)
-        capture = self.forward(plan.lean)
-        return replace(capture, k_PKH=complete(layout, plan, capture.k_PKH, self.store))
-
-    def forward(
-        self,
-        layout: PackedLayout,
-        *,
-        stop: bool = True,
-        label_T: Tensor | None = None,
-        hidden: bool = False,
-        module: nn.Module | None = None,
-    ) -> Capture:
-        """Run a packed layout.
-
-        stop: end at the scoring layer, as soon as queries and keys are captured. label_T: stream positions whose
-        next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
-        module: a wrapper around the model (accelerate, DDP) to call in its place.
-        """
-        self.check_positions(layout)
-        current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
-        extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
-        if label_T is not None:
-            extras["logits_to_keep"] = label_T
-        outputs = None
-        with suppress(Done):
-            outputs = (module or self.module)(**self.inputs(layout), blockrank=current, **extras)
-        if current.q_GNH is None or current.k_PKH is None:
-            raise ModelError(
-                f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}."
-            )
-        return Capture(
-            current.q_GNH,
-            current.k_PKH,
-            current.scale,
-            outputs.hidden_states[-1][0] if hidden and outputs is not None else None,
-            outputs.logits[0] if label_T is not None and outputs is not None else None,
-        )
 
 
 def resolve_spec(name_or_path: str | Path | None, spec: RankSpec | str | None) -> RankSpec:
@@ -243,15 +99,16 @@ def load_model(
     head: bool = False,
     omit_dropout: bool = False,
     probe: bool = True,
-    compiled: bool = False,
+    layers: Layers | None = None,
 ) -> RankModel:
     """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
 
     name_or_path: a folder, a hub name, or None for the embedded model. head: keep every layer and the language-model
     head (training with the LM loss, generation). device None: the first CUDA device, else the CPU. dtype None: float32
     on a CPU, the checkpoint's own elsewhere. omit_dropout: set every dropout of the config to 0. probe: check with a
-    small forward that the model does what the layout says; see `blockrank.probe`. compiled: see
-    `RankModel.compile_layers`.
+    small forward that the model does what the layout says; see `blockrank.probe`. layers: "library" runs transformers'
+    own layers, "fused" ours, which only infer; None fuses where the family allows it and no head is kept. dtype "fp8":
+    fused layers in bfloat16 whose products are in eight bits.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -259,7 +116,10 @@ def load_model(
     resolved = resolve_spec(name_or_path, spec)
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
     place = resolve_device(device)
-    weight_type = resolve_dtype(dtype, place)
+    quantised = dtype == FP8
+    if quantised:
+        check_fp8(place)
+    weight_type = torch.bfloat16 if quantised else resolve_dtype(dtype, place)
     with _quiet():
         config, tokenizer = _config_and_tokenizer(source)
         if not head:
@@ -270,12 +130,14 @@ def load_model(
         module = _weights(source, config, head, weight_type)
     module = module.to(place).eval()
     model = RankModel(module, tokenizer, resolved, get_backend(backend, place, module.dtype), str(source))
+    if layers == "fused" or quantised or (layers is None and not head and engine.unfusable(module) is None):
+        model.fuse()
     if probe:
         from blockrank.probe import probe_model
 
         probe_model(model)
-    if compiled:
-        model.compile_layers()
+    if quantised:
+        model.quantise()
     return model
 
 
@@ -317,8 +179,14 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
         return torch.float32 if device.type == "cpu" else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"dtype must be one of float32, bfloat16, float16, float64, not {dtype!r}.")
+        raise InputError(f"dtype must be one of float32, bfloat16, float16, float64, fp8, not {dtype!r}.")
     return found
+
+
+def check_fp8(device: torch.device) -> None:
+    """Raise `InputError` where products in eight bits cannot run."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise InputError("dtype 'fp8' needs a CUDA device of compute capability 8.9 or later.")
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:

@@ -1,0 +1,179 @@
+"""CUDA in any float type, for inference: one kernel over tiles of query tokens, each with the rows it reads.
+
+A tile is a few tokens of one segment with all query heads of one key head as its matrix rows, so that grouped heads
+share every key that is loaded. It walks over the ranges of rows that its segment reads, then over its own rows; nothing
+is gathered, padded or masked densely. A tile with many rows to read (the query segment) is split over them; a second
+kernel merges the parts by their log-sum-exps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockrank.layout import Ints, PackedLayout, ranges_flat
+
+TILE_ROWS = 64  # matrix rows of a tile: tokens x query heads of a key head
+SPLIT_ROWS = 1024  # a tile reads at most so many rows before its own; more are split over several tiles
+_COLUMNS = 8  # of the item table: what a tile is, see `Tiles`
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The tiles of a layout for one size of head group.
+
+    items_I8 (int32), a row a tile: first token, tokens, first and last range, first and last own row, whether own rows
+    are read causally, and the slot its part goes to (-1: the tile is whole and writes its output itself).
+    ranges_R2 (int32): [start, end) rows. merges_M4 (int32), a row a token whose tile was split: the token, its first
+    slot, its place in the tile, and how many slots follow each other. tokens: of a full tile. slots: parts in all.
+    """
+
+    items_I8: Tensor
+    ranges_R2: Tensor
+    merges_M4: Tensor
+    tokens: int
+    slots: int
+
+
+@dataclass(slots=True)
+class TilePlan:
+    """A layout to be cut into tiles once the size of a head group is known, on the device it runs on."""
+
+    layout: PackedLayout
+    device: torch.device
+    _tiles: dict[int, Tiles] = field(default_factory=dict)
+
+    def tiles(self, group: int) -> Tiles:
+        """Tiles for `group` query heads a key head; computed once."""
+        if group not in self._tiles:
+            self._tiles[group] = _upload(*cut_tiles(self.layout, max(TILE_ROWS // group, 1)), self.device)
+        return self._tiles[group]
+
+
+class TritonBackend:
+    """Tiles over rows, one launch a layer and a second one where tiles were split."""
+
+    name: ClassVar[str] = "triton"
+    honours: ClassVar[frozenset[str]] = frozenset()
+    differentiates: ClassVar[bool] = False
+
+    @staticmethod
+    def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+        """CUDA with the triton package, compute capability 8.0 or later."""
+        if device.type != "cuda":
+            return "it needs a CUDA device."
+        if find_spec("triton") is None:
+            return "it needs the package triton, which torch brings along on Linux."
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return f"it needs float16, bfloat16 or float32, not {dtype}."
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "it needs compute capability 8.0 or later."
+        return None
+
+    def plan(self, layout: PackedLayout, device: torch.device) -> TilePlan:
+        """Keep the layout; it is cut into tiles when the first layer shows its heads."""
+        return TilePlan(layout, device)
+
+    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: TilePlan, scale: float) -> Tensor:
+        """Attention output; queries, keys and values may be strided views whose last dimension is dense."""
+        from blockrank.attention.triton_kernels import attend
+
+        return attend(q_TNH, k_PKH, v_PKH, plan.tiles(q_TNH.shape[1] // k_PKH.shape[1]), scale)[0]
+
+    def attend_part(
+        self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: TilePlan, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Also (T, N) the log-sum-exps."""
+        from blockrank.attention.triton_kernels import attend
+
+        out_TNH, lse_TN = attend(
+            q_TNH, k_PKH, v_PKH, plan.tiles(q_TNH.shape[1] // k_PKH.shape[1]), scale, with_lse=True
+        )
+        assert lse_TN is not None, "asked for"
+        return out_TNH, lse_TN
+
+
+def cut_tiles(layout: PackedLayout, tokens: int) -> tuple[Ints, Ints, Ints, int, int]:
+    """Items, ranges, merges (see `Tiles`), tokens of a tile and the number of slots, on the host.
+
+    Tiles that read most come first, so that none is left running alone at the end.
+    """
+    reads_S = _rows_read(layout)
+    long_S = reads_S > SPLIT_ROWS
+    lengths_S = layout.ends_S - layout.starts_S
+    counts_S = -(-lengths_S // tokens)
+    segment_I = np.repeat(np.arange(len(lengths_S)), counts_S)
+    at_I = ranges_flat(np.zeros_like(counts_S), counts_S) * tokens
+    size_I = np.minimum(tokens, lengths_S[segment_I] - at_I)
+    own_I = layout.starts_S[segment_I] + layout.cached_rows
+    last_I = own_I + np.where(layout.causal_S[segment_I], at_I + size_I, lengths_S[segment_I]) * layout.own_S[segment_I]
+    first_range_I, last_range_I = layout.read_offsets_S1[segment_I], layout.read_offsets_S1[segment_I + 1]
+    causal_I, whole_I = layout.causal_S[segment_I].astype(np.int64), np.full(len(segment_I), -1)
+    first_I = layout.starts_S[segment_I] + at_I
+    items = np.stack([first_I, size_I, first_range_I, last_range_I, own_I, last_I, causal_I, whole_I], axis=1)
+    split_items, pieces, merges = _split(items[long_S[segment_I]], segment_I[long_S[segment_I]], layout)
+    items = np.concatenate([items[~long_S[segment_I]], split_items])
+    ranges = np.concatenate([layout.reads_R2, pieces])
+    read_before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
+    cost_I = read_before[items[:, 3]] - read_before[items[:, 2]] + items[:, 5] - items[:, 4]
+    return items[np.argsort(-cost_I, kind="stable")], ranges, merges, tokens, int((split_items[:, 7] >= 0).sum())
+
+
+def _rows_read(layout: PackedLayout) -> Ints:
+    """(S,) rows that each segment reads before its own."""
+    before = np.concatenate([[0], np.cumsum(layout.reads_R2[:, 1] - layout.reads_R2[:, 0])])
+    rows_S: Ints = before[layout.read_offsets_S1[1:]] - before[layout.read_offsets_S1[:-1]]
+    return rows_S
+
+
+def _split(items: Ints, segment_I: Ints, layout: PackedLayout) -> tuple[Ints, Ints, Ints]:
+    """Split tiles over the rows they read: their items, the pieces of ranges, and the tokens to be merged.
+
+    Every piece is one range; the last part of a tile reads its own rows too.
+    """
+    split: list[Ints] = []
+    merges: list[Ints] = []
+    pieces: list[Ints] = []
+    offset, slot = len(layout.reads_R2), 0
+    for segment in dict.fromkeys(segment_I.tolist()):
+        reads = layout.reads_R2[layout.read_offsets_S1[segment] : layout.read_offsets_S1[segment + 1]]
+        cut = np.concatenate([_pieces(start, end) for start, end in reads])
+        places = np.arange(offset, offset + len(cut))
+        for item in items[segment_I == segment]:
+            parts = np.repeat(item[None], len(cut), axis=0)
+            parts[:, 2], parts[:, 3] = places, places + 1
+            parts[:-1, 5] = parts[:-1, 4]  # no own rows
+            parts[:, 7] = np.arange(slot, slot + len(cut))
+            split.append(parts)
+            at = np.arange(item[1])
+            merges.append(np.stack([item[0] + at, np.full_like(at, slot), at, np.full_like(at, len(cut))], axis=1))
+            slot += len(cut)
+        pieces.append(cut)
+        offset += len(cut)
+    empty = np.zeros((0, _COLUMNS), dtype=np.int64)
+    return (
+        np.concatenate([empty, *split]),
+        np.concatenate([empty[:, :2], *pieces]),
+        np.concatenate([empty[:, :4], *merges]),
+    )
+
+
+def _pieces(start: int, end: int) -> Ints:
+    """A range cut into pieces of nearly equal size, none over `SPLIT_ROWS`."""
+    bounds = np.linspace(start, end, -(-(end - start) // SPLIT_ROWS) + 1).astype(np.int64)
+    return np.stack([bounds[:-1], bounds[1:]], axis=1)
+
+
+def _upload(items: Ints, ranges: Ints, merges: Ints, tokens: int, slots: int, device: torch.device) -> Tiles:
+    """All tables in one transfer."""
+    parts = [np.ascontiguousarray(part, dtype=np.int32) for part in (items, ranges, merges)]
+    flat = torch.from_numpy(np.concatenate([part.ravel() for part in parts])).to(device, non_blocking=True)
+    tensors = [
+        piece.view(part.shape) for piece, part in zip(torch.split(flat, [p.size for p in parts]), parts, strict=True)
+    ]
+    return Tiles(tensors[0], tensors[1], tensors[2], tokens, slots)

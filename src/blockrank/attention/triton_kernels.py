@@ -1,0 +1,176 @@
+"""The kernels of the `triton` backend. Imported only where they run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from blockrank.attention.triton import Tiles
+
+WARPS, BLOCK_N, STAGES = 4, 64, 2
+
+_LOG2E = math.log2(math.e)
+LN2 = tl.constexpr(math.log(2))
+
+
+def attend(
+    q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, tiles: Tiles, scale: float, *, with_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(T, N, H) attention output over the tiles of a layout, and if asked for (T, N) the log-sum-exps."""
+    q_TNH, k_PKH, v_PKH = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_TNH, k_PKH, v_PKH))
+    tokens, heads, width = q_TNH.shape
+    kv_heads = k_PKH.shape[1]
+    group = heads // kv_heads
+    out_TNH = torch.empty((tokens, heads, width), dtype=q_TNH.dtype, device=q_TNH.device)
+    part = torch.empty((tiles.slots, tiles.tokens, heads, width), dtype=torch.float32, device=q_TNH.device)
+    part_lse = torch.empty((tiles.slots, tiles.tokens, heads), dtype=torch.float32, device=q_TNH.device)
+    lse_TN = torch.empty((tokens, heads), dtype=torch.float32, device=q_TNH.device) if with_lse else None
+    block_h = max(triton.next_power_of_2(width), 16)
+    wide = q_TNH.dtype == torch.float32 or block_h > 128
+    _attend_kernel[(kv_heads, len(tiles.items_I8))](
+        q_TNH, k_PKH, v_PKH, out_TNH, lse_TN, part, part_lse, tiles.items_I8, tiles.ranges_R2, len(k_PKH) - 1,
+        scale * _LOG2E,
+        *q_TNH.stride()[:2], *k_PKH.stride()[:2], *v_PKH.stride()[:2], *out_TNH.stride()[:2],
+        GROUP=group, WIDTH=width, BLOCK_H=block_h, TILE_TOKENS=tiles.tokens,
+        BLOCK_M=max(triton.next_power_of_2(tiles.tokens * group), 16), BLOCK_N=32 if wide else BLOCK_N,
+        PRECISION="ieee" if q_TNH.dtype == torch.float32 else "tf32",
+        num_warps=WARPS, num_stages=1 if wide else STAGES,
+    )  # fmt: skip
+    if len(tiles.merges_M4):
+        _merge_kernel[(heads, len(tiles.merges_M4))](
+            part, part_lse, out_TNH, lse_TN, tiles.merges_M4, *out_TNH.stride()[:2],
+            TILE_TOKENS=tiles.tokens, HEADS=heads, WIDTH=width, BLOCK_H=block_h, num_warps=1,
+        )  # fmt: skip
+    return out_TNH, lse_TN
+
+
+@triton.jit
+def _read_rows(
+    q_MH, top_M, sum_M, acc_MH, k, v, start, end, last_row, reach_M, scale, k_row, v_row,
+    WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend to rows [start, end), each matrix row only to those below its reach; one step of online softmax a block.
+
+    Nothing is masked where `MASKED` is not set: end - start is then a multiple of the block, all within reach.
+    """
+    h = tl.arange(0, BLOCK_H)
+    n = tl.arange(0, BLOCK_N)
+    for block in range((end - start + BLOCK_N - 1) // BLOCK_N):
+        row = start + block * BLOCK_N
+        # Rows past the end exist or are the last one; their weight is zero.
+        at = tl.minimum(row + n, last_row) - row if MASKED else n
+        k_at = k + row.to(tl.int64) * k_row + at[None, :] * k_row + h[:, None]
+        v_at = v + row.to(tl.int64) * v_row + at[:, None] * v_row + h[None, :]
+        if WIDTH == BLOCK_H:
+            k_HN, v_NH = tl.load(k_at), tl.load(v_at)
+        else:
+            k_HN = tl.load(k_at, mask=(h < WIDTH)[:, None], other=0.0)
+            v_NH = tl.load(v_at, mask=(h < WIDTH)[None, :], other=0.0)
+        z_MN = tl.dot(q_MH, k_HN, input_precision=PRECISION)
+        if MASKED:
+            z_MN = tl.where((row + n)[None, :] < reach_M[:, None], z_MN, -float("inf"))
+        new_M = tl.maximum(top_M, tl.max(z_MN, 1) * scale)
+        w_MN = tl.exp2(z_MN * scale - new_M[:, None])
+        keep_M = tl.exp2(top_M - new_M)
+        sum_M = sum_M * keep_M + tl.sum(w_MN, 1)
+        acc_MH = acc_MH * keep_M[:, None]
+        acc_MH = tl.dot(w_MN.to(v_NH.dtype), v_NH, acc_MH, input_precision=PRECISION)
+        top_M = new_M
+    return top_M, sum_M, acc_MH
+
+
+# One compilation for layouts of any size: nothing about the number of rows is specialised.
+@triton.jit(do_not_specialize=["last_row"])
+def _attend_kernel(
+    q, k, v, out, lse, part, part_lse, items, ranges, last_row, scale,
+    q_token, q_head, k_row, k_head, v_row, v_head, out_token, out_head,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, TILE_TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile and one key head. Matrix row m is token m // GROUP and query head m % GROUP of the key head's group."""
+    kv = tl.program_id(0)
+    item = items + tl.program_id(1) * 8
+    first, tokens = tl.load(item), tl.load(item + 1)
+    range_first, range_last = tl.load(item + 2), tl.load(item + 3)
+    own_first, own_last, causal = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
+    slot = tl.load(item + 7)
+
+    m = tl.arange(0, BLOCK_M)
+    h = tl.arange(0, BLOCK_H)
+    at = tl.minimum(m // GROUP, tokens - 1)  # padding repeats the last token
+    head = kv * GROUP + m % GROUP
+    real = (m // GROUP < tokens) & (m < TILE_TOKENS * GROUP)
+    width = h < WIDTH
+    q_MH = tl.load(
+        q + first.to(tl.int64) * q_token + (at * q_token + head * q_head)[:, None] + h[None, :],
+        mask=width[None, :], other=0.0,
+    )  # fmt: skip
+
+    top_M = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    sum_M = tl.zeros([BLOCK_M], tl.float32)
+    acc_MH = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
+    k, v = k + kv * k_head, v + kv * v_head
+    for index in range(range_first, range_last):
+        start, end = tl.load(ranges + 2 * index), tl.load(ranges + 2 * index + 1)
+        full = start + (end - start) // BLOCK_N * BLOCK_N
+        top_M, sum_M, acc_MH = _read_rows(
+            q_MH, top_M, sum_M, acc_MH, k, v, start, full, last_row, own_last + 0 * at, scale, k_row, v_row,
+            WIDTH, BLOCK_H, BLOCK_N, False, PRECISION,
+        )  # fmt: skip
+        top_M, sum_M, acc_MH = _read_rows(
+            q_MH, top_M, sum_M, acc_MH, k, v, full, end, last_row, end + 0 * at, scale, k_row, v_row,
+            WIDTH, BLOCK_H, BLOCK_N, True, PRECISION,
+        )  # fmt: skip
+    # Own rows come last: token `at` of the tile may read them up to itself where the segment is causal.
+    reach_M = tl.where(causal != 0, own_last - tokens + at + 1, own_last)
+    top_M, sum_M, acc_MH = _read_rows(
+        q_MH, top_M, sum_M, acc_MH, k, v, own_first, own_last, last_row, reach_M, scale, k_row, v_row,
+        WIDTH, BLOCK_H, BLOCK_N, True, PRECISION,
+    )  # fmt: skip
+
+    # A token that reads nothing here has nothing to add: zeros and a log-sum-exp of -inf.
+    acc_MH = acc_MH / tl.where(sum_M > 0, sum_M, 1.0)[:, None]
+    lse_M = tl.where(sum_M > 0, top_M + tl.log2(sum_M), -float("inf"))
+    heads = tl.num_programs(0) * GROUP
+    stored = real[:, None] & width[None, :]
+    if slot < 0:
+        out_at = out + first.to(tl.int64) * out_token + (at * out_token + head * out_head)[:, None] + h[None, :]
+        tl.store(out_at, acc_MH.to(out.dtype.element_ty), mask=stored)
+        if lse is not None:
+            tl.store(lse + (first + at) * heads + head, lse_M * LN2, mask=real)
+    else:
+        place = (slot.to(tl.int64) * TILE_TOKENS + at) * heads + head
+        tl.store(part + place[:, None] * WIDTH + h[None, :], acc_MH, mask=stored)
+        tl.store(part_lse + place, lse_M, mask=real)
+
+
+@triton.jit
+def _merge_kernel(
+    part, part_lse, out, lse, merges, out_token, out_head,
+    TILE_TOKENS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Parts of one token and head into its output: their mean weighted by the exponent of their log-sum-exps."""
+    head = tl.program_id(0)
+    merge = merges + tl.program_id(1) * 4
+    token, slot, at, count = tl.load(merge), tl.load(merge + 1), tl.load(merge + 2), tl.load(merge + 3)
+    h = tl.arange(0, BLOCK_H)
+    top, total = tl.full([], -float("inf"), tl.float32), tl.zeros([], tl.float32)
+    acc_H = tl.zeros([BLOCK_H], tl.float32)
+    for index in range(count):
+        place = ((slot.to(tl.int64) + index) * TILE_TOKENS + at) * HEADS + head
+        part_top = tl.load(part_lse + place)
+        new = tl.maximum(top, part_top)
+        keep, weight = tl.exp2(top - new), tl.exp2(part_top - new)
+        acc_H = acc_H * keep + weight * tl.load(part + place * WIDTH + h, mask=h < WIDTH, other=0.0)
+        total, top = total * keep + weight, new
+    tl.store(
+        out + token.to(tl.int64) * out_token + head * out_head + h,
+        (acc_H / total).to(out.dtype.element_ty),
+        mask=h < WIDTH,
+    )
+    if lse is not None:
+        tl.store(lse + token * HEADS + head, (top + tl.log2(total)) * LN2)

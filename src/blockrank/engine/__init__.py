@@ -1,0 +1,9 @@
+"""The layers of a model as fused matrix products and glue, for inference: what `RankModel` runs where it can."""
+
+from __future__ import annotations
+
+from blockrank.engine.block import Decoder
+from blockrank.engine.families import FAMILIES, fuse, quantise, unfusable
+from blockrank.engine.forward import forward
+
+__all__ = ["FAMILIES", "Decoder", "forward", "fuse", "quantise", "unfusable"]

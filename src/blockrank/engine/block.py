@@ -1,0 +1,215 @@
+"""A decoder layer as its matrix products and what lies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blockrank.engine import glue
+from blockrank.engine.glue import Glue, Norm, Quantised
+from blockrank.engine.linear import Linear
+
+# Rows in one product: large enough to fill a device, small enough that an MLP's inner states stay bounded.
+CHUNK_ROWS = 4096
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
+
+
+def glue_for(device: torch.device) -> Glue:
+    """Fused kernels on CUDA where triton is installed, plain torch elsewhere."""
+    from importlib.util import find_spec
+
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from blockrank.engine import glue_triton
+
+        return glue_triton
+    return glue
+
+
+@dataclass(slots=True)
+class Stream:
+    """The states of T tokens between two layers.
+
+    x_TD: the residual stream. delta_TD: what still has to be added to it (through delta_norm, where there is one): the
+    next norm does so on its way. rotations: cosine and sine by kind of layer.
+    """
+
+    x_TD: Tensor
+    rotations: dict[str, Rotation]
+    delta_TD: Tensor | None = None
+    delta_norm: Norm | None = None
+
+    def select(self, rows_R: Tensor) -> Stream:
+        """Some of the tokens."""
+        return Stream(
+            self.x_TD.index_select(0, rows_R),
+            {kind: (c.index_select(0, rows_R), s.index_select(0, rows_R)) for kind, (c, s) in self.rotations.items()},
+            None if self.delta_TD is None else self.delta_TD.index_select(0, rows_R),
+            self.delta_norm,
+        )
+
+
+@dataclass(slots=True)
+class Block:
+    """One layer.
+
+    entry, middle: the norms before attention and before the MLP; a post-norm model's are those after what precedes
+    (keeps_norm: the stream becomes the norm), and its first layer has no entry. qkv: queries, keys and values in one
+    product. out_norm, down_norm: norms of what attention and MLP add, where a model has them. up: gate and up in one
+    product where `gated`. scale: on logits. rotation: which of the stream's. window: a sliding window, if any.
+    """
+
+    entry: Norm | None
+    qkv: Linear
+    head_norms: tuple[Norm, Norm] | None
+    out: Linear
+    out_norm: Norm | None
+    middle: Norm
+    up: Linear
+    activation: str
+    gated: bool
+    down: Linear
+    down_norm: Norm | None
+    heads: int
+    kv_heads: int
+    width: int
+    scale: float
+    rotation: str | None
+    window: int | None
+    keeps_norm: bool
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Names of the products."""
+        return ("qkv", "out", "up", "down")
+
+    def quantise(self) -> None:
+        """All products in eight bits."""
+        for name in self.linears:
+            setattr(self, name, getattr(self, name).quantise())
+
+    def project(self, stream: Stream) -> Tensor:
+        """(T, N + 2K, H) rotated queries and keys, and values; brings the stream up to date."""
+        tokens = len(stream.x_TD)
+        qkv = stream.x_TD.new_empty(tokens, self.heads + 2 * self.kv_heads, self.width)
+        for start, end in chunks(tokens):
+            self.qkv(self._entered(stream, start, end), out=qkv[start:end].flatten(1))
+        stream.delta_TD = stream.delta_norm = None
+        self._rotate(qkv[:, : self.heads + self.kv_heads], self.heads, stream)
+        return qkv
+
+    def finish(self, stream: Stream, attended_TNH: Tensor) -> None:
+        """Attention's output projection and the MLP; leaves the stream with what the MLP adds."""
+        glue = glue_for(stream.x_TD.device)
+        x, tokens = stream.x_TD, len(stream.x_TD)
+        attended = attended_TNH.flatten(1)
+        joins = self.down.accumulates and self.down_norm is None
+        delta_TD = None if joins else torch.empty_like(x)
+        stream.delta_TD, stream.delta_norm = delta_TD, None if joins else self.down_norm
+        for start, end in chunks(tokens):
+            rows = x[start:end]
+            inner = glue.quantise_rows(attended[start:end]) if self.out.quantised else attended[start:end]
+            delta = self._add(self.out, rows, inner, self.out_norm)
+            normed = glue.add_norm(
+                rows,
+                delta,
+                self.middle,
+                delta_norm=self.out_norm,
+                keep_norm=self.keeps_norm,
+                quantise=self.up.quantised,
+            )
+            inner = glue.activate(self.up(normed), self.activation, self.gated, self.down.quantised)
+            self._add(self.down, rows, inner, self.down_norm, None if delta_TD is None else delta_TD[start:end])
+
+    def read(self, stream: Stream, signal_G: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (G, N, H) of the signal tokens and keys (T, K, H) of all, and nothing else of this layer."""
+        return self._queries_and_keys(stream, signal_G, self._entered)
+
+    def look(self, stream: Stream, signal_G: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the states of a layer below, which stay as they are (they are up to date)."""
+        return self._queries_and_keys(stream, signal_G, self._normed)
+
+    def _queries_and_keys(
+        self, stream: Stream, signal_G: Tensor, enter: Callable[[Stream, int, int], Tensor | Quantised]
+    ) -> tuple[Tensor, Tensor]:
+        tokens, inner = len(stream.x_TD), self.heads * self.width
+        keys = self.qkv.outputs(inner, inner + self.kv_heads * self.width)
+        k_TKH = stream.x_TD.new_empty(tokens, self.kv_heads, self.width)
+        for start, end in chunks(tokens):
+            keys(enter(stream, start, end), out=k_TKH[start:end].flatten(1))
+        stream.delta_TD = stream.delta_norm = None
+        signals = stream.select(signal_G)
+        q_GNH = self.qkv.outputs(0, inner)(self._normed(signals, 0, len(signal_G)))
+        q_GNH = q_GNH.view(len(signal_G), self.heads, self.width)
+        self._rotate(k_TKH, 0, stream)
+        self._rotate(q_GNH, self.heads, signals)
+        return q_GNH, k_TKH
+
+    def _entered(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
+        """What the first product of the layer takes, for some rows; adds what is pending to them."""
+        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD.device)
+        if self.entry is None:
+            return glue.quantise_rows(rows) if self.qkv.quantised else rows
+        delta = None if stream.delta_TD is None else stream.delta_TD[start:end]
+        return glue.add_norm(
+            rows, delta, self.entry, delta_norm=stream.delta_norm, keep_norm=self.keeps_norm,
+            quantise=self.qkv.quantised,
+        )  # fmt: skip
+
+    def _normed(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
+        """What the first product takes for rows that are up to date (of a post-norm model: they are the norm)."""
+        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD.device)
+        if self.entry is None or self.keeps_norm:
+            return glue.quantise_rows(rows) if self.qkv.quantised else rows
+        return glue.add_norm(rows, None, self.entry, quantise=self.qkv.quantised)
+
+    @staticmethod
+    def _add(
+        linear: Linear, rows_TD: Tensor, inner: Tensor | Quantised, norm: Norm | None, out: Tensor | None = None
+    ) -> Tensor | None:
+        """A product added to the stream's rows; or, where a norm comes first or it cannot, returned (in `out`)."""
+        if norm is None and linear.accumulates and not isinstance(inner, Quantised):
+            linear.add_to(rows_TD, inner)
+            return None
+        return linear(inner, out=out)
+
+    def _rotate(self, heads_TNH: Tensor, query_heads: int, stream: Stream) -> None:
+        cos, sin = stream.rotations[self.rotation] if self.rotation is not None else (None, None)
+        glue_for(heads_TNH.device).rotate_heads(heads_TNH, query_heads, cos, sin, self.head_norms)
+
+
+def chunks(tokens: int, size: int | None = None) -> list[tuple[int, int]]:
+    """Bounds of consecutive rows, of nearly equal number and a multiple of 128, about `size` each."""
+    size = size or CHUNK_ROWS
+    count = max(-(-tokens // size), 1)
+    step = -(-tokens // count // 128) * 128 if count > 1 else tokens
+    return [(start, min(start + step, tokens)) for start in range(0, tokens, max(step, 1))]
+
+
+Embed = Callable[[Tensor, Tensor], Tensor]
+Rotate = Callable[[Tensor, Tensor], dict[str, Rotation]]
+
+
+@dataclass(slots=True)
+class Decoder:
+    """A whole model: embed (ids_T, positions_T) -> x_TD, rotations (x_TD, positions_T), its layers, its family, and
+    whether its products are in eight bits."""
+
+    embed: Embed
+    rotate: Rotate
+    blocks: list[Block]
+    family: str
+    quantised: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.blocks[0].qkv.weight_ND.device
+
+    def start(self, ids_T: Tensor, positions_T: Tensor) -> Stream:
+        """The stream before the first layer."""
+        x_TD = self.embed(ids_T, positions_T)
+        return Stream(x_TD, self.rotate(x_TD, positions_T))

@@ -1,0 +1,139 @@
+"""What lies between a layer's matrix products: norms with the residual, rotary embedding, activation, quantisation.
+
+This is the plain form in torch, for every device and type; `glue_triton` has the same functions fused for CUDA. All of
+them compute in float32 at least and round once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+class Quantised(NamedTuple):
+    """Rows in eight bits: values (T, D) float8_e4m3fn and what each row is to be multiplied by (T, 1) float32."""
+
+    values: Tensor
+    scale: Tensor
+
+
+class Glue(Protocol):
+    """What `glue` and `glue_triton` offer."""
+
+    def add_norm(
+        self,
+        x_TD: Tensor,
+        delta_TD: Tensor | None,
+        norm: Norm,
+        *,
+        delta_norm: Norm | None = None,
+        keep_norm: bool = False,
+        quantise: bool = False,
+    ) -> Tensor | Quantised:
+        """Residual and norm."""
+
+    def rotate_heads(
+        self,
+        heads_TNH: Tensor,
+        query_heads: int,
+        cos_TH: Tensor | None,
+        sin_TH: Tensor | None,
+        norms: tuple[Norm, Norm] | None,
+    ) -> None:
+        """Norm and rotation of heads."""
+
+    def activate(self, x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Tensor | Quantised:
+        """The activation of an MLP."""
+
+    def quantise_rows(self, x_TD: Tensor) -> Quantised:
+        """Rows in eight bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMS norm over the last dimension, or layer norm where `centred`. shift: added to the weight (Gemma: 1)."""
+
+    weight_D: Tensor
+    eps: float
+    bias_D: Tensor | None = None
+    centred: bool = False
+    shift: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm, in float32 or better."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.centred:
+            return F.layer_norm(wide, wide.shape[-1:], self.weight_D.to(wide), _to(self.bias_D, wide), self.eps)
+        return F.rms_norm(wide, wide.shape[-1:], self.weight_D.to(wide) + self.shift, self.eps)
+
+
+def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.to(like)
+
+
+def add_norm(
+    x_TD: Tensor,
+    delta_TD: Tensor | None,
+    norm: Norm,
+    *,
+    delta_norm: Norm | None = None,
+    keep_norm: bool = False,
+    quantise: bool = False,
+) -> Tensor | Quantised:
+    """Add `delta` (normed by `delta_norm` first, where there is one) to the stream `x`, in place, and norm the sum.
+
+    keep_norm: the stream becomes the norm instead of the sum (post-norm models). Returns the norm, in the stream's
+    type or quantised by row.
+    """
+    total = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+    if delta_TD is not None:
+        total = total + (delta_norm(delta_TD) if delta_norm is not None else delta_TD)
+    if delta_TD is not None and not keep_norm:
+        x_TD.copy_(total)
+    normed = norm(total)
+    if keep_norm:
+        x_TD.copy_(normed)
+    if quantise:
+        return quantise_rows(normed)
+    return x_TD if keep_norm else normed.to(x_TD.dtype)
+
+
+def rotate_heads(
+    heads_TNH: Tensor, query_heads: int, cos_TH: Tensor | None, sin_TH: Tensor | None, norms: tuple[Norm, Norm] | None
+) -> None:
+    """Norm each head (the first `query_heads` by the first norm, the others by the second) and rotate it, in place."""
+    wide = heads_TNH.to(torch.promote_types(heads_TNH.dtype, torch.float32))
+    if norms is not None:
+        wide = torch.cat([norms[0](wide[:, :query_heads]), norms[1](wide[:, query_heads:])], dim=1)
+    if cos_TH is not None and sin_TH is not None:
+        half = wide.shape[-1] // 2
+        turned = torch.cat([-wide[..., half:], wide[..., :half]], dim=-1)
+        wide = wide * cos_TH[:, None] + turned * sin_TH[:, None]
+    if norms is not None or cos_TH is not None:
+        heads_TNH.copy_(wide)
+
+
+def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Tensor | Quantised:
+    """The activation of an MLP; where `gated`, of the first half of each row, times the second half.
+
+    kind: "silu", "gelu" or "gelu_tanh".
+    """
+    wide = x_TF.to(torch.promote_types(x_TF.dtype, torch.float32))
+    gate, up = wide.chunk(2, dim=-1) if gated else (wide, None)
+    out = F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
+    out = out if up is None else out * up
+    return quantise_rows(out) if quantise else out.to(x_TF.dtype)
+
+
+def quantise_rows(x_TD: Tensor) -> Quantised:
+    """Each row in eight bits, scaled so that its largest entry is the largest of the type."""
+    wide = x_TD.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / FP8_MAX
+    return Quantised((wide / scale).to(FP8), scale)

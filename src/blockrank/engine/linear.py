@@ -1,0 +1,75 @@
+"""Matrix products with fused weights, in the model's own type or in eight bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from blockrank.engine.glue import FP8, FP8_MAX, Quantised
+
+
+class Linear:
+    """`x @ weight.T + bias` for a weight (outputs, inputs).
+
+    In eight bits a weight has one scale an output and the input one a row (`Quantised`), so that the product is
+    exact up to the rounding of its factors.
+    """
+
+    def __init__(self, weight_ND: Tensor, bias_N: Tensor | None, scale_N: Tensor | None = None) -> None:
+        self.weight_ND, self.bias_N, self.scale_N = weight_ND, bias_N, scale_N
+
+    @classmethod
+    def fused(cls, parts: Sequence[nn.Linear]) -> Linear:
+        """Several products of the same input as one; the modules keep working, as views of the fused weight."""
+        weight = parts[0].weight.detach() if len(parts) == 1 else torch.cat([part.weight.detach() for part in parts])
+        biases = [part.bias for part in parts]
+        bias = torch.cat([item.detach() for item in biases if item is not None]) if biases[0] is not None else None
+        start = 0
+        for part in parts if len(parts) > 1 else ():
+            part.weight.data = weight[start : start + part.out_features]
+            start += part.out_features
+        return cls(weight, bias)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it takes and holds eight bits."""
+        return self.scale_N is not None
+
+    def quantise(self) -> Linear:
+        """The same product in eight bits."""
+        wide = self.weight_ND.float()
+        scale = wide.abs().amax(1).clamp_min(1e-12) / FP8_MAX
+        return Linear((wide / scale[:, None]).to(FP8), self.bias_N, scale)
+
+    def outputs(self, start: int, end: int) -> Linear:
+        """The product for some of the outputs alone; nothing is copied."""
+        bias = None if self.bias_N is None else self.bias_N[start:end]
+        scale = None if self.scale_N is None else self.scale_N[start:end]
+        return Linear(self.weight_ND[start:end], bias, scale)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether it can add its product to a tensor on its way."""
+        return not self.quantised and self.bias_N is None
+
+    def __call__(self, x: Tensor | Quantised, out: Tensor | None = None) -> Tensor:
+        """(T, outputs) in the model's type, into `out` where it is given."""
+        if isinstance(x, Quantised):
+            return self._eight_bits(x, out)
+        if self.bias_N is None:
+            return torch.mm(x, self.weight_ND.t(), out=out)
+        return torch.addmm(self.bias_N, x, self.weight_ND.t(), out=out)
+
+    def add_to(self, total_TN: Tensor, x: Tensor) -> None:
+        """Add the product to `total`, in place; for one that `accumulates`."""
+        total_TN.addmm_(x, self.weight_ND.t())
+
+    def _eight_bits(self, x: Quantised, out: Tensor | None) -> Tensor:
+        assert self.scale_N is not None, "a quantised input needs a quantised weight"
+        # Products are rounded to bfloat16 and the bias is added there, whatever the model's own type.
+        return torch._scaled_mm(
+            x.values, self.weight_ND.t(), x.scale, self.scale_N[None, :], bias=self.bias_N, out_dtype=torch.bfloat16,
+            use_fast_accum=True, out=out,
+        )  # fmt: skip

@@ -1,0 +1,31 @@
+"""A Hugging Face model as a ranker sees it: loaded up to the scoring layer, and a layout run through it."""
+
+from __future__ import annotations
+
+from blockrank.model.loading import (
+    EMBEDDED_MODEL,
+    Layers,
+    check_fp8,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    resolve_spec,
+)
+from blockrank.model.rank_model import RankModel
+from blockrank.seam import SEAM
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "SEAM",
+    "Layers",
+    "RankModel",
+    "check_fp8",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_spec",
+]

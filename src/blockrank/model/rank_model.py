@@ -1,0 +1,194 @@
+"""`RankModel`: a Hugging Face decoder with its tokenizer, spec and attention backend, and a layout run through it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from blockrank import engine
+from blockrank.attention import AttentionBackend, get_backend
+from blockrank.layout import PackedLayout, PromptTokenizer
+from blockrank.reuse import Store, complete, plan_reuse
+from blockrank.seam import Capture, Done, Pass
+from blockrank.spec import RankSpec
+from blockrank.types import InputError, ModelError
+
+
+class RankModel:
+    """A Hugging Face decoder with its tokenizer, `RankSpec` and attention backend.
+
+    `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `decoder`, where
+    there is one, its layers fused for inference; `store`, where there is one and the spec allows it, keeps documents
+    from being encoded twice.
+    """
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        hf_tokenizer: Any,
+        spec: RankSpec,
+        backend: AttentionBackend,
+        name: str = "",
+        decoder: engine.Decoder | None = None,
+    ) -> None:
+        self.module, self.hf_tokenizer, self.spec, self.backend, self.name = module, hf_tokenizer, spec, backend, name
+        self.decoder = decoder
+        self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
+        self.store: Store | None = None
+        self._check_spec()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.module.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        dtype: torch.dtype = self.module.dtype
+        return dtype
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one row's keys at one layer."""
+        config = self.module.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(heads * width * self.dtype.itemsize)
+
+    def fuse(self) -> None:
+        """Run inference in fused layers from now on. Raises `ModelError` for a model that cannot be fused."""
+        if reason := engine.unfusable(self.module):
+            raise ModelError(f"the layers of {self.name or 'the model'} cannot be fused: {reason}.")
+        self.decoder = engine.fuse(self.module)
+
+    def quantise(self) -> None:
+        """Run the products of the fused layers in eight bits. The library's own layers give up their weights: from now
+        on the model ranks, and does nothing else. Raises `ModelError` for a model that cannot be fused."""
+        if self.decoder is None:
+            self.fuse()
+        assert self.decoder is not None
+        engine.quantise(self.decoder, self.module)
+
+    def with_spec(self, spec: RankSpec) -> RankModel:
+        """The same weights read in another way (at the same layer or below)."""
+        return RankModel(self.module, self.hf_tokenizer, spec, self.backend, self.name, self.decoder)
+
+    def in_library_layers(self) -> RankModel:
+        """The same weights in the library's own layers."""
+        self._refuse_eight_bits()
+        return RankModel(self.module, self.hf_tokenizer, self.spec, self.backend, self.name)
+
+    def _refuse_eight_bits(self) -> None:
+        if self.decoder is not None and self.decoder.quantised:
+            raise ModelError(f"{self.name or 'the model'} is loaded in eight bits: it ranks, and does nothing else.")
+
+    def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
+        """Switch to a backend for training; `dtype` is what attention will see (autocast's type)."""
+        self.backend = get_backend(name, self.device, dtype, training=True)
+
+    def _check_spec(self) -> None:
+        config = self.module.config
+        if self.spec.layer >= config.num_hidden_layers:
+            raise ModelError(
+                f"the spec reads layer {self.spec.layer}, but {self.name or 'the model'} has "
+                f"{config.num_hidden_layers} layers (counted from 0)."
+            )
+        bad = [head for head in self.spec.heads or () if not 0 <= head < config.num_attention_heads]
+        if bad:
+            raise ModelError(
+                f"the spec reads heads {bad}, but the model has {config.num_attention_heads} heads (counted from 0)."
+            )
+
+    def check_positions(self, layout: PackedLayout) -> None:
+        """Raise `InputError` where the prompt runs past the model's position table."""
+        table = getattr(self.module.config, "max_position_embeddings", None)
+        highest = int(layout.positions_T.max())
+        if table is not None and highest >= table:
+            raise InputError(
+                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: shorten the query, "
+                "lower max_segment_tokens or the spec's query_offset."
+            )
+
+    def start_pass(self, layout: PackedLayout, *, stop: bool) -> Pass:
+        """What the seam needs for one forward of a layout; `stop`: end at the scoring layer."""
+        # Under autocast attention sees the autocast type; the plan only needs the device.
+        return Pass(
+            self.backend,
+            self.backend.plan(layout, self.device),
+            self.spec.layer,
+            torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
+            stop,
+            int(layout.positions_T.max()),
+        )
+
+    def inputs(self, layout: PackedLayout) -> dict[str, Any]:
+        """What the model itself takes of a layout: one row of T tokens with their positions."""
+        return {
+            "input_ids": torch.from_numpy(layout.ids_T)[None].to(self.device, non_blocking=True),
+            "position_ids": torch.from_numpy(layout.positions_T)[None].to(self.device, non_blocking=True),
+            "use_cache": False,
+        }
+
+    def read(self, layout: PackedLayout) -> Capture:
+        """Queries and keys at the scoring layer for a read-out: a forward of what the store does not hold yet."""
+        if self.spec.prune and not self._runs_fused():
+            reason = engine.unfusable(self.module) or "it was loaded with the library's own"
+            raise ModelError(
+                f"the spec prunes documents, which needs fused layers: {self.name or 'the model'}: {reason}."
+            )
+        if self.store is None or not self.spec.documents_stand_alone or self.spec.prune:
+            return self.forward(layout)
+        plan = plan_reuse(layout, self.store)
+        capture = self.forward(plan.lean)
+        return replace(capture, k_PKH=complete(layout, plan, capture.k_PKH, self.store), layout=layout)
+
+    def _runs_fused(self) -> bool:
+        """Whether a forward that ends at the scoring layer runs in fused layers: for inference, where there are any."""
+        return self.decoder is not None and not torch.is_grad_enabled() and not self.module.training
+
+    def forward(
+        self,
+        layout: PackedLayout,
+        *,
+        stop: bool = True,
+        label_T: Tensor | None = None,
+        hidden: bool = False,
+        module: nn.Module | None = None,
+    ) -> Capture:
+        """Run a packed layout.
+
+        stop: end at the scoring layer, as soon as queries and keys are captured. label_T: stream positions whose
+        next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
+        module: a wrapper around the model (accelerate, DDP) to call in its place.
+        """
+        self.check_positions(layout)
+        if stop and label_T is None and not hidden and module is None and self._runs_fused():
+            assert self.decoder is not None
+            return engine.forward([self.decoder], layout, self.spec, self.backend)
+        self._refuse_eight_bits()
+        current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
+        extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
+        if label_T is not None:
+            extras["logits_to_keep"] = label_T
+        outputs = None
+        with suppress(Done):
+            outputs = (module or self.module)(**self.inputs(layout), blockrank=current, **extras)
+        if current.q_GNH is None or current.k_PKH is None:
+            raise ModelError(
+                f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}."
+            )
+        return Capture(
+            current.q_GNH,
+            current.k_PKH,
+            current.scale,
+            layout,
+            outputs.hidden_states[-1][0] if hidden and outputs is not None else None,
+            outputs.logits[0] if label_T is not None and outputs is not None else None,
+        )

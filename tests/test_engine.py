@@ -1,0 +1,392 @@
+"""Fused layers against the library's own; parts of a layout against the whole; documents that leave early."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, FAMILIES, golden_case, golden_spec, random_decoder, random_layout, rank_model, tokenised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, engine
+from blockrank.attention import default_backends, get_backend
+from blockrank.attention.reference import dense_mask
+from blockrank.attention.triton import cut_tiles
+from blockrank.engine import block as blocks
+from blockrank.engine import glue
+from blockrank.engine.linear import Linear
+from blockrank.layout import PackedLayout, pack
+from blockrank.model import RankModel
+from blockrank.probe import probe_model
+from blockrank.prune import leave, with_exits
+from blockrank.scorers import AttentionScorer
+from blockrank.seam import Capture
+from blockrank.signals import log_scores
+
+KINDS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "llama": {"attention_bias": True, "num_key_value_heads": 4},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {"hidden_activation": "gelu_pytorch_tanh", "num_key_value_heads": 1},
+    "gemma3_text": {
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 1 << 20,
+    },
+    "bert": {"is_decoder": True},
+}
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"document_attention": "bidirectional", "query_attention": "bidirectional"},
+    {"softmax_over": "all"},
+    {"query_reads": "own", "signal_tokens": "query", "signal_pooling": "geometric"},
+    {"signal_tokens": 1},
+)
+lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+
+
+def decoder_model(kind: str = "mistral", backend: str = "sdpa", **changes: Any) -> RankModel:
+    spec = golden_spec(**{"query_offset": 200, **changes})
+    module = random_decoder(kind, **KINDS[kind])
+    return RankModel(module, None, spec, get_backend(backend, CPU, torch.float32), kind)
+
+
+def layout_of(spec: RankSpec, *requests: list[int]) -> PackedLayout:
+    generator = np.random.default_rng(0)
+    return pack(
+        [tokenised([generator.integers(3, 500, n) for n in [5, *documents, 20]]) for documents in requests], spec
+    )
+
+
+def captured(model: RankModel, layout: PackedLayout) -> Capture:
+    with torch.inference_mode():
+        return model.forward(layout)
+
+
+def scores(model: RankModel, layout: PackedLayout) -> torch.Tensor:
+    with torch.inference_mode():
+        return AttentionScorer().score(model, layout).scores_C
+
+
+# Fused layers
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_layers_equal_the_librarys_own(kind: str, changes: dict[str, Any]) -> None:
+    model = decoder_model(kind, **changes)
+    layout = layout_of(model.spec, [3, 17, 1, 9], [4], [30, 2])
+    expected = scores(model, layout)
+    model.fuse()
+    torch.testing.assert_close(scores(model, layout), expected, atol=2e-6, rtol=1e-4)
+    assert model.decoder is not None
+    assert model.decoder.family in engine.FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_golden_models_fused(family: str) -> None:
+    model = rank_model(family)
+    model.fuse()
+    case = golden_case(family, "ragged12")
+    found = scores(model, pack([tokenised(case.segments)], model.spec))
+    torch.testing.assert_close(found, case.expected["scores"].float(), atol=1e-6, rtol=0)
+
+
+@given(lengths, st.sampled_from([7, 128, 1 << 20]))
+@settings(max_examples=20, deadline=None)
+def test_rows_in_chunks_give_the_same(documents: list[int], size: int) -> None:
+    model = decoder_model("qwen3")
+    model.fuse()
+    layout = layout_of(model.spec, documents)
+    expected = scores(model, layout)
+    before, blocks.CHUNK_ROWS = blocks.CHUNK_ROWS, size
+    try:
+        torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-4)
+    finally:
+        blocks.CHUNK_ROWS = before
+
+
+def test_chunks_cover_every_row_once() -> None:
+    for tokens in (0, 1, 127, 128, 129, 1000, 4097, 100_000):
+        bounds = blocks.chunks(tokens, 512)
+        assert [row for start, end in bounds for row in range(start, end)] == list(range(tokens))
+        assert max((end - start for start, end in bounds), default=0) <= 640
+
+
+def test_only_what_the_score_needs_runs_in_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder_model()
+    layout = layout_of(model.spec, [2, 3])
+    expected = scores(model, layout)
+    model.fuse()
+    rows: list[int] = []
+    finish = blocks.Block.finish
+    monkeypatch.setattr(
+        blocks.Block, "finish", lambda self, stream, out: (rows.append(len(out)), finish(self, stream, out))
+    )
+    torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-5)
+    assert rows == [30, 2 + 3 + 2], "documents and signal tokens alone"
+
+
+def test_the_librarys_layers_still_work_and_see_new_weights() -> None:
+    model = decoder_model()
+    layout = layout_of(model.spec, [4, 9])
+    before = captured(model, layout)
+    model.fuse()
+    again = captured(model.in_library_layers(), layout)
+    torch.testing.assert_close(again.k_PKH, before.k_PKH)
+    with torch.no_grad():
+        model.module.layers[0].self_attn.v_proj.weight.mul_(1.5)
+        model.module.layers[1].mlp.up_proj.weight.mul_(0.5)
+    torch.testing.assert_close(captured(model, layout).q_GNH, captured(model.in_library_layers(), layout).q_GNH)
+
+
+def test_training_and_whole_forwards_use_the_librarys_layers() -> None:
+    model = decoder_model()
+    model.fuse()
+    layout = layout_of(model.spec, [4, 9])
+    assert model.forward(layout).q_GNH.requires_grad
+    assert captured(model, layout).hidden_TD is None
+    with torch.inference_mode():
+        assert model.forward(layout, hidden=True).hidden_TD is not None
+
+
+def test_families_that_cannot_be_fused() -> None:
+    assert "OlmoModel is not among MistralModel" in str(engine.unfusable(random_decoder("olmo", num_key_value_heads=4)))
+    assert "activation 'relu'" in str(engine.unfusable(random_decoder("llama", hidden_act="relu")))
+    model = RankModel(random_decoder("olmo"), None, golden_spec(), get_backend("sdpa", CPU, torch.float32), "an olmo")
+    with pytest.raises(ModelError, match="the layers of an olmo cannot be fused: OlmoModel"):
+        model.fuse()
+
+
+def test_a_window_that_binds_is_refused() -> None:
+    module = random_decoder("mistral", sliding_window=100)
+    model = RankModel(module, None, golden_spec(query_offset=200), get_backend("sdpa", CPU, torch.float32))
+    model.fuse()
+    with pytest.raises(ModelError, match="sliding_window=100, which binds on a prompt that reaches position 219"):
+        captured(model, layout_of(model.spec, [4]))
+
+
+def test_the_probe_compares_fused_layers_with_the_librarys() -> None:
+    model = decoder_model()
+    model.fuse()
+    probe_model(model)
+    assert model.decoder is not None
+    model.decoder.blocks[1].middle = replace(model.decoder.blocks[0].entry, shift=0.5)  # type: ignore[type-var]
+    with pytest.raises(
+        ModelError, match=r"fused layers of MistralModel .* differ from its own .* pass layers='library'"
+    ):
+        probe_model(model)
+
+
+# Eight bits (on a processor by torch's own product, for the arithmetic alone)
+
+
+def test_a_product_in_eight_bits_is_exact_up_to_its_factors() -> None:
+    exact = Linear(torch.randn(48, 64), None)
+    small, rows = exact.quantise(), glue.quantise_rows(torch.randn(20, 64))
+    assert small.scale_N is not None
+    expected = (rows.values.float() * rows.scale) @ (small.weight_ND.float() * small.scale_N[:, None]).t()
+    torch.testing.assert_close(small(rows).float(), expected, atol=5e-2, rtol=1e-2)
+    torch.testing.assert_close(small.outputs(16, 32)(rows).float(), expected[:, 16:32], atol=5e-2, rtol=1e-2)
+
+
+def test_a_model_in_eight_bits_ranks_and_does_nothing_else() -> None:
+    model = decoder_model("llama")
+    model.module.to(torch.bfloat16)
+    layout = layout_of(model.spec, [4, 9, 12])
+    expected = scores(model, layout)
+    model.quantise()
+    assert float(((scores(model, layout) - expected) / expected).abs().max()) < 0.1
+    for call in (model.in_library_layers, lambda: model.forward(layout, hidden=True)):
+        with pytest.raises(ModelError, match="loaded in eight bits: it ranks, and does nothing else"):
+            call()
+    with pytest.raises(InputError, match="dtype 'fp8' needs a CUDA device"):
+        Ranker.from_pretrained(device="cpu", dtype="fp8")
+
+
+# Tiles
+
+
+@given(st.lists(lengths, min_size=1, max_size=3), st.integers(1, 40), st.sampled_from(VARIANTS), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_tiles_read_exactly_what_the_layout_says(
+    requests: list[list[int]], tokens: int, changes: dict[str, Any], whole: bool
+) -> None:
+    layout = layout_of(golden_spec(**changes), *requests)
+    if not whole:
+        layout = layout.part(np.arange(len(layout.document_segment_C)) % 2 == 0, whole=False)
+    import blockrank.attention.triton as triton
+
+    before, triton.SPLIT_ROWS = triton.SPLIT_ROWS, 16
+    try:
+        items, ranges, merges, _, slots = cut_tiles(layout, tokens)
+    finally:
+        triton.SPLIT_ROWS = before
+    reads = np.zeros((layout.tokens, layout.rows), dtype=int)
+    parts: dict[int, tuple[int, int]] = {}
+    for first, size, range_first, range_last, own_first, own_last, causal, slot in items.tolist():
+        assert 0 < size <= tokens
+        parts[slot] = (first, size)
+        for token in range(first, first + size):
+            for start, end in ranges[range_first:range_last]:
+                reads[token, start:end] += 1
+            reach = own_last - size + (token - first) + 1 if causal else own_last
+            reads[token, own_first:reach] += 1
+    assert (reads == dense_mask(layout).numpy()).all()
+    assert sorted(slot for slot in parts if slot >= 0) == list(range(slots))
+    for token, slot, at, count in merges.tolist():
+        for part in range(slot, slot + count):
+            assert parts[part][0] + at == token
+
+
+def test_the_table_of_default_backends() -> None:
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    assert default_backends(cuda, half) == ("triton", "varlen", "sdpa")
+    assert default_backends(cuda, half, training=True) == ("varlen", "sdpa")
+    assert default_backends(cuda, torch.float32) == ("sdpa",)
+    assert default_backends(CPU, half) == default_backends(CPU, torch.float32, training=True) == ("sdpa",)
+    assert get_backend(None, CPU, torch.float32).name == "sdpa"
+    with pytest.raises(InputError, match="backend 'triton' cannot run here: it needs a CUDA device"):
+        get_backend("triton", CPU, torch.float32)
+
+
+# Parts of a layout on several devices
+
+
+@given(st.lists(lengths, min_size=1, max_size=2), st.integers(2, 4), st.sampled_from(VARIANTS))
+@settings(max_examples=20, deadline=None)
+def test_documents_in_parts_score_as_together(requests: list[list[int]], parts: int, changes: dict[str, Any]) -> None:
+    model = decoder_model("qwen3", "reference", **changes)
+    model.fuse()
+    layout = layout_of(model.spec, *requests)
+    assert model.decoder is not None
+    with torch.inference_mode():
+        capture = engine.forward([model.decoder] * parts, layout, model.spec, model.backend)
+        found = log_scores(capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale).exp()
+    torch.testing.assert_close(found, scores(model, layout), atol=1e-6, rtol=1e-4)
+
+
+# Documents that leave early
+
+
+def test_exits_are_ordered_by_layer_then_by_the_read_out_there() -> None:
+    model = decoder_model("mistral", prune=((0, 0.5), (1, 0.25)))
+    model.fuse()
+    layout = layout_of(model.spec, [3, 17, 1, 9, 12, 5, 8, 2], [4, 6, 7])
+    capture = captured(model, layout)
+    found = scores(model, layout).numpy()
+    assert [item.layer for item in capture.exits] == [0, 1]
+    assert capture.alive_C is not None
+    for request, survivors in ((0, 2), (1, 1)):
+        members = np.flatnonzero(layout.document_request_C == request)
+        assert found[members].sum() == pytest.approx(1, abs=1e-6)
+        stayed = [int((capture.alive_C[:, None] == members).sum())]
+        assert stayed == [survivors]
+        floor = min(found[c] for c in members if c in capture.alive_C)
+        for item in reversed(capture.exits):
+            left = [c for c in members if c in item.left_C]
+            assert all(found[c] <= floor for c in left)
+            by_read_out = sorted(left, key=lambda c: -item.log_left_C[item.left_C.tolist().index(c)])
+            assert by_read_out == sorted(left, key=lambda c: -found[c])
+            floor = min(found[c] for c in left) if left else floor
+
+
+@pytest.mark.parametrize("prune_by", ["layer", "lens"])
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_what_stays_scores_as_if_it_had_been_alone(kind: str, prune_by: Any) -> None:
+    """Documents read none but the instruction; the query of these models reads its own: who left leaves no trace."""
+    model = decoder_model(kind, query_reads="own", prune=((1, 0.5),), prune_by=prune_by, signal_pooling="geometric")
+    model.fuse()
+    layout = layout_of(model.spec, [3, 17, 1, 9, 12, 5])
+    capture = captured(model, layout)
+    assert capture.alive_C is not None
+    assert len(capture.alive_C) == 3
+    found = scores(model, layout)[torch.from_numpy(capture.alive_C)]
+    whole = scores(model.with_spec(replace(model.spec, prune=())), layout)[torch.from_numpy(capture.alive_C)]
+    torch.testing.assert_close(found / found.sum(), whole / whole.sum(), atol=1e-6, rtol=1e-4)
+
+
+def test_the_lens_reads_the_last_layer_below_as_the_scoring_layer_would() -> None:
+    """With the lens at the scoring layer's own input nothing is lost: the documents that leave are the last ones."""
+    model = decoder_model("mistral", layer=1, prune=((0, 0.5),), prune_by="lens")
+    model.fuse()
+    assert model.decoder is not None
+    model.decoder.blocks[1].entry = model.decoder.blocks[0].entry
+    model.decoder.blocks[1].qkv = model.decoder.blocks[0].qkv
+    lens = captured(model, layout_of(model.spec, [3, 9, 4, 11])).exits[0]
+    by_layer = captured(model.with_spec(replace(model.spec, prune_by="layer")), layout_of(model.spec, [3, 9, 4, 11]))
+    assert lens.left_C.tolist() == by_layer.exits[0].left_C.tolist()
+    np.testing.assert_allclose(lens.log_left_C, by_layer.exits[0].log_left_C, atol=1e-5)
+
+
+@given(st.lists(lengths, min_size=1, max_size=3), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_pruned_requests_score_alike_alone_packed_and_in_parts(requests: list[list[int]], parts: int) -> None:
+    model = decoder_model("llama", "reference", prune=((0, 0.6), (1, 0.3)))
+    model.fuse()
+    assert model.decoder is not None
+    spec = model.spec
+    packed = pack([_request(i, documents) for i, documents in enumerate(requests)], spec)
+    singles = [scores(model, pack([_request(i, documents)], spec)) for i, documents in enumerate(requests)]
+    torch.testing.assert_close(scores(model, packed), torch.cat(singles), atol=1e-5, rtol=1e-3)
+    with torch.inference_mode():
+        capture = engine.forward([model.decoder] * parts, packed, spec, model.backend)
+        logs = log_scores(capture.q_GNH, capture.k_PKH, capture.layout, spec, capture.scale).numpy()
+    assert capture.alive_C is not None
+    found = with_exits(logs, capture.alive_C, capture.exits, packed.document_request_C)
+    np.testing.assert_allclose(np.exp(found), torch.cat(singles).numpy(), atol=1e-5, rtol=1e-3)
+
+
+def _request(seed: int, documents: list[int]) -> Any:
+    generator = np.random.default_rng(seed)
+    return tokenised([generator.integers(3, 500, n) for n in [5, *documents, 8]])
+
+
+def test_an_exit_by_hand() -> None:
+    layout = random_layout([2, 3, 3, 3, 3, 4], golden_spec())
+    logs = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
+    left = leave(logs, layout, np.arange(4), np.array([4]), 7, 0.5)
+    assert left is not None
+    assert (left.exit.layer, left.exit.left_C.tolist(), left.alive_C.tolist()) == (7, [0, 2], [1, 3])
+    assert left.layout.tokens == layout.tokens - 6
+    # Survivors end at 0.9 and 0.1; those that left scored 1/3 and 2/3 of the lowest that stayed.
+    found = np.exp(with_exits(np.log(np.array([0.9, 0.1])), left.alive_C, [left.exit], layout.document_request_C))
+    np.testing.assert_allclose(found, np.array([0.1 / 3, 0.9, 0.2 / 3, 0.1]) / 1.1, rtol=1e-6)
+    assert leave(logs, layout, np.arange(4), np.array([4]), 7, 1.0) is None
+
+
+def test_pruning_needs_fused_layers_and_gives_no_evidence(mini: Ranker) -> None:
+    pruned = mini.with_spec(prune=((5, 0.5),), prune_by="lens")
+    ranking = pruned.rank("who wrote Dracula", ["Bram Stoker wrote Dracula.", "It rained.", "Paris.", "No."])
+    assert len(ranking) == 4
+    assert ranking[0].index == 0
+    assert not pruned.remember([entry.document for entry in ranking], 1 << 20)
+    with pytest.raises(InputError, match="evidence needs every document at the scoring layer"):
+        list(pruned.rank_iter([RankRequest("q", ["a", "b"], evidence=True)]))
+    model = decoder_model(prune=((0, 0.5),))
+    with pytest.raises(ModelError, match=r"prunes documents, which needs fused layers: mistral: it was loaded with"):
+        scores(model, layout_of(model.spec, [2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("prune", "sentence"),
+    [
+        (((2, 0.5),), "must rise and stay below layer 2"),
+        (((1, 0.5), (0, 0.2)), "must rise and stay below layer 2"),
+        (((0, 0.5), (1, 0.7)), "they must fall and lie in"),
+        (((0, 0.0),), "they must fall and lie in"),
+    ],
+)
+def test_schedules_that_make_no_sense(prune: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        golden_spec(prune=prune)
+
+
+def test_a_schedule_survives_being_saved(tmp_path: Any) -> None:
+    spec = golden_spec(prune=((0, 0.5), (1, 0.25)), prune_by="lens")
+    spec.save(tmp_path)
+    assert RankSpec.load(tmp_path) == spec
