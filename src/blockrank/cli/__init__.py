@@ -11,6 +11,7 @@ import typer
 
 from blockrank import __version__
 from blockrank.cli.analyze import analyze_command
+from blockrank.cli.bench import bench_command
 from blockrank.cli.console import Commands
 from blockrank.cli.doctor import doctor_command
 from blockrank.cli.eval import eval_command
@@ -33,6 +34,7 @@ app.command("train")(train_command)
 app.command("validate")(validate_command)
 app.command("eval")(eval_command)
 app.command("analyze")(analyze_command)
+app.command("bench")(bench_command)
 
 
 def _version(wanted: bool) -> None:

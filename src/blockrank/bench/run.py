@@ -1,0 +1,157 @@
+"""The benchmark itself: commands first, then the model, then its plain peer, never two models in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from blockrank.bench.commands import time_command
+from blockrank.bench.flops import useful_flops
+from blockrank.bench.record import environment
+from blockrank.bench.requests import random_request
+from blockrank.bench.result import OURS, OUT_OF_MEMORY, BenchResult, Ceiling, Row, Timing
+from blockrank.bench.settings import FP8, HF_FULL, BenchSettings, Shape
+from blockrank.layout import PackedLayout, TokenisedRequest, pack
+from blockrank.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from blockrank.bench.subject import Subject
+    from blockrank.model import RankModel
+
+# What is measured, steps done, steps in all.
+Progress = Callable[[str, int, int], None]
+_INSTRUCTION = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order of the grid."""
+
+    settings: BenchSettings
+    subject: Subject
+    device: torch.device
+    requests: dict[Shape, TokenisedRequest]
+    flops: dict[Shape, int | None]
+    progress: Progress
+
+    def layout(self, shape: Shape) -> PackedLayout:
+        """The request of a shape, packed."""
+        return pack([self.requests[shape]], self.subject.spec)
+
+    def over_shapes(self, what: str, measure: Callable[[Shape], Timing]) -> dict[Shape, Timing]:
+        """Measure each shape, and say how far it is."""
+        timings: dict[Shape, Timing] = {}
+        for done, shape in enumerate(self.requests):
+            self.progress(what, done, len(self.requests))
+            timings[shape] = measure(shape)
+        self.progress(what, len(self.requests), len(self.requests))
+        return timings
+
+
+def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
+    """Measure a grid of shapes and its peers in one run. Imports torch.
+
+    Commands run before a model is loaded, so that they have the device to themselves and a broken one is told early.
+    Raises `InputError` where a request does not fit the model or a command fails, `ModelError` where the model cannot
+    be loaded.
+    """
+    job = _prepare(settings, progress or (lambda *_: None))
+    peers: dict[str, dict[Shape, Timing]] = {}
+    for peer in settings.peers:
+        if peer != HF_FULL:
+            peers[peer] = job.over_shapes(peer, partial(time_command, peer, repeats=settings.repeats))
+    ceiling, model, ours = _measure_ranking(job)
+    if HF_FULL in settings.peers:
+        peers[HF_FULL] = _measure_full(job)
+    rows = [
+        Row(shape, request.length, job.flops[shape], ours[shape], {peer: peers[peer][shape] for peer in settings.peers})
+        for shape, request in job.requests.items()
+    ]
+    return BenchResult(settings, environment(str(job.device), settings.command), model, ceiling, rows)
+
+
+def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
+    """The measured call: from the tokens of a request to the order of its documents, on the host."""
+    from blockrank.scorers import AttentionScorer
+
+    scores_C = AttentionScorer().score(model, pack([request], model.spec)).scores_C
+    order: list[int] = scores_C.argsort(descending=True).tolist()
+    return order
+
+
+def _prepare(settings: BenchSettings, progress: Progress) -> Job:
+    """Find the model, make the requests and check that they fit: all that can fail before anything is measured."""
+    from blockrank.bench.subject import arithmetic, find_subject, position_table, skeleton
+    from blockrank.model import resolve_device
+
+    device, subject = resolve_device(settings.device), find_subject(settings.model)
+    instruction = settings.instruction
+    if instruction is None:
+        instruction = _INSTRUCTION if subject.spec.prompt.instruction else 0
+    shared: dict[str, Any] = {"instruction": instruction, "query": settings.query, "vocabulary": subject.vocabulary}
+    shared |= {"ragged": settings.ragged, "seed": settings.seed}
+    requests = {shape: random_request(shape, **shared) for shape in settings.shapes}
+    bare = skeleton(subject)
+    table = position_table(bare.module) if HF_FULL in settings.peers else None
+    counted, flops = arithmetic(bare), {}
+    for shape, request in requests.items():
+        layout = pack([request], subject.spec)
+        bare.check_positions(layout)
+        if table is not None and request.length > table:
+            raise InputError(
+                f"{HF_FULL}: {shape} make a prompt of {request.length} tokens and {subject.name} has {table} "
+                "positions: take fewer or shorter documents."
+            )
+        flops[shape] = useful_flops(layout, counted) if counted is not None else None
+    return Job(settings, subject, device, requests, flops, progress)
+
+
+def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Timing]]:
+    """The ceiling, what was loaded, and the times of the model, which nothing refers to afterwards."""
+    import torch
+
+    from blockrank.bench.subject import rank_model
+    from blockrank.bench.timing import gemm_ceiling, release, time_call
+
+    settings = job.settings
+    model = rank_model(job.subject, job.device, settings)
+    with torch.inference_mode():
+        before = gemm_ceiling(job.device, model.dtype, fp8=settings.dtype == FP8)
+        release(job.device)
+        timings = job.over_shapes(
+            OURS, lambda shape: time_call(lambda: rank(model, job.requests[shape]), settings.repeats, job.device)
+        )
+        # Twice, because a machine may be busy with something else at either end of the run.
+        after = gemm_ceiling(job.device, model.dtype, fp8=settings.dtype == FP8)
+    facts = {
+        "name": job.subject.name, "class": type(model.module).__name__, "random_weights": job.subject.random,
+        "dtype": settings.dtype if settings.dtype == FP8 else str(model.dtype).removeprefix("torch."),
+        "layers": "library" if model.decoder is None else "fused", "backend": model.backend.name,
+        "scoring_layer": model.spec.layer, "all_layers": job.subject.config.num_hidden_layers,
+    }  # fmt: skip
+    return max(before, after, key=lambda found: found.flops_per_second), facts, timings
+
+
+def _measure_full(job: Job) -> dict[Shape, Timing]:
+    """Times of the plain peer: one prefill of the same tokens through every layer, every token reading all before."""
+    import torch
+
+    from blockrank.bench.subject import plain_model
+    from blockrank.bench.timing import release, time_call
+
+    release(job.device)
+    try:
+        module = plain_model(job.subject, job.device, job.settings.dtype)
+    except torch.OutOfMemoryError:
+        return dict.fromkeys(job.requests, Timing(error=OUT_OF_MEMORY))
+
+    def measure(shape: Shape) -> Timing:
+        ids_1T = torch.from_numpy(job.layout(shape).ids_T)[None].to(job.device)
+        return time_call(lambda: module(input_ids=ids_1T, use_cache=False), job.settings.repeats, job.device)
+
+    with torch.inference_mode():
+        return job.over_shapes(HF_FULL, measure)

@@ -1,0 +1,164 @@
+"""The model that is measured, as the package runs it and as a plain model of transformers."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from blockrank import engine
+from blockrank.attention import get_backend
+from blockrank.bench.flops import Arithmetic
+from blockrank.bench.settings import EMBEDDED, FP8, BenchSettings
+from blockrank.bench.shapes import KNOWN_SHAPES
+from blockrank.model import Layers, RankModel, check_fp8, load_config, load_model, resolve_dtype, resolve_spec
+from blockrank.seam import SEAM
+from blockrank.spec import RankSpec
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that is not loaded yet. config: the library's own, with every layer; random: whether its weights are."""
+
+    name: str
+    config: Any
+    spec: RankSpec
+    random: bool
+
+    @property
+    def source(self) -> str | None:
+        """What `load_model` is to load."""
+        return None if self.name == EMBEDDED else self.name
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return int(self.config.vocab_size)
+
+
+def find_subject(name: str) -> Subject:
+    """The model of a name: a known shape, "embedded", a folder or a hub name; no weight is read.
+
+    Raises `ModelError` where there is none.
+    """
+    if name in KNOWN_SHAPES:
+        shape = KNOWN_SHAPES[name]
+        return Subject(name, AutoConfig.for_model(shape.family, **shape.values), shape.spec, random=True)
+    source = None if name == EMBEDDED else name
+    spec = resolve_spec(source, None)  # first: it has the clearer sentence for a model that is nowhere
+    return Subject(name, load_config(source), spec, random=False)
+
+
+def weight_type(subject: Subject, dtype: str | None, device: torch.device) -> torch.dtype | None:
+    """Type of the weights before anything is quantised; None for the checkpoint's own."""
+    if dtype == FP8 or (dtype is None and subject.random and device.type != "cpu"):
+        return torch.bfloat16
+    return resolve_dtype(dtype, device)
+
+
+def rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
+    """The model ready to rank: loaded, or built with random weights; layers up to the scoring layer.
+
+    Raises `ModelError` and `InputError` as `load_model` does.
+    """
+    if subject.random:
+        return _random_rank_model(subject, device, settings)
+    return load_model(
+        subject.source,
+        device=device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        layers=cast("Layers | None", settings.layers),
+    )
+
+
+def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
+    """What `load_model` would make of random weights, without its probe."""
+    quantised = settings.dtype == FP8
+    if quantised:
+        check_fp8(device)
+    weights = weight_type(subject, settings.dtype, device)
+    module = _random_module(subject.config, subject.spec.layer + 1, SEAM, device, weights or torch.bfloat16)
+    backend = get_backend(settings.backend, device, module.dtype)
+    model = RankModel(module, None, subject.spec, backend, subject.name)
+    if settings.layers == "fused" or quantised or (settings.layers is None and engine.unfusable(module) is None):
+        model.fuse()
+    if quantised:
+        model.quantise()
+    return model
+
+
+def plain_model(subject: Subject, device: torch.device, dtype: str | None) -> PreTrainedModel:
+    """The peer: the same weights as a model of transformers with full attention by `sdpa`, every layer there is.
+
+    The layers above the scoring layer are random where the others are. No head: its prefill ends with hidden states.
+    """
+    layers, weights = subject.config.num_hidden_layers, weight_type(subject, dtype, device)
+    if subject.random:
+        return _random_module(subject.config, layers, "sdpa", device, weights or torch.bfloat16)
+    spec = replace(subject.spec, layer=layers - 1)
+    module = load_model(subject.source, spec=spec, device=device, dtype=weights, probe=False, layers="library").module
+    parts = {type(part).__module__.split(".")[0] for part in module.modules()}
+    assert parts <= {"torch", "transformers"}, f"the peer must be a plain model, not hold parts of {sorted(parts)}"
+    module.set_attn_implementation("sdpa")
+    return module
+
+
+def _random_module(
+    config: Any, layers: int, attention: str, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A model of the first `layers` layers, built where it runs. Each weight is seeded by its own name, so that models
+    of different heights share their lower layers."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with torch.device(device):
+        module = AutoModel.from_config(config, attn_implementation=attention, dtype=dtype)
+    generator = torch.Generator(device)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(
+                    0.0, config.initializer_range, generator=generator.manual_seed(zlib.crc32(name.encode()))
+                )
+    return module.eval()
+
+
+def skeleton(subject: Subject) -> RankModel:
+    """The model without memory for its weights, every layer: to check shapes and count weights.
+
+    Raises `ModelError` where the spec does not fit the config.
+    """
+    with torch.device("meta"):
+        module = AutoModel.from_config(copy.deepcopy(subject.config))
+    return RankModel(module, None, subject.spec, get_backend("reference", _CPU, torch.float32), subject.name)
+
+
+def arithmetic(model: RankModel) -> Arithmetic | None:
+    """What decides the useful operations; None where they depend on the tokens: experts, or documents that leave."""
+    config = model.module.config
+    lists = [part for part in model.module.modules() if isinstance(part, nn.ModuleList)]
+    layers = [part for part in lists if len(part) == config.num_hidden_layers]
+    if getattr(config, "num_experts_per_tok", None) or model.spec.prune or not layers:
+        return None
+    weights = [sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2) for layer in layers[0]]
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Arithmetic(weights, config.hidden_size, heads, kv_heads, head_dim, model.spec.layer)
+
+
+def position_table(module: nn.Module) -> int | None:
+    """Rows of a learned table of positions; None where positions are computed, so that any number works."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and ("position" in name.rsplit(".", 1)[-1] or name.endswith("wpe")):
+            return part.num_embeddings
+    return None

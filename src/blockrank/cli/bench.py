@@ -1,0 +1,195 @@
+"""`blockrank bench`: how fast a model ranks on this machine, beside peers measured in the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from blockrank.bench import HF_FULL, KNOWN_SHAPES, BenchResult, BenchSettings, Row, Timing, bench, whole_numbers
+from blockrank.bench.run import Progress as Reporter
+from blockrank.cli.console import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    VerboseOption,
+    aligned,
+    logs,
+    preview,
+    write_data,
+)
+from blockrank.data import atomic_file
+from blockrank.types import InputError
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=f"'embedded', a folder, a hub name, or a shape with random weights: {', '.join(KNOWN_SHAPES)}.",
+    ),
+]
+DocumentsOption = Annotated[str, typer.Option("--documents", metavar="N,N,...", help="Documents of a request.")]
+LengthOption = Annotated[str, typer.Option("--length", metavar="N,N,...", help="Tokens of a document.")]
+InstructionOption = Annotated[
+    int | None,
+    typer.Option(
+        "--instruction", help="Tokens of the instruction; 60 if left out, or 0 where the model's prompt has none."
+    ),
+]
+QueryOption = Annotated[int, typer.Option("--query", help="Tokens of the query segment.")]
+RaggedOption = Annotated[
+    float, typer.Option("--ragged", metavar="SHARE", help="Draw lengths from [1 - SHARE, 1 + SHARE] x --length.")
+]
+RepeatsOption = Annotated[int, typer.Option("--repeats", help="Times each shape is measured, after a warm-up.")]
+AgainstOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against",
+        metavar=f"{HF_FULL}|COMMAND",
+        help=f"Peer; repeatable. {HF_FULL}: the model with full attention in transformers, every layer; or a command "
+        "with {documents} and {length}.",
+    ),
+]
+TypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or fp8; chosen if left out.")
+]
+LayersOption = Annotated[
+    str | None, typer.Option("--layers", help="fused, or library for those of transformers; chosen if left out.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the random tokens.")]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the record here as JSON, whole or not at all."),
+]
+
+
+def bench_command(
+    model: ModelArgument = "embedded",
+    documents: DocumentsOption = "10,30,100",
+    length: LengthOption = "96,208",
+    instruction: InstructionOption = None,
+    query: QueryOption = 40,
+    ragged: RaggedOption = 0.0,
+    repeats: RepeatsOption = 5,
+    against: AgainstOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    dtype: TypeOption = None,
+    backend: BackendOption = None,
+    layers: LayersOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure how fast a model ranks: random requests over a grid of shapes, from tokens to sorted scores.
+
+    blockrank bench mistral-7b --documents 100,500 --length 96,208 --against hf-full --output bench.json
+    """
+    try:
+        settings = BenchSettings(
+            model=model, documents=whole_numbers("documents", documents), lengths=whole_numbers("length", length),
+            instruction=instruction, query=query, ragged=ragged, repeats=repeats, against=tuple(against or ()),
+            device=device, dtype=dtype, backend=backend, layers=layers, seed=seed,
+        )  # fmt: skip
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    # The record is opened first: a place that cannot be written is told before anything is measured.
+    with logs(verbose), atomic_file(output) if output is not None else nullcontext() as stream:
+        with _progress_bars() as progress:
+            result = bench(settings, progress)
+        record = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
+        if stream is not None:
+            stream.write((record + "\n").encode())
+        write_data(record if as_json else result_text(result))
+
+
+@contextmanager
+def _progress_bars() -> Iterator[Reporter]:
+    """A bar for each system on standard error, where that is a terminal; drawn between measurements only, because a
+    bar that draws itself would take time from what is measured."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    bars = Progress(*columns, console=console, disable=not console.is_terminal, auto_refresh=False, transient=True)
+    tasks: dict[str, object] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(preview(what, 40))
+        bars.update(tasks[what], completed=done, total=total, refresh=True)  # type: ignore[arg-type]
+
+    with bars:
+        yield report
+
+
+def result_text(result: BenchResult) -> str:
+    """What was measured, a row a shape, how time grows, and what stands behind each peer's column."""
+    names = _column_names(result)
+    header = ["documents", "length", "tokens", "p50 ms", "p90 ms", "tokens/s", "GiB", "TFLOP", "of ceiling"]
+    for peer in result.settings.peers:
+        header += [f"{names[peer]} ms", "ratio"]
+    table = aligned([header, *(_cells(row, result) for row in result.rows)], right=range(len(header)))
+    parts = [[_heading(result)], table, _growth_lines(result, names)]
+    parts.append([f"{name}: {preview(peer)}" for peer, name in names.items() if peer != HF_FULL])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _column_names(result: BenchResult) -> dict[str, str]:
+    """Short names of the peers: a command is too long to head a column."""
+    commands = [peer for peer in result.settings.peers if peer != HF_FULL]
+    numbered = {peer: f"command {number}" for number, peer in enumerate(commands, start=1)}
+    return {peer: numbered.get(peer, HF_FULL) for peer in result.settings.peers}
+
+
+def _heading(result: BenchResult) -> str:
+    """Model, device and ceiling in two lines."""
+    model, hardware, ceiling = result.model, result.environment["hardware"], result.ceiling
+    weights = "random weights, " if model["random_weights"] else ""
+    place = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
+    reads = f"scoring layer {model['scoring_layer']} of {model['all_layers']}"
+    runs = f"{model['dtype']}, {model['layers']} layers, backend {model['backend']}"
+    speed, size = f"{ceiling.flops_per_second / 1e12:.3g} TFLOP/s", ceiling.size
+    return (
+        f"{model['name']} ({weights}{reads}), {runs}, {place}\n"
+        f"ceiling: {speed}, the product of two {size} x {size} matrices"
+    )
+
+
+def _cells(row: Row, result: BenchResult) -> list[str]:
+    """The row of one shape."""
+    share = row.ceiling_share(result.ceiling)
+    cells = [str(row.shape.documents), str(row.shape.length), str(row.tokens), _milliseconds(row.timing)]
+    cells += [
+        _number(row.timing.p90, ".1f"),
+        _number(row.tokens_per_second, ".0f"),
+        _number(row.timing.peak_gib, ".2f"),
+    ]
+    cells += [_number(None if row.flops is None else row.flops / 1e12, ".3g"), _number(share, ".1%")]
+    for peer, timing in row.peers.items():
+        cells += [_milliseconds(timing), _number(row.ratio(peer), ".2f")]
+    return cells
+
+
+def _milliseconds(timing: Timing) -> str:
+    """The median, or what went wrong."""
+    return timing.error or _number(timing.p50, ".1f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _growth_lines(result: BenchResult, names: dict[str, str]) -> list[str]:
+    """The exponent of time over documents, a line a length; none where there is one number of documents."""
+    lines = result.growth()
+    if not lines:
+        return []
+    systems = [name for name in lines[0] if name != "length"]
+    rows = [["time ~ documents^x, x at length", *(names.get(system, system) for system in systems)]]
+    rows += [[str(line["length"]), *(_number(line[system], ".2f") for system in systems)] for line in lines]
+    return aligned(rows, right=range(len(rows[0])))

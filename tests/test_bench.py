@@ -1,0 +1,330 @@
+"""`blockrank bench`: the grid, the arithmetic, peers, the record, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, random_layout
+from typer.testing import CliRunner
+
+from blockrank import InputError, RankSpec, __version__
+from blockrank.bench import BenchResult, BenchSettings, Ceiling, Row, Shape, Timing, random_request, whole_numbers
+from blockrank.bench import run as running
+from blockrank.bench.flops import Arithmetic, attention_pairs, useful_flops
+from blockrank.bench.record import checkout
+from blockrank.bench.result import slope
+from blockrank.bench.subject import arithmetic, find_subject, plain_model, position_table, rank_model, skeleton
+from blockrank.bench.timing import gemm_ceiling, time_call
+from blockrank.cli import app
+from blockrank.layout import TokenisedRequest
+from blockrank.model import RankModel
+
+SMALL = ("--documents", "2,4", "--length", "8", "--repeats", "2", "--device", "cpu")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def python(code: str) -> str:
+    """A command that runs a line of Python."""
+    return shlex.join([sys.executable, "-c", code, "{documents}", "{length}"])
+
+
+def failed(result: Any) -> str:
+    """The sentence of a failure; holds that it is all there is."""
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("blockrank: error: ")
+    assert result.stderr.count("\n") == 1
+    return str(result.stderr)
+
+
+def misused(result: Any) -> str:
+    """What is said of wrong usage, without the frame around it."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return " ".join("".join(" " if ord(letter) > 127 else letter for letter in result.stderr).split())
+
+
+# The grid
+
+
+def test_the_grid_goes_length_by_length() -> None:
+    settings = BenchSettings(documents=whole_numbers("documents", "10, 100,10"), lengths=(96, 208))
+    assert settings.shapes == [Shape(10, 96), Shape(100, 96), Shape(10, 208), Shape(100, 208)]
+
+
+@pytest.mark.parametrize("text", ["0", "a,b", "-5", "10,", "", "1.5", "10;20", "\N{SUPERSCRIPT TWO}"])
+def test_numbers_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"documents must be whole numbers from 1 on, separated by commas, not '"):
+        whole_numbers("documents", text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"documents": ()}, "documents must be whole numbers from 1 on, not ''"),
+        ({"lengths": (8, 0)}, "length must be whole numbers from 1 on, not '8,0'"),
+        ({"repeats": 0}, "repeats must be at least 1, not 0"),
+        ({"instruction": -1}, "instruction must be at least 0, not -1"),
+        ({"ragged": 1.0}, "ragged must lie in"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, fp8, not 'int8'"),
+        ({"layers": "mine"}, "layers must be one of fused, library, not 'mine'"),
+        ({"against": ("no-such-program {length}",)}, "neither hf-full nor a command that can be found"),
+        ({"against": ("python '",)}, "is no command: No closing quotation"),
+    ],
+)
+def test_settings_out_of_range(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        BenchSettings(**changes)
+
+
+def test_a_request_of_a_shape() -> None:
+    options: dict[str, Any] = {"instruction": 6, "query": 4, "vocabulary": 50}
+    even = random_request(Shape(20, 10), **options)
+    assert [len(segment.ids) for segment in even.segments] == [6, *[10] * 20, 4]
+    ids = np.concatenate([segment.ids for segment in even.segments])
+    assert (ids.min() >= 3, ids.max() < 50) == (True, True)
+    again = random_request(Shape(20, 10), **options)
+    assert np.array_equal(ids, np.concatenate([segment.ids for segment in again.segments]))
+    lengths = [len(segment.ids) for segment in random_request(Shape(200, 10), **options, ragged=0.5).documents]
+    assert (min(lengths), max(lengths)) == (5, 15)
+
+
+# The arithmetic
+
+
+def test_useful_operations_by_hand() -> None:
+    layout = random_layout([2, 3, 4, 2], RankSpec(layer=2, signal_tokens=1))
+    model = Arithmetic(weights_L=(10, 20, 99), width=4, heads=2, kv_heads=1, head_dim=2, layer=2)
+    # Causal: the instruction 1 + 2; documents read 2 rows first, 6 + 6 and 8 + 10; the query reads 9 rows, 18 + 3.
+    assert attention_pairs(layout) == 3 + 12 + 18 + 21
+    linear = 2 * 11 * (10 + 20)
+    attention = 2 * (2 + 2) * 54 * 4  # layers, two products, pairs, heads x head_dim
+    scoring = 2 * 7 * 4 * 2 + 2 * 1 * 4 * 4 + 2 * 1 * 7 * 4  # keys of documents, a query, their products
+    assert useful_flops(layout, model) == linear + attention + scoring == 2588
+
+
+def test_pairs_where_segments_are_read_both_ways_and_the_query_reads_its_own() -> None:
+    spec = RankSpec(1, query_reads="own", document_attention="bidirectional", query_attention="bidirectional")
+    assert attention_pairs(random_layout([2, 3, 4, 2], spec)) == 4 + (6 + 9) + (8 + 16) + (4 + 4)
+
+
+def test_weights_are_counted_on_a_skeleton() -> None:
+    found = arithmetic(skeleton(find_subject("tiny")))
+    layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 128  # q, k, v, o; gate, up, down
+    assert found == Arithmetic([layer] * 3, width=64, heads=4, kv_heads=2, head_dim=16, layer=1)
+    embedded = skeleton(find_subject("embedded"))
+    assert arithmetic(embedded) == Arithmetic([12 * 384 * 384] * 7, 384, 12, 12, 32, layer=6)
+    assert (position_table(embedded.module), embedded.module.device.type) == (512, "meta")
+
+
+def test_known_shapes() -> None:
+    for name, billions, layers in (("mistral-7b", 7.1, 32), ("qwen3-4b", 4.0, 36), ("qwen3-0.6b", 0.6, 28)):
+        bare = skeleton(find_subject(name))
+        assert sum(weight.numel() for weight in bare.module.parameters()) / 1e9 == pytest.approx(billions, abs=0.05)
+        assert bare.module.config.num_hidden_layers == layers
+        assert position_table(bare.module) is None
+
+
+def test_the_slope_of_a_power_law() -> None:
+    x = [10, 30, 100, 500]
+    assert slope(x, [0.3 * value**1.7 for value in x]) == pytest.approx(1.7)
+
+
+def test_growth_leaves_out_what_was_not_measured() -> None:
+    settings = BenchSettings(documents=(10, 100, 1000), lengths=(8, 16), against=("hf-full",))
+    rows = []
+    for shape in settings.shapes:
+        full = Timing([0.01 * shape.documents**2]) if shape.documents < 1000 else Timing(error="out of memory")
+        ours = Timing([2.0 * shape.documents]) if shape.length == 8 else Timing(error="out of memory")
+        rows.append(Row(shape, 100, None, ours, {"hf-full": full}))
+    result = BenchResult(settings, {}, {}, Ceiling(8, [1.0]), rows)
+    first, second = result.growth()
+    assert first == {"length": 8, "blockrank": pytest.approx(1.0), "hf-full": pytest.approx(2.0)}
+    assert (second["blockrank"], second["hf-full"]) == (None, pytest.approx(2.0))
+    assert BenchResult(BenchSettings(documents=(5, 5)), {}, {}, Ceiling(8, [1.0]), rows).growth() == []
+
+
+def test_a_row() -> None:
+    row = Row(Shape(10, 96), 1060, 4_000_000, Timing([4.0, 2.0, 3.0]), {"peer": Timing([6.0])})
+    ceiling = Ceiling(100, [1.0, 0.5, 2.0])
+    assert ceiling.flops_per_second == pytest.approx(2e9)
+    found = row.to_dict(ceiling)
+    assert (found["p50_ms"], found["p90_ms"], found["ms"]) == (3.0, pytest.approx(3.8), [4.0, 2.0, 3.0])
+    assert found["tokens_per_second"] == pytest.approx(1060 / 0.003, abs=1e-3)
+    assert found["ceiling_share"] == pytest.approx(4e6 / 0.003 / 2e9, abs=1e-4)
+    assert (found["peers"]["peer"]["p50_ms"], found["peers"]["peer"]["ratio"]) == (6.0, 2.0)
+
+
+# The models
+
+
+def test_model_and_peer_share_their_weights() -> None:
+    subject = find_subject("tiny")
+    ours, full = rank_model(subject, CPU, BenchSettings()).module, plain_model(subject, CPU, "float32")
+    assert (ours.config.num_hidden_layers, full.config.num_hidden_layers) == (2, 3)
+    assert full.config._attn_implementation == "sdpa"
+    theirs = dict(full.named_parameters())
+    for name, weight in ours.named_parameters():
+        assert torch.equal(weight, theirs[name])
+    one, other = theirs["layers.0.mlp.up_proj.weight"], theirs["layers.1.mlp.up_proj.weight"]
+    assert not torch.equal(one, other)
+    assert other.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_peer_of_the_embedded_model_is_plain() -> None:
+    module = plain_model(find_subject("embedded"), CPU, "bfloat16")
+    assert (module.config._attn_implementation, module.dtype) == ("sdpa", torch.bfloat16)
+    states = module(input_ids=torch.full((1, 5), 9), use_cache=False).last_hidden_state
+    assert states.isfinite().all()
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    def broken() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        time_call(broken, 1, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ceiling_is_measured(dtype: torch.dtype) -> None:
+    ceiling = gemm_ceiling(CPU, dtype)
+    assert ceiling.size == 1024
+    assert ceiling.flops_per_second > 1e8
+
+
+# The command
+
+
+def test_the_table() -> None:
+    done = run("tiny", *SMALL, "--against", "hf-full", "--against", python("print(1)"))
+    assert done.exit_code == 0, done.output
+    heading, ceiling, _, header, *rest = done.stdout.splitlines()
+    assert heading.startswith("tiny (random weights, scoring layer 1 of 3), float32, fused layers, backend sdpa, ")
+    assert ceiling.endswith("TFLOP/s, the product of two 1024 x 1024 matrices")
+    assert header.split()[:6] == ["documents", "length", "tokens", "p50", "ms", "p90"]
+    assert header.endswith("of ceiling  hf-full ms  ratio  command 1 ms  ratio")
+    assert [row.split()[:3] for row in rest[:2]] == [["2", "8", "116"], ["4", "8", "132"]]
+    assert rest[3].split() == ["time", "~", "documents^x,", "x", "at", "length", "blockrank", "hf-full", "command", "1"]
+    assert rest[-1].startswith(f"command 1: {sys.executable}")
+    assert done.stderr == ""
+
+
+def test_json_and_the_record(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    done = run("tiny", *SMALL, "--against", "hf-full", "--ragged", "0.5", "--json", "--output", str(output))
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found == json.loads(output.read_text(encoding="utf-8"))
+    assert found.keys() == {
+        "date", "command", "commit", "changed_files", "hardware", "versions", "model", "settings", "ceiling", "rows",
+        "growth",
+    }  # fmt: skip
+    assert found["command"] == (
+        "blockrank bench tiny --documents 2,4 --length 8 --query 40 --ragged 0.5 --repeats 2 --device cpu "
+        "--against hf-full"
+    )
+    assert found["versions"].keys() >= {"blockrank", "torch", "transformers"}
+    assert found["versions"]["blockrank"] == __version__
+    assert found["hardware"].keys() == {"platform", "processor", "cores", "threads", "device", "gpu"}
+    assert (found["model"]["dtype"], found["model"]["scoring_layer"], found["model"]["all_layers"]) == ("float32", 1, 3)
+    assert [(row["documents"], row["length"]) for row in found["rows"]] == [(2, 8), (4, 8)]
+    for row in found["rows"]:
+        assert row.keys() == {
+            "documents", "length", "tokens", "p50_ms", "p90_ms", "peak_memory_gib", "ms", "error", "tokens_per_second",
+            "ceiling_share", "useful_flops", "peers",
+        }  # fmt: skip
+        assert row["p50_ms"] == pytest.approx(np.median(row["ms"]), abs=1e-3)
+        assert row["peers"]["hf-full"]["ratio"] == pytest.approx(
+            row["peers"]["hf-full"]["p50_ms"] / row["p50_ms"], rel=0.01
+        )
+    assert found["growth"][0].keys() == {"length", "blockrank", "hf-full"}
+
+
+def test_the_embedded_model_has_no_instruction() -> None:
+    done = run(*SMALL, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["model"]["name"], found["model"]["random_weights"]) == ("embedded", False)
+    assert [row["tokens"] for row in found["rows"]] == [2 * 8 + 40, 4 * 8 + 40]
+
+
+def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = running.rank
+
+    def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
+        if len(request.documents) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return measured(model, request)
+
+    monkeypatch.setattr(running, "rank", rank)
+    arguments = ("tiny", "--documents", "2,3,4", "--length", "8", "--repeats", "1", "--device", "cpu")
+    found = json.loads(run(*arguments, "--json", "--against", "hf-full").stdout)
+    assert [row["error"] for row in found["rows"]] == [None, "out of memory", None]
+    assert (found["rows"][1]["p50_ms"], found["rows"][1]["peers"]["hf-full"]["ratio"]) == (None, None)
+    assert found["growth"][0]["blockrank"] is not None
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout.count("out of memory")) == (0, 1)
+
+
+def test_a_command_is_timed_or_tells_its_time() -> None:
+    told = python("import json, sys; print('x'); print(json.dumps({'ms': 10 * int(sys.argv[1]) + int(sys.argv[2])}))")
+    found = json.loads(run("tiny", *SMALL, "--json", "--against", told, "--against", python("print(5)")).stdout)
+    assert [row["peers"][told]["ms"] for row in found["rows"]] == [[28.0, 28.0], [48.0, 48.0]]
+    walls = found["rows"][0]["peers"][python("print(5)")]["ms"]
+    assert len(walls) == 2
+    assert min(walls) > 1
+
+
+# Mistakes
+
+
+def test_a_failing_command_is_one_sentence_and_leaves_no_record(tmp_path: Path) -> None:
+    broken = python("import sys; sys.exit('no such model')")
+    sentence = failed(run("tiny", *SMALL, "--against", broken, "--output", str(tmp_path / "bench.json")))
+    assert "2 documents of 8 tokens: it failed with exit code 1: no such model" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("told", ["'fast'", "-1", "True", "float('inf')"])
+def test_a_command_that_tells_no_time(told: str) -> None:
+    sentence = failed(run("tiny", *SMALL, "--against", python(f"import json; print(json.dumps(dict(ms={told})))")))
+    assert 'its "ms" must be a positive number, not ' in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--documents", "0"), "documents must be whole numbers from 1 on, separated by commas, not '0'."),
+        (("--documents", "a,b"), "not 'a,b'."),
+        (("--length", "-96"), "length must be whole numbers from 1 on, separated by commas, not '-96'."),
+        (("--against", "sentence-bert"), "neither hf-full nor a command that can be found."),
+        (("--dtype", "int3"), "dtype must be one of float32, bfloat16, float16, fp8, not 'int3'."),
+        (("--no-such-option",), "No such option: --no-such-option"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], sentence: str) -> None:
+    assert sentence in misused(run("tiny", *arguments))
+
+
+def test_what_cannot_be_measured(tmp_path: Path) -> None:
+    assert "'no/such/model/here' does not exist" in failed(run("no/such/model/here", *SMALL))
+    long = failed(run("embedded", "--documents", "10", "--length", "96", "--against", "hf-full"))
+    assert "hf-full: 10 documents of 96 tokens make a prompt of 1000 tokens and embedded has 512 positions" in long
+    assert "the prompt reaches position 599 and embedded has 512" in failed(run("embedded", "--length", "600"))
+    assert "cannot be written" in failed(run("tiny", *SMALL, "--output", str(tmp_path / "missing" / "bench.json")))
+    assert "dtype 'fp8' needs a CUDA device" in failed(run("tiny", *SMALL, "--dtype", "fp8"))
+
+
+def test_a_folder_outside_any_checkout_has_no_commit(tmp_path: Path) -> None:
+    assert checkout(tmp_path) == {"commit": None, "changed_files": None}
