@@ -20,10 +20,10 @@ from blockrank.engine import block as blocks
 from blockrank.engine import glue
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
-from blockrank.model import RankModel
+from blockrank.model import RankModel, load_model, resolve_device, resolve_devices
 from blockrank.probe import probe_model
 from blockrank.prune import leave, with_exits
-from blockrank.scorers import AttentionScorer
+from blockrank.scorers import AttentionScorer, Scored
 from blockrank.seam import Capture
 from blockrank.signals import log_scores
 
@@ -103,16 +103,15 @@ def test_rows_in_chunks_give_the_same(documents: list[int], size: int) -> None:
     model.fuse()
     layout = layout_of(model.spec, documents)
     expected = scores(model, layout)
-    before, blocks.CHUNK_ROWS = blocks.CHUNK_ROWS, size
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(blocks.CHUNK_ROWS, "cpu", size)
         torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-4)
-    finally:
-        blocks.CHUNK_ROWS = before
 
 
-def test_chunks_cover_every_row_once() -> None:
+def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks.CHUNK_ROWS, "cpu", 512)
     for tokens in (0, 1, 127, 128, 129, 1000, 4097, 100_000):
-        bounds = blocks.chunks(tokens, 512)
+        bounds = blocks.chunks(tokens, CPU)
         assert [row for start, end in bounds for row in range(start, end)] == list(range(tokens))
         assert max((end - start for start, end in bounds), default=0) <= 640
 
@@ -219,13 +218,9 @@ def test_tiles_read_exactly_what_the_layout_says(
     layout = layout_of(golden_spec(**changes), *requests)
     if not whole:
         layout = layout.part(np.arange(len(layout.document_segment_C)) % 2 == 0, whole=False)
-    import blockrank.attention.triton as triton
-
-    before, triton.SPLIT_ROWS = triton.SPLIT_ROWS, 16
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockrank.attention.triton.SPLIT_ROWS", 16)
         items, ranges, merges, _, slots = cut_tiles(layout, tokens)
-    finally:
-        triton.SPLIT_ROWS = before
     reads = np.zeros((layout.tokens, layout.rows), dtype=int)
     parts: dict[int, tuple[int, int]] = {}
     for first, size, range_first, range_last, own_first, own_last, causal, slot in items.tolist():
@@ -268,6 +263,43 @@ def test_documents_in_parts_score_as_together(requests: list[list[int]], parts: 
         capture = engine.forward([model.decoder] * parts, layout, model.spec, model.backend)
         found = log_scores(capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale).exp()
     torch.testing.assert_close(found, scores(model, layout), atol=1e-6, rtol=1e-4)
+
+
+def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
+    """Two copies on the processor stand for two devices."""
+    copy = load_model(device="cpu", probe=False)
+    model = RankModel(
+        mini.model.module, mini.model.hf_tokenizer, mini.spec, mini.model.backend, "m", mini.model.decoder
+    )
+    model.replicas = (copy,)
+    used: list[RankModel] = []
+
+    class Counting(AttentionScorer):
+        def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+            used.append(model)
+            return super().score(model, layout, evidence=evidence)
+
+    requests = [RankRequest(f"question {i}", [f"text {j} of {i}" for j in range(1 + i % 4)]) for i in range(30)]
+    requests = [replace(request, query_id=f"q{i}") for i, request in enumerate(requests)]
+    both = Ranker(model, Counting(), max_tokens=60)
+    found = list(both.rank_iter(requests))
+    assert [ranking.query_id for ranking in found] == [request.query_id for request in requests]
+    assert len(used) > 10
+    assert {item.decoder for item in used} == {model.decoder, copy.decoder}
+    for ranking, expected in zip(found, mini.rank_iter(requests), strict=True):
+        assert [e.doc_id for e in ranking] == [e.doc_id for e in expected]
+        assert [e.score for e in ranking] == pytest.approx([e.score for e in expected], abs=1e-5)
+    used.clear()
+    assert len(both.rank("one request", ["a", "b"])) == 2
+    assert used == [model], "one request alone is not handed over"
+
+
+def test_several_devices_are_named_once() -> None:
+    assert resolve_devices(None) == [resolve_device(None)]
+    assert resolve_devices(" cpu") == resolve_devices(["cpu"]) == [CPU]
+    for bad in ("cpu,cpu", [], ["cpu", CPU]):
+        with pytest.raises(InputError, match="must name each device once"):
+            resolve_devices(bad)
 
 
 # Documents that leave early

@@ -140,7 +140,7 @@ def _close(found: torch.Tensor | Quantised, expected: torch.Tensor | Quantised) 
         one, two = found.values.float() * found.scale, expected.values.float() * expected.scale
         # A value between two codes may fall to either side.
         assert bool(((one - two).abs() <= two.abs() / 7 + 1e-3 * expected.scale).all())
-        assert float((one != two).float().mean()) < 1e-2
+        assert float((found.values.float() != expected.values.float()).float().mean()) < 1e-2
     else:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from blockrank.cache import MemoryStore
 from blockrank.layout import TokenisedRequest, pack
-from blockrank.model import Layers, RankModel, load_model
+from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, Scored, Scorer
 from blockrank.spec import RankSpec
 from blockrank.types import Document, Evidence, InputError, ModelError, Ranking, RankRequest, RequestRanker
@@ -27,6 +30,8 @@ _ENCODE_TOKENS = 4096  # tokens of documents encoded in one forward by `remember
 _REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new in later calls takes the rest
 _WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
+
+Batch = tuple[Sequence[RankRequest], Sequence[TokenisedRequest]]
 
 
 class Ranker(RequestRanker):
@@ -50,7 +55,7 @@ class Ranker(RequestRanker):
         name_or_path: str | Path | None = None,
         *,
         spec: RankSpec | str | None = None,
-        device: str | torch.device | None = None,
+        device: Devices = None,
         dtype: torch.dtype | str | None = None,
         backend: str | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -60,10 +65,11 @@ class Ranker(RequestRanker):
         """Load a checkpoint: a folder with `blockrank.json`, a hub name, or None for the embedded model.
 
         spec: overrides the checkpoint's own (a `RankSpec` or the name of a built-in one). device, dtype, backend: None
-        chooses by the machine; `dtype="bfloat16"` halves the time on processors that compute in it, `dtype="fp8"` runs
-        the products of a large model in eight bits on a GPU. probe: see `blockrank.probe`. layers: "library" for
-        transformers' own layers where the fused ones would be chosen. Raises `ModelError` where the checkpoint cannot
-        serve.
+        chooses by the machine. With several devices ("cuda:0,cuda:1") a stream of requests is ranked on all of them,
+        and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
+        compute in it, `dtype="fp8"` runs the products of a large model in eight bits on a GPU. probe: see
+        `blockrank.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen. Raises
+        `ModelError` where the checkpoint cannot serve.
         """
         model = load_model(
             name_or_path, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe, layers=layers
@@ -77,11 +83,45 @@ class Ranker(RequestRanker):
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order, packing as many into a forward as `max_tokens` allows."""
-        stream = iter(requests)
+        batches = self._batches(iter(requests))
+        if not self.model.replicas or self.model.store is not None:
+            for batch in batches:
+                yield from self._rank_batch(*batch, self.model)
+            return
+        first = list(islice(batches, 2))
+        if len(first) == 1:  # shared out over the devices
+            yield from self._rank_batch(*first[0], self.model)
+        else:
+            yield from self._rank_on_devices(chain(first, batches))
+
+    def _batches(self, stream: Iterator[RankRequest]) -> Iterator[Batch]:
+        """Requests that share a forward, with their tokens."""
         while window := list(islice(stream, _WINDOW)):
             tokenised = [self.tokenise(request) for request in window]
             for batch in plan_batches([item.length for item in tokenised], self.max_tokens):
-                yield from self._rank_batch(window[batch], tokenised[batch])
+                yield window[batch], tokenised[batch]
+
+    def _rank_on_devices(self, batches: Iterable[Batch]) -> Iterator[Ranking]:
+        """Each batch on the next device that is free; rankings in order."""
+        models: SimpleQueue[RankModel] = SimpleQueue()
+        for model in self.model.on_each_device():
+            models.put(model)
+
+        def rank(batch: Batch) -> list[Ranking]:
+            model = models.get()
+            try:
+                return self._rank_batch(*batch, model)
+            finally:
+                models.put(model)
+
+        running: deque[Future[list[Ranking]]] = deque()
+        with ThreadPoolExecutor(models.qsize(), "blockrank-device") as pool:
+            for batch in batches:
+                running.append(pool.submit(rank, batch))
+                if len(running) > len(self.model.replicas) + 1:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
 
     def tokenise(self, request: RankRequest) -> TokenisedRequest:
         """The request's segments as tokens, within the limits of the spec; logs what was cut."""
@@ -104,9 +144,11 @@ class Ranker(RequestRanker):
             segment.body_tokens + segment.cut, segment.body_tokens, self.spec.max_segment_tokens,
         )  # fmt: skip
 
-    def _rank_batch(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> list[Ranking]:
+    def _rank_batch(
+        self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
+    ) -> list[Ranking]:
         """Rankings of requests that were planned to share a forward."""
-        scored = self._score(requests, tokenised, any(request.evidence for request in requests))
+        scored = self._score(requests, tokenised, any(request.evidence for request in requests), model)
         rankings, at, row = [], 0, 0
         for request, item in zip(requests, tokenised, strict=True):
             scores = scored.scores_C[at : at + len(item.documents)]
@@ -124,24 +166,26 @@ class Ranker(RequestRanker):
             rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts, item.query_cut, evidence))
         return rankings
 
-    def _score(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], evidence: bool) -> Scored:
+    def _score(
+        self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], evidence: bool, model: RankModel
+    ) -> Scored:
         """Packed requests scored, on the host: in one forward, or by halves where memory does not suffice."""
         try:
             with torch.inference_mode():
-                return self.scorer.score(self.model, pack(tokenised, self.spec), evidence=evidence).cpu()
+                return self.scorer.score(model, pack(tokenised, self.spec), evidence=evidence).cpu()
         except torch.OutOfMemoryError:
             if len(requests) == 1:
                 raise ModelError(
                     f"query_id {requests[0].query_id!r}: its {tokenised[0].length} tokens do not fit into the memory "
-                    f"of {self.model.device}; rank fewer documents at once or lower max_segment_tokens."
+                    f"of {model.device}; rank fewer documents at once or lower max_segment_tokens."
                 ) from None
         # Outside the handler: the traceback, which holds the tensors of the failed forward, is gone.
-        if self.model.device.type == "cuda":
+        if model.device.type == "cuda":
             torch.cuda.empty_cache()
         _log.info("%d requests do not fit into memory together; they run in two halves.", len(requests))
         half = len(requests) // 2
-        first = self._score(requests[:half], tokenised[:half], evidence)
-        return first.then(self._score(requests[half:], tokenised[half:], evidence))
+        first = self._score(requests[:half], tokenised[:half], evidence, model)
+        return first.then(self._score(requests[half:], tokenised[half:], evidence, model))
 
     def remember(
         self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None

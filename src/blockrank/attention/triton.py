@@ -18,8 +18,8 @@ from torch import Tensor
 
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 
-TILE_ROWS = 64  # matrix rows of a tile: tokens x query heads of a key head
-SPLIT_ROWS = 1024  # a tile reads at most so many rows before its own; more are split over several tiles
+TILE_ROWS = 128  # matrix rows of a tile: tokens x query heads of a key head
+SPLIT_ROWS = 2048  # a tile reads at most so many rows before its own; more are split over several tiles
 _COLUMNS = 8  # of the item table: what a tile is, see `Tiles`
 
 

@@ -12,8 +12,10 @@ from blockrank.engine import glue
 from blockrank.engine.glue import Glue, Norm, Quantised
 from blockrank.engine.linear import Linear
 
-# Rows in one product: large enough to fill a device, small enough that an MLP's inner states stay bounded.
-CHUNK_ROWS = 4096
+# Rows in one product, by type of device: large enough to fill it, small enough that an MLP's inner states stay bounded
+# (and, on a processor, near).
+CHUNK_ROWS = {"cuda": 32768, "cpu": 2048}
+_ELSEWHERE = 8192
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
 
@@ -95,7 +97,7 @@ class Block:
         """(T, N + 2K, H) rotated queries and keys, and values; brings the stream up to date."""
         tokens = len(stream.x_TD)
         qkv = stream.x_TD.new_empty(tokens, self.heads + 2 * self.kv_heads, self.width)
-        for start, end in chunks(tokens):
+        for start, end in chunks(tokens, stream.x_TD.device):
             self.qkv(self._entered(stream, start, end), out=qkv[start:end].flatten(1))
         stream.delta_TD = stream.delta_norm = None
         self._rotate(qkv[:, : self.heads + self.kv_heads], self.heads, stream)
@@ -109,7 +111,7 @@ class Block:
         joins = self.down.accumulates and self.down_norm is None
         delta_TD = None if joins else torch.empty_like(x)
         stream.delta_TD, stream.delta_norm = delta_TD, None if joins else self.down_norm
-        for start, end in chunks(tokens):
+        for start, end in chunks(tokens, stream.x_TD.device):
             rows = x[start:end]
             inner = glue.quantise_rows(attended[start:end]) if self.out.quantised else attended[start:end]
             delta = self._add(self.out, rows, inner, self.out_norm)
@@ -138,7 +140,7 @@ class Block:
         tokens, inner = len(stream.x_TD), self.heads * self.width
         keys = self.qkv.outputs(inner, inner + self.kv_heads * self.width)
         k_TKH = stream.x_TD.new_empty(tokens, self.kv_heads, self.width)
-        for start, end in chunks(tokens):
+        for start, end in chunks(tokens, stream.x_TD.device):
             keys(enter(stream, start, end), out=k_TKH[start:end].flatten(1))
         stream.delta_TD = stream.delta_norm = None
         signals = stream.select(signal_G)
@@ -181,10 +183,9 @@ class Block:
         glue_for(heads_TNH.device).rotate_heads(heads_TNH, query_heads, cos, sin, self.head_norms)
 
 
-def chunks(tokens: int, size: int | None = None) -> list[tuple[int, int]]:
-    """Bounds of consecutive rows, of nearly equal number and a multiple of 128, about `size` each."""
-    size = size or CHUNK_ROWS
-    count = max(-(-tokens // size), 1)
+def chunks(tokens: int, device: torch.device) -> list[tuple[int, int]]:
+    """Bounds of consecutive rows, of nearly equal number and a multiple of 128, at most about `CHUNK_ROWS` each."""
+    count = max(-(-tokens // CHUNK_ROWS.get(device.type, _ELSEWHERE)), 1)
     step = -(-tokens // count // 128) * 128 if count > 1 else tokens
     return [(start, min(start + step, tokens)) for start in range(0, tokens, max(step, 1))]
 
@@ -193,7 +194,7 @@ Embed = Callable[[Tensor, Tensor], Tensor]
 Rotate = Callable[[Tensor, Tensor], dict[str, Rotation]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Decoder:
     """A whole model: embed (ids_T, positions_T) -> x_TD, rotations (x_TD, positions_T), its layers, its family, and
     whether its products are in eight bits."""

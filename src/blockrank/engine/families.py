@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,16 +26,17 @@ def fuse(module: PreTrainedModel) -> Decoder:
         return FAMILIES[type(base).__name__](base)
 
 
-def quantise(decoder: Decoder, module: PreTrainedModel) -> None:
-    """The products of a decoder in eight bits, layer by layer.
+def quantise(decoder: Decoder, module: PreTrainedModel, exact_layers: Collection[int] = ()) -> None:
+    """The products of a decoder in eight bits, layer by layer, but for those of `exact_layers`.
 
     The weights they were made from are freed, so that the model's own layers work no more.
     """
     with torch.inference_mode(mode=False), torch.no_grad():
-        for block, layer in zip(decoder.blocks, _layers(module.base_model), strict=True):
+        for index, (block, layer) in enumerate(zip(decoder.blocks, _layers(module.base_model), strict=True)):
             for parameter in layer.parameters():
                 parameter.data = parameter.data.new_empty(0)
-            block.quantise()
+            if index not in exact_layers:
+                block.quantise()
     decoder.quantised = True
 
 

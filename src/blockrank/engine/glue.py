@@ -1,7 +1,7 @@
 """What lies between a layer's matrix products: norms with the residual, rotary embedding, activation, quantisation.
 
-This is the plain form in torch, for every device and type; `glue_triton` has the same functions fused for CUDA. All of
-them compute in float32 at least and round once.
+This is the plain form in torch, for every device and type; `glue_triton` has the same functions fused for CUDA, which
+compute in float32 and round once.
 """
 
 from __future__ import annotations
@@ -67,15 +67,19 @@ class Norm:
     shift: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The norm, in float32 or better."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        """The norm, computed in float32 at least, in the type of `x`."""
         if self.centred:
-            return F.layer_norm(wide, wide.shape[-1:], self.weight_D.to(wide), _to(self.bias_D, wide), self.eps)
-        return F.rms_norm(wide, wide.shape[-1:], self.weight_D.to(wide) + self.shift, self.eps)
+            return F.layer_norm(x, x.shape[-1:], self.weight_D.to(x), _to(self.bias_D, x), self.eps)
+        wide = _wide(x)
+        return F.rms_norm(wide, wide.shape[-1:], self.weight_D.to(wide) + self.shift, self.eps).to(x.dtype)
 
 
 def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.to(like)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def add_norm(
@@ -92,24 +96,19 @@ def add_norm(
     keep_norm: the stream becomes the norm instead of the sum (post-norm models). Returns the norm, in the stream's
     type or quantised by row.
     """
-    total = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
     if delta_TD is not None:
-        total = total + (delta_norm(delta_TD) if delta_norm is not None else delta_TD)
-    if delta_TD is not None and not keep_norm:
-        x_TD.copy_(total)
-    normed = norm(total)
+        x_TD.add_(delta_norm(delta_TD) if delta_norm is not None else delta_TD)
+    normed = norm(_wide(x_TD) if quantise else x_TD)
     if keep_norm:
         x_TD.copy_(normed)
-    if quantise:
-        return quantise_rows(normed)
-    return x_TD if keep_norm else normed.to(x_TD.dtype)
+    return quantise_rows(normed) if quantise else x_TD if keep_norm else normed
 
 
 def rotate_heads(
     heads_TNH: Tensor, query_heads: int, cos_TH: Tensor | None, sin_TH: Tensor | None, norms: tuple[Norm, Norm] | None
 ) -> None:
     """Norm each head (the first `query_heads` by the first norm, the others by the second) and rotate it, in place."""
-    wide = heads_TNH.to(torch.promote_types(heads_TNH.dtype, torch.float32))
+    wide = _wide(heads_TNH)
     if norms is not None:
         wide = torch.cat([norms[0](wide[:, :query_heads]), norms[1](wide[:, query_heads:])], dim=1)
     if cos_TH is not None and sin_TH is not None:
@@ -125,11 +124,12 @@ def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Te
 
     kind: "silu", "gelu" or "gelu_tanh".
     """
-    wide = x_TF.to(torch.promote_types(x_TF.dtype, torch.float32))
-    gate, up = wide.chunk(2, dim=-1) if gated else (wide, None)
+    gate, up = x_TF.chunk(2, dim=-1) if gated else (x_TF, None)
+    if quantise:
+        gate = _wide(gate)
     out = F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
     out = out if up is None else out * up
-    return quantise_rows(out) if quantise else out.to(x_TF.dtype)
+    return quantise_rows(out) if quantise else out
 
 
 def quantise_rows(x_TD: Tensor) -> Quantised:

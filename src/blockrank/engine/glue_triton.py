@@ -27,7 +27,7 @@ def add_norm(
     values = torch.empty_like(x_TD, dtype=FP8 if quantise else x_TD.dtype) if writes_values else x_TD
     scale = torch.empty(tokens if quantise else 0, 1, dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(width)
-    if tokens:
+    with torch.cuda.device(x_TD.device):
         _add_norm_kernel[(tokens,)](
             x_TD, delta_TD, values, scale, norm.weight_D, norm.bias_D,
             None if delta_norm is None else delta_norm.weight_D, norm.eps,
@@ -43,15 +43,16 @@ def rotate_heads(
 ) -> None:
     """See `glue.rotate_heads`."""
     tokens, heads, width = heads_TNH.shape
-    if not tokens or (norms is None and cos_TH is None):
+    if norms is None and cos_TH is None:
         return
     at_once = max(min(triton.next_power_of_2(heads), 4096 // triton.next_power_of_2(width)), 1)
-    _rotate_kernel[(tokens, triton.cdiv(heads, at_once))](
-        heads_TNH, cos_TH, sin_TH, None if norms is None else norms[0].weight_D,
-        None if norms is None else norms[1].weight_D, heads_TNH.stride(0), heads_TNH.stride(1), query_heads, heads,
-        0.0 if norms is None else norms[0].eps, 0.0 if norms is None else norms[0].shift,
-        HALF=width // 2, BLOCK=triton.next_power_of_2(width // 2), HEADS=at_once, num_warps=4,
-    )  # fmt: skip
+    weights = (None, None) if norms is None else (norms[0].weight_D, norms[1].weight_D)
+    with torch.cuda.device(heads_TNH.device):
+        _rotate_kernel[(tokens, triton.cdiv(heads, at_once))](
+            heads_TNH, cos_TH, sin_TH, *weights, heads_TNH.stride(0), heads_TNH.stride(1), query_heads, heads,
+            0.0 if norms is None else norms[0].eps, 0.0 if norms is None else norms[0].shift,
+            HALF=width // 2, BLOCK=triton.next_power_of_2(width // 2), HEADS=at_once, num_warps=4,
+        )  # fmt: skip
 
 
 def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Tensor | Quantised:
@@ -62,7 +63,7 @@ def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Te
     scale = torch.empty(tokens if quantise else 0, 1, dtype=torch.float32, device=x_TF.device)
     # Quantising needs the largest entry of a whole row; else a row may be shared between programs.
     block = triton.next_power_of_2(out_width) if quantise else min(triton.next_power_of_2(out_width), 4096)
-    if tokens:
+    with torch.cuda.device(x_TF.device):
         _activate_kernel[(tokens, triton.cdiv(out_width, block))](
             x_TF, values, scale, x_TF.stride(0), WIDTH=out_width, BLOCK=block, KIND=_ACTIVATIONS[kind], GATED=gated,
             QUANTISE=quantise, FP8_MAX=FP8_MAX, num_warps=_warps(block),
@@ -76,7 +77,7 @@ def quantise_rows(x_TD: Tensor) -> Quantised:
     values = torch.empty((tokens, width), dtype=FP8, device=x_TD.device)
     scale = torch.empty(tokens, 1, dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(width)
-    if tokens:
+    with torch.cuda.device(x_TD.device):
         _quantise_kernel[(tokens,)](
             x_TD, values, scale, x_TD.stride(0), WIDTH=width, BLOCK=block, FP8_MAX=FP8_MAX, num_warps=_warps(block)
         )

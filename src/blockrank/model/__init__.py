@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from blockrank.model.loading import (
     EMBEDDED_MODEL,
+    Devices,
     Layers,
     check_fp8,
     load_config,
     load_model,
     load_tokenizer,
     resolve_device,
+    resolve_devices,
     resolve_dtype,
     resolve_spec,
 )
@@ -19,6 +21,7 @@ from blockrank.seam import SEAM
 __all__ = [
     "EMBEDDED_MODEL",
     "SEAM",
+    "Devices",
     "Layers",
     "RankModel",
     "check_fp8",
@@ -26,6 +29,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "resolve_device",
+    "resolve_devices",
     "resolve_dtype",
     "resolve_spec",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from blockrank.weights import is_int8, read_int8
 EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "mini"
 FP8 = "fp8"
 Layers = Literal["fused", "library"]
+Devices = str | torch.device | Sequence[str | torch.device] | None
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Regularisers that would act inside attention or make a packed training step depend on its neighbours.
 _DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop")
@@ -93,7 +95,7 @@ def load_model(
     name_or_path: str | Path | None = None,
     *,
     spec: RankSpec | str | None = None,
-    device: str | torch.device | None = None,
+    device: Devices = None,
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     head: bool = False,
@@ -104,22 +106,23 @@ def load_model(
     """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
 
     name_or_path: a folder, a hub name, or None for the embedded model. head: keep every layer and the language-model
-    head (training with the LM loss, generation). device None: the first CUDA device, else the CPU. dtype None: float32
-    on a CPU, the checkpoint's own elsewhere. omit_dropout: set every dropout of the config to 0. probe: check with a
-    small forward that the model does what the layout says; see `blockrank.probe`. layers: "library" runs transformers'
-    own layers, "fused" ours, which only infer; None fuses where the family allows it and no head is kept. dtype "fp8":
-    fused layers in bfloat16 whose products are in eight bits.
+    head (training with the LM loss, generation). device None: the first CUDA device, else the CPU; several devices (a
+    sequence, or names with commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own
+    elsewhere; "fp8" is fused layers in bfloat16 whose products are in eight bits. omit_dropout: set every dropout of
+    the config to 0. probe: check with a small forward that the model does what the layout says; see `blockrank.probe`.
+    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where the family allows
+    it and no head is kept.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
     """
     resolved = resolve_spec(name_or_path, spec)
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
-    place = resolve_device(device)
+    places = resolve_devices(device)
     quantised = dtype == FP8
-    if quantised:
+    for place in places if quantised else ():
         check_fp8(place)
-    weight_type = torch.bfloat16 if quantised else resolve_dtype(dtype, place)
+    weight_type = torch.bfloat16 if quantised else resolve_dtype(dtype, places[0])
     with _quiet():
         config, tokenizer = _config_and_tokenizer(source)
         if not head:
@@ -128,16 +131,25 @@ def load_model(
             if hasattr(config, key):
                 setattr(config, key, 0.0)
         module = _weights(source, config, head, weight_type)
-    module = module.to(place).eval()
-    model = RankModel(module, tokenizer, resolved, get_backend(backend, place, module.dtype), str(source))
-    if layers == "fused" or quantised or (layers is None and not head and engine.unfusable(module) is None):
-        model.fuse()
+    fused = layers == "fused" or quantised or (layers is None and not head and engine.unfusable(module) is None)
+
+    def placed(part: PreTrainedModel, place: torch.device) -> RankModel:
+        part = part.to(place).eval()
+        model = RankModel(part, tokenizer, resolved, get_backend(backend, place, part.dtype), str(source))
+        if fused:
+            model.fuse()
+        return model
+
+    # Copies first: the weights lie on the host until then.
+    replicas = [placed(copy.deepcopy(module), place) for place in places[1:]]
+    model = placed(module, places[0])
     if probe:
         from blockrank.probe import probe_model
 
         probe_model(model)
-    if quantised:
-        model.quantise()
+    model.replicas = tuple(replicas)
+    for item in (model, *replicas) if quantised else ():
+        item.quantise()
     return model
 
 
@@ -168,6 +180,17 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from None
+
+
+def resolve_devices(devices: Devices) -> list[torch.device]:
+    """Every device asked for, as `resolve_device` does. Raises `InputError` where one is named twice or none is."""
+    named = devices.split(",") if isinstance(devices, str) else devices
+    if named is None or isinstance(named, torch.device):
+        return [resolve_device(named)]
+    found = [resolve_device(item.strip() if isinstance(item, str) else item) for item in named]
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"device {devices!r} must name each device once.")
+    return found
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:

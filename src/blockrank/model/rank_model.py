@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -11,20 +12,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockrank import engine
-from blockrank.attention import AttentionBackend, get_backend
+from blockrank.attention import AttentionBackend, MergingBackend, get_backend
 from blockrank.layout import PackedLayout, PromptTokenizer
 from blockrank.reuse import Store, complete, plan_reuse
 from blockrank.seam import Capture, Done, Pass
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError
 
+_LEAST_SHARED_TOKENS = 4096  # below, one device is as fast as several
+
 
 class RankModel:
     """A Hugging Face decoder with its tokenizer, `RankSpec` and attention backend.
 
     `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `decoder`, where
-    there is one, its layers fused for inference; `store`, where there is one and the spec allows it, keeps documents
-    from being encoded twice.
+    there is one, its layers fused for inference; `replicas` the same model on other devices; `store`, where there is
+    one and the spec allows it, keeps documents from being encoded twice.
     """
 
     def __init__(
@@ -35,9 +38,10 @@ class RankModel:
         backend: AttentionBackend,
         name: str = "",
         decoder: engine.Decoder | None = None,
+        replicas: Sequence[RankModel] = (),
     ) -> None:
         self.module, self.hf_tokenizer, self.spec, self.backend, self.name = module, hf_tokenizer, spec, backend, name
-        self.decoder = decoder
+        self.decoder, self.replicas = decoder, tuple(replicas)
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
         self.store: Store | None = None
         self._check_spec()
@@ -68,17 +72,27 @@ class RankModel:
             raise ModelError(f"the layers of {self.name or 'the model'} cannot be fused: {reason}.")
         self.decoder = engine.fuse(self.module)
 
-    def quantise(self) -> None:
-        """Run the products of the fused layers in eight bits. The library's own layers give up their weights: from now
-        on the model ranks, and does nothing else. Raises `ModelError` for a model that cannot be fused."""
+    def quantise(self, exact_layers: Collection[int] = ()) -> None:
+        """Run the products of the fused layers in eight bits, but for those of `exact_layers`.
+
+        The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
+        `ModelError` for a model that cannot be fused.
+        """
         if self.decoder is None:
             self.fuse()
         assert self.decoder is not None
-        engine.quantise(self.decoder, self.module)
+        engine.quantise(self.decoder, self.module, exact_layers)
 
     def with_spec(self, spec: RankSpec) -> RankModel:
         """The same weights read in another way (at the same layer or below)."""
-        return RankModel(self.module, self.hf_tokenizer, spec, self.backend, self.name, self.decoder)
+        replicas = [replica.with_spec(spec) for replica in self.replicas]
+        return RankModel(self.module, self.hf_tokenizer, spec, self.backend, self.name, self.decoder, replicas)
+
+    def on_each_device(self) -> tuple[RankModel, ...]:
+        """The model and its replicas, each to be used alone."""
+        alone = RankModel(self.module, self.hf_tokenizer, self.spec, self.backend, self.name, self.decoder)
+        alone.store = self.store
+        return (alone, *self.replicas)
 
     def in_library_layers(self) -> RankModel:
         """The same weights in the library's own layers."""
@@ -149,6 +163,13 @@ class RankModel:
         capture = self.forward(plan.lean)
         return replace(capture, k_PKH=complete(layout, plan, capture.k_PKH, self.store), layout=layout)
 
+    def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
+        """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
+        mergeable = self.spec.query_reads == "own" or isinstance(self.backend, MergingBackend)
+        shares = mergeable and layout.tokens >= _LEAST_SHARED_TOKENS and not layout.cached_rows
+        models = (self, *self.replicas) if shares else (self,)
+        return [model.decoder for model in models if model.decoder is not None]
+
     def _runs_fused(self) -> bool:
         """Whether a forward that ends at the scoring layer runs in fused layers: for inference, where there are any."""
         return self.decoder is not None and not torch.is_grad_enabled() and not self.module.training
@@ -170,8 +191,7 @@ class RankModel:
         """
         self.check_positions(layout)
         if stop and label_T is None and not hidden and module is None and self._runs_fused():
-            assert self.decoder is not None
-            return engine.forward([self.decoder], layout, self.spec, self.backend)
+            return engine.forward(self._decoders(layout), layout, self.spec, self.backend)
         self._refuse_eight_bits()
         current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
         extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
