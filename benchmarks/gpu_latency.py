@@ -1,140 +1,204 @@
-"""Latency on one GPU, from token ids to sorted scores, against the same model with full attention in transformers.
+"""How fast a 7B ranks on one GPU, and on several: the runs of `blockrank bench` that belong together.
 
-    python benchmarks/gpu_latency.py [--shapes 100x96 500x208] [--repeats 5] [--out FILE]
+    python benchmarks/gpu_latency.py [--parts latency prune growth memory] [--devices 2] [--repeats 5] [--out FILE]
 
-A Mistral-7B of random weights in bfloat16, batch 1, instruction 60 and query 40 tokens, scoring layer 20. The peer is
-the prefill of all 32 layers by transformers with `sdpa`: a decoding ranker needs at least that. Both in the same run;
-median of the repeats after a warm-up.
+Random weights in Mistral-7B's shape, from token ids to the sorted order, medians of the repeats. Parts:
+
+    latency  in bfloat16 and in eight bits, against the prefill of the same model with full attention in transformers,
+             in bfloat16, all layers: a ranker that decodes needs at least that
+    prune    in eight bits, most documents leaving early
+    growth   over the number of documents, in bfloat16
+    memory   one request that fills most of a GPU, in eight bits and in bfloat16
+    devices  one request on one and on several GPUs, in bfloat16; needs --devices
+
+`--model tiny --device cpu` tries the script where there is no GPU: small requests, float32 in place of eight bits.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from record import environment, write_record
-from transformers import MistralConfig, MistralModel
 
-from blockrank import RankSpec
-from blockrank.attention import get_backend
-from blockrank.layout import Segment, TokenisedRequest, pack
-from blockrank.model import RankModel
-from blockrank.scorers import AttentionScorer
-from blockrank.seam import SEAM
+from blockrank.bench import HF_FULL, KNOWN_SHAPES, BenchResult, BenchSettings, Shape, Timing, bench, grid, read_shapes
 
-LAYERS, SCORING_LAYER = 32, 20
-INSTRUCTION, QUERY = 60, 40
-SHAPES = ("100x96", "100x160", "500x96", "500x208")
-CUDA = torch.device("cuda")
+PARTS = ("latency", "prune", "growth", "memory", "devices")
+# Names of results.
+SIXTEEN, EIGHT, PRUNED, GROWTH = "latency, 16 bits", "latency, 8 bits", "prune, 8 bits", "growth"
+MEMORY = ("memory, 8 bits", "memory, 16 bits")
+ONE, SEVERAL = "devices, one", "devices, several"
+MOST_PEER_REPEATS = 3  # full attention takes seconds a call
+MOST_MEMORY_REPEATS = 2  # what counts is that it runs
 
-
-def build(layers: int, attention: str) -> MistralModel:
-    """Mistral-7B's shape with random weights."""
-    config = MistralConfig(
-        vocab_size=32768, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, max_position_embeddings=1 << 20, sliding_window=None,
-        attn_implementation=attention,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with CUDA:
-        torch.set_default_dtype(torch.bfloat16)
-        model = MistralModel(config)
-        torch.set_default_dtype(torch.float32)
-    return model.eval()
+Results = Mapping[str, BenchResult]
 
 
-def request(documents: int, length: int) -> TokenisedRequest:
-    """A request of random tokens, every document of the same length."""
-    generator = np.random.default_rng(0)
-    sizes = [("instruction", INSTRUCTION), *[("document", length)] * documents, ("query", QUERY)]
-    return TokenisedRequest(
-        tuple(Segment(kind, generator.integers(3, 32768, size), size, signal_end=size) for kind, size in sizes)
-    )
+@dataclass(frozen=True)
+class Plan:
+    """Shapes of each part, and the schedule by which documents leave."""
+
+    latency: Sequence[Shape]
+    growth: Sequence[Shape]
+    memory: Sequence[Shape]
+    devices: Sequence[Shape]
+    prune: tuple[tuple[int, float], ...]
 
 
-def ours(model: RankModel, tokens: TokenisedRequest) -> list[int]:
-    """Token ids to the order of the documents."""
-    scores = AttentionScorer().score(model, pack([tokens], model.spec)).scores_C
-    order: list[int] = scores.argsort(descending=True).tolist()
-    return order
+LARGE = Plan(
+    latency=read_shapes("100x96,100x160,500x96,500x208"),
+    growth=grid((100, 200, 500, 1000), (96,)),
+    memory=read_shapes("2000x200"),
+    devices=read_shapes("500x208"),
+    prune=((6, 0.5), (10, 0.25), (14, 0.125)),
+)
+TINY = Plan(
+    latency=read_shapes("10x8,20x16"),
+    growth=grid((10, 20, 40), (8,)),
+    memory=read_shapes("100x8"),
+    devices=read_shapes("20x16"),
+    prune=((0, 0.5),),
+)
 
 
-def full(model: MistralModel, ids_T: torch.Tensor) -> None:
-    """The prefill of a decoding ranker."""
-    model(input_ids=ids_T[None], use_cache=False)
+def runs(options: argparse.Namespace) -> dict[str, BenchSettings]:
+    """What the options ask for, by name of the result."""
+    plan = TINY if options.model == "tiny" else LARGE
+    kind, repeats = options.device.partition(":")[0], options.repeats
+    eight = "fp8" if kind == "cuda" else "float32"
+    places = [f"{kind}:{index}" for index in range(options.devices)]
+    new = partial(BenchSettings, options.model, device=options.device, repeats=repeats)
+    full = {"against": (HF_FULL,), "peer_repeats": min(repeats, MOST_PEER_REPEATS)}
+    filling = partial(new, shapes=plan.memory, repeats=min(repeats, MOST_MEMORY_REPEATS))
+    parts = {
+        "latency": {
+            SIXTEEN: new(shapes=plan.latency, dtype="bfloat16", **full),
+            EIGHT: new(shapes=plan.latency, dtype=eight),
+        },
+        "prune": {PRUNED: new(shapes=plan.latency, dtype=eight, prune=plan.prune)},
+        "growth": {GROWTH: new(shapes=plan.growth, dtype="bfloat16")},
+        "memory": {name: filling(dtype=dtype) for name, dtype in zip(MEMORY, (eight, "bfloat16"), strict=True)},
+        "devices": {
+            ONE: new(shapes=plan.devices, dtype="bfloat16", device=places[0]),
+            SEVERAL: new(shapes=plan.devices, dtype="bfloat16", device=",".join(places)),
+        },
+    }
+    return {name: settings for part in PARTS if part in options.parts for name, settings in parts[part].items()}
 
 
-def times_ms(run: Callable[[], object], repeats: int) -> list[float]:
-    """Milliseconds of each repeat, after one that warms up."""
-    taken = []
-    for _ in range(repeats + 1):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        taken.append(1000 * (time.perf_counter() - start))
-    return taken[1:]
+# Tables
 
 
-@torch.inference_mode()
-def measure_ours(shape: str, model: RankModel, repeats: int) -> dict[str, Any]:
-    """Times and peak memory of one shape."""
-    tokens = request(*map(int, shape.split("x")))
-    torch.cuda.reset_peak_memory_stats()
-    found = times_ms(lambda: ours(model, tokens), repeats)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    return {"shape": shape, "tokens": tokens.length, "blockrank_ms": found, "blockrank_peak_gib": round(peak, 2)}
+def tables(results: Results) -> Iterator[str]:
+    """What was found, in Markdown."""
+    if any(name in results for name in (SIXTEEN, EIGHT, PRUNED)):
+        yield latency_table(results)
+    if GROWTH in results:
+        yield from growth_table(results[GROWTH])
+    if MEMORY[0] in results:
+        yield memory_table([results[name] for name in MEMORY])
+    if ONE in results:
+        yield devices_table(results[ONE], results[SEVERAL])
 
 
-@torch.inference_mode()
-def measure_full(shape: str, model: MistralModel, repeats: int) -> list[float]:
-    """Times of the peer on the same tokens."""
-    ids = np.concatenate([segment.ids for segment in request(*map(int, shape.split("x"))).segments])
-    ids_T = torch.from_numpy(ids).to(CUDA)
-    return times_ms(lambda: full(model, ids_T), repeats)
+def latency_table(results: Results) -> str:
+    """A row a shape; what was not measured stays empty."""
+    dtypes = [str(results[name].model["dtype"]) for name in (EIGHT, PRUNED) if name in results]
+    eight = dtypes[0] if dtypes else "fp8"
+    header = ["shape", "full attention (transformers)", "blockrank bf16", "ratio", eight, "ratio", f"{eight} pruned"]
+    shapes = next(results[name] for name in (SIXTEEN, EIGHT, PRUNED) if name in results).settings.shapes
+    rows = []
+    for index, shape in enumerate(shapes):
+        found = {name: results[name].rows[index] for name in (SIXTEEN, EIGHT, PRUNED) if name in results}
+        sixteen, small, pruned = (
+            found[name].timing if name in found else Timing() for name in (SIXTEEN, EIGHT, PRUNED)
+        )
+        full = found[SIXTEEN].peers[HF_FULL] if SIXTEEN in found else Timing()
+        cells = [times(shape), ms(full), ms(sixteen), ratio(full, sixteen), ms(small), ratio(full, small), ms(pruned)]
+        rows.append(cells)
+    return markdown(header, rows)
 
 
-def measure(shapes: list[str], repeats: int, against_full: bool) -> list[dict[str, Any]]:
-    """One row a shape, eager and compiled; the two models are in memory one after the other."""
-    module = build(SCORING_LAYER + 1, SEAM)
-    backend = get_backend(None, CUDA, torch.bfloat16)
-    model = RankModel(module, None, RankSpec(layer=SCORING_LAYER), backend, "random Mistral-7B")
-    rows = [measure_ours(shape, model, repeats) for shape in shapes]
-    model.compile_layers()
-    for row in rows:
-        row["compiled_ms"] = measure_ours(row["shape"], model, repeats)["blockrank_ms"]
-    del model, module
-    torch.cuda.empty_cache()
-    if against_full:
-        peer = build(LAYERS, "sdpa")
-        for row in rows:
-            row["full_ms"] = measure_full(row["shape"], peer, repeats)
-    return rows
+def growth_table(result: BenchResult) -> Iterator[str]:
+    """A row a number of documents, and the exponents."""
+    yield markdown(["shape", "ms"], [[times(row.shape), ms(row.timing)] for row in result.rows])
+    for line in result.growth():
+        exponent = "not measured" if line["blockrank"] is None else f"{line['blockrank']:.2f}"
+        yield f"time ~ documents^x at {line['length']} tokens: x = {exponent}\n"
+
+
+def memory_table(results: Sequence[BenchResult]) -> str:
+    """A row a type of numbers."""
+    rows = []
+    for result in results:
+        for row in result.rows:
+            peak = "" if row.timing.peak_gib is None else f"{row.timing.peak_gib:.1f}"
+            rows.append([times(row.shape), str(row.tokens), str(result.model["dtype"]), ms(row.timing), peak])
+    return markdown(["shape", "tokens", "type", "ms", "peak GiB"], rows)
+
+
+def devices_table(one: BenchResult, several: BenchResult) -> str:
+    """One device and several, in the same run."""
+    rows = [
+        [times(a.shape), ms(a.timing), ms(b.timing), ratio(a.timing, b.timing)]
+        for a, b in zip(one.rows, several.rows, strict=True)
+    ]
+    return markdown(["shape", "one device", f"{several.ceiling.devices} devices", "ratio"], rows)
+
+
+def times(shape: Shape) -> str:
+    """Documents x tokens."""
+    return f"{shape.documents} x {shape.length}"
+
+
+def ms(timing: Timing) -> str:
+    """The median in milliseconds, or what went wrong."""
+    return timing.error or ("" if timing.p50 is None else f"{timing.p50:.1f}")
+
+
+def ratio(longer: Timing, shorter: Timing) -> str:
+    """How many times as long the first takes."""
+    return f"{longer.p50 / shorter.p50:.2f}" if longer.p50 and shorter.p50 else ""
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="all, devices only with --devices, if left out")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs of the part devices")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", choices=sorted(KNOWN_SHAPES), default="mistral-7b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    if options.parts is None:
+        options.parts = PARTS if options.devices > 1 else PARTS[:-1]
+    if "devices" in options.parts and options.devices < 2:
+        parser.error("the part devices needs --devices 2 or more")
+    return options
 
 
 def main() -> None:
-    """Measure, print a table and write a dated record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="*", default=SHAPES)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--against-full", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
-    rows = measure(options.shapes, options.repeats, options.against_full)
-    for row in rows:
-        eager, mine = statistics.median(row["blockrank_ms"]), statistics.median(row["compiled_ms"])
-        peer = statistics.median(row["full_ms"]) if "full_ms" in row else float("nan")
-        sys.stdout.write(f"{row['shape']:>8}  blockrank {mine:8.1f} ms (eager {eager:8.1f})  ")
-        sys.stdout.write(f"full {peer:8.1f} ms  {peer / mine:5.2f} x\n")
-    if options.out:
-        write_record(options.out, {**environment(), "rows": rows})
+    """Measure, write a dated record after each run, and print the tables."""
+    options = read_options()
+    about, results = environment(), {}
+    for name, settings in runs(options).items():
+        sys.stderr.write(f"{name}: {settings.command}\n")
+        results[name] = bench(settings)
+        if options.out:
+            found = {name: result.to_dict() for name, result in results.items()}
+            write_record(options.out, {**about, "results": found})
+    sys.stdout.write("\n".join(tables(results)))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class Variant:
 def variants(layer: int, cuda: bool) -> list[Variant]:
     """The reference first; schedules at the layers a third and less below the scoring layer."""
     found = [Variant("float32"), Variant("bfloat16", "bfloat16")]
-    if cuda:
+    if not cuda:
+        found.append(Variant("int8", "int8"))
+    else:
         found.append(Variant("fp8", "fp8"))
         kept = {
             "last": (layer,),
@@ -104,10 +106,11 @@ def read(folder: Path, ranker: Ranker, options: argparse.Namespace) -> Judged:
 
 def load(variant: Variant, options: argparse.Namespace) -> Ranker:
     """The model in a variant's type and with its schedule."""
-    dtype = "bfloat16" if variant.dtype == "fp8" else variant.dtype
-    ranker = Ranker.from_pretrained(options.model, device=options.device, dtype=dtype)
-    if variant.dtype == "fp8":
-        ranker.model.quantise(variant.exact)
+    if variant.exact:
+        ranker = Ranker.from_pretrained(options.model, device=options.device, dtype="bfloat16")
+        ranker.model.quantise(torch.float8_e4m3fn, variant.exact)
+    else:
+        ranker = Ranker.from_pretrained(options.model, device=options.device, dtype=variant.dtype)
     return ranker.with_spec(prune=variant.prune, prune_by=variant.prune_by)
 
 
@@ -163,7 +166,8 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--depth", type=int, default=100)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", help="names of collections")
+    parser.add_argument("--variants", nargs="*", help="names of variants")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     first = load(Variant("float32"), options)
@@ -171,7 +175,9 @@ def main() -> None:
     judged = [read(f, first, options) for f in folders if not options.only or f.name in options.only]
     reference: dict[str, Any] = {}
     rows = []
-    for variant in variants(first.spec.layer, first.model.device.type == "cuda"):
+    first_variant, *others = variants(first.spec.layer, first.model.device.type == "cuda")
+    others = [variant for variant in others if not options.variants or variant.name in options.variants]
+    for variant in (first_variant, *others):
         found = measure(load(variant, options), judged)
         reference = reference or found
         rows.append(row(variant, found, reference, judged))

@@ -14,8 +14,21 @@ import torch
 from conftest import CPU, random_layout
 from typer.testing import CliRunner
 
+import blockrank.model
 from blockrank import InputError, RankSpec, __version__
-from blockrank.bench import BenchResult, BenchSettings, Ceiling, Row, Shape, Timing, random_request, whole_numbers
+from blockrank.bench import (
+    BenchResult,
+    BenchSettings,
+    Ceiling,
+    Row,
+    Shape,
+    Timing,
+    grid,
+    random_request,
+    read_schedule,
+    read_shapes,
+    whole_numbers,
+)
 from blockrank.bench import run as running
 from blockrank.bench.flops import Arithmetic, attention_pairs, useful_flops
 from blockrank.bench.record import checkout
@@ -23,7 +36,8 @@ from blockrank.bench.result import slope
 from blockrank.bench.subject import arithmetic, find_subject, plain_model, position_table, rank_model, skeleton
 from blockrank.bench.timing import gemm_ceiling, time_call
 from blockrank.cli import app
-from blockrank.layout import TokenisedRequest
+from blockrank.cli.bench import result_text
+from blockrank.layout import TokenisedRequest, pack
 from blockrank.model import RankModel
 
 SMALL = ("--documents", "2,4", "--length", "8", "--repeats", "2", "--device", "cpu")
@@ -58,8 +72,8 @@ def misused(result: Any) -> str:
 
 
 def test_the_grid_goes_length_by_length() -> None:
-    settings = BenchSettings(documents=whole_numbers("documents", "10, 100,10"), lengths=(96, 208))
-    assert settings.shapes == [Shape(10, 96), Shape(100, 96), Shape(10, 208), Shape(100, 208)]
+    shapes = grid(whole_numbers("documents", "10, 100,10"), (96, 208))
+    assert shapes == (Shape(10, 96), Shape(100, 96), Shape(10, 208), Shape(100, 208))
 
 
 @pytest.mark.parametrize("text", ["0", "a,b", "-5", "10,", "", "1.5", "10;20", "\N{SUPERSCRIPT TWO}"])
@@ -71,12 +85,12 @@ def test_numbers_that_are_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"documents": ()}, "documents must be whole numbers from 1 on, not ''"),
-        ({"lengths": (8, 0)}, "length must be whole numbers from 1 on, not '8,0'"),
+        ({"shapes": ()}, "shapes must hold at least one"),
         ({"repeats": 0}, "repeats must be at least 1, not 0"),
+        ({"peer_repeats": 0}, "peer_repeats must be at least 1, not 0"),
         ({"instruction": -1}, "instruction must be at least 0, not -1"),
         ({"ragged": 1.0}, "ragged must lie in"),
-        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, fp8, not 'int8'"),
+        ({"dtype": "int3"}, "dtype must be one of float32, bfloat16, float16, fp8, int8, not 'int3'"),
         ({"layers": "mine"}, "layers must be one of fused, library, not 'mine'"),
         ({"against": ("no-such-program {length}",)}, "neither hf-full nor a command that can be found"),
         ({"against": ("python '",)}, "is no command: No closing quotation"),
@@ -85,6 +99,43 @@ def test_numbers_that_are_none(text: str) -> None:
 def test_settings_out_of_range(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         BenchSettings(**changes)
+
+
+def test_shapes_that_are_no_grid() -> None:
+    assert read_shapes("100x96, 500x208") == (Shape(100, 96), Shape(500, 208))
+    with pytest.raises(InputError, match="length must be at least 1, not 0"):
+        read_shapes("100x0")
+
+
+@pytest.mark.parametrize("text", ["", "100", "100x", "x96", "100x96,", "-1x5", "1.5x2", "100 x 96", "100X96", "1x2x3"])
+def test_shapes_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"shapes must be documents x tokens, separated by commas, such as .*, not '"):
+        read_shapes(text)
+
+
+def test_a_schedule() -> None:
+    assert read_schedule("6:0.5, 10:.25,14:0.125,15:1") == ((6, 0.5), (10, 0.25), (14, 0.125), (15, 1.0))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "6", "6:", ":0.5", "6:0.5,", "6=0.5", "-1:0.5", "6:-0.5", "6:nan", "a:0.5", "6:5e-1"]
+)
+def test_schedules_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"prune must be layer:share, separated by commas, such as .*, not '"):
+        read_schedule(text)
+
+
+def test_the_command_line_says_everything() -> None:
+    settings = BenchSettings(
+        "tiny", shapes=read_shapes("2x8,4x16"), peer_repeats=3, device="cuda:0,cuda:1", dtype="fp8", layers="fused",
+        prune=read_schedule("6:0.5,10:.25"), prune_by="lens", seed=1, against=("hf-full", "python 'a b.py'"),
+    )  # fmt: skip
+    assert settings.command == (
+        "blockrank bench tiny --shapes 2x8,4x16 --query 40 --repeats 5 --peer-repeats 3 --device cuda:0,cuda:1 "
+        "--dtype fp8 --layers fused --prune 6:0.5,10:0.25 --prune-by lens --seed 1 --against hf-full "
+        """--against 'python '"'"'a b.py'"'"''"""
+    )
+    assert "--documents 4,2 --length 16,8 " in BenchSettings(shapes=grid((4, 2), (16, 8))).command
 
 
 def test_a_request_of_a_shape() -> None:
@@ -125,6 +176,7 @@ def test_weights_are_counted_on_a_skeleton() -> None:
     embedded = skeleton(find_subject("embedded"))
     assert arithmetic(embedded) == Arithmetic([12 * 384 * 384] * 7, 384, 12, 12, 32, layer=6)
     assert (position_table(embedded.module), embedded.module.device.type) == (512, "meta")
+    assert arithmetic(skeleton(find_subject("tiny", prune=((0, 0.5),)))) is None
 
 
 def test_known_shapes() -> None:
@@ -141,7 +193,7 @@ def test_the_slope_of_a_power_law() -> None:
 
 
 def test_growth_leaves_out_what_was_not_measured() -> None:
-    settings = BenchSettings(documents=(10, 100, 1000), lengths=(8, 16), against=("hf-full",))
+    settings = BenchSettings(shapes=grid((10, 100, 1000), (8, 16)), against=("hf-full",))
     rows = []
     for shape in settings.shapes:
         full = Timing([0.01 * shape.documents**2]) if shape.documents < 1000 else Timing(error="out of memory")
@@ -151,13 +203,14 @@ def test_growth_leaves_out_what_was_not_measured() -> None:
     first, second = result.growth()
     assert first == {"length": 8, "blockrank": pytest.approx(1.0), "hf-full": pytest.approx(2.0)}
     assert (second["blockrank"], second["hf-full"]) == (None, pytest.approx(2.0))
-    assert BenchResult(BenchSettings(documents=(5, 5)), {}, {}, Ceiling(8, [1.0]), rows).growth() == []
+    assert BenchResult(settings, {}, {}, Ceiling(8, [1.0]), [rows[0], rows[-1]]).growth() == []
 
 
 def test_a_row() -> None:
     row = Row(Shape(10, 96), 1060, 4_000_000, Timing([4.0, 2.0, 3.0]), {"peer": Timing([6.0])})
     ceiling = Ceiling(100, [1.0, 0.5, 2.0])
     assert ceiling.flops_per_second == pytest.approx(2e9)
+    assert Ceiling(100, [1.0], devices=2).flops_per_second == pytest.approx(4e9)
     found = row.to_dict(ceiling)
     assert (found["p50_ms"], found["p90_ms"], found["ms"]) == (3.0, pytest.approx(3.8), [4.0, 2.0, 3.0])
     assert found["tokens_per_second"] == pytest.approx(1060 / 0.003, abs=1e-3)
@@ -170,7 +223,7 @@ def test_a_row() -> None:
 
 def test_model_and_peer_share_their_weights() -> None:
     subject = find_subject("tiny")
-    ours, full = rank_model(subject, CPU, BenchSettings()).module, plain_model(subject, CPU, "float32")
+    ours, full = rank_model(subject, [CPU], BenchSettings()).module, plain_model(subject, CPU, "float32")
     assert (ours.config.num_hidden_layers, full.config.num_hidden_layers) == (2, 3)
     assert full.config._attn_implementation == "sdpa"
     theirs = dict(full.named_parameters())
@@ -188,17 +241,75 @@ def test_the_peer_of_the_embedded_model_is_plain() -> None:
     assert states.isfinite().all()
 
 
+def test_a_schedule_changes_the_spec_of_the_model() -> None:
+    subject = find_subject("embedded", prune=((4, 0.5),), prune_by="lens")
+    model = rank_model(subject, [CPU], BenchSettings())
+    assert (model.spec.prune, model.spec.prune_by) == (((4, 0.5),), "lens")
+    request = random_request(Shape(6, 8), instruction=0, query=4, vocabulary=500)
+    with torch.inference_mode():
+        order = running.rank(model, request)
+        capture = model.read(pack([request], model.spec))
+    assert sorted(order) == list(range(6))
+    assert capture.alive_C is not None
+    assert set(order[:3]) == set(capture.alive_C.tolist())
+
+
+def test_every_further_device_gets_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies on the processor stand for two devices."""
+    monkeypatch.setattr("blockrank.model.rank_model._LEAST_SHARED_TOKENS", 1)
+    subject, settings = find_subject("tiny", query_reads="own"), BenchSettings(backend="reference")
+    one, two = (rank_model(subject, devices, settings) for devices in ([CPU], [CPU, CPU]))
+    (replica,) = two.replicas
+    theirs = dict(replica.module.named_parameters())
+    assert replica.decoder is not None
+    assert all(torch.equal(weight, theirs[name]) for name, weight in two.module.named_parameters())
+    request = random_request(Shape(20, 16), instruction=6, query=4, vocabulary=500, ragged=0.5)
+    with torch.inference_mode():
+        assert len(two._decoders(pack([request], two.spec))) == 2
+        assert running.rank(two, request) == running.rank(one, request)
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        ("library", "with the library's layers a request of tiny runs on one device"),
+        (None, "with backend sdpa a request"),
+    ],
+)
+def test_devices_that_would_stay_idle(layers: str | None, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        rank_model(find_subject("tiny"), [CPU, CPU], BenchSettings(layers=layers))
+
+
+def test_several_devices_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockrank.model, "resolve_devices", lambda _: [CPU, CPU])
+    monkeypatch.setattr("blockrank.bench.subject._check_sharing", lambda _: None)
+    found = running.bench(BenchSettings("tiny", shapes=grid((2,), (8,)), repeats=1, against=("hf-full",)))
+    assert (found.environment["hardware"]["device"], found.ceiling.devices) == ("cpu,cpu", 2)
+    assert "the product of two 1024 x 1024 matrices on each of 2 devices\n" in result_text(found)
+    assert found.rows[0].peers["hf-full"].p50 is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_two_devices(dtype: str) -> None:
+    settings = BenchSettings("qwen3-0.6b", grid((100,), (96,)), repeats=1, device="cuda:0,cuda:1", dtype=dtype)
+    row = json.loads(json.dumps(running.bench(settings).to_dict()))["rows"][0]
+    assert (row["error"], row["p50_ms"] > 0, row["peak_memory_gib"] > 0.5) == (None, True, True)
+
+
 def test_other_errors_are_no_lack_of_memory() -> None:
     def broken() -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        time_call(broken, 1, CPU)
+        time_call(broken, 1, [CPU])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_ceiling_is_measured(dtype: torch.dtype) -> None:
-    ceiling = gemm_ceiling(CPU, dtype)
+    ceiling = gemm_ceiling([CPU], dtype)
     assert ceiling.size == 1024
     assert ceiling.flops_per_second > 1e8
 
@@ -249,6 +360,23 @@ def test_json_and_the_record(tmp_path: Path) -> None:
             row["peers"]["hf-full"]["p50_ms"] / row["p50_ms"], rel=0.01
         )
     assert found["growth"][0].keys() == {"length", "blockrank", "hf-full"}
+
+
+def test_a_schedule_is_said_and_its_operations_are_not_counted(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    arguments = ("tiny", "--shapes", "4x8,2x16", "--repeats", "2", "--peer-repeats", "1", "--device", "cpu")
+    done = run(*arguments, "--against", "hf-full", "--prune", "0:0.5", "--prune-by", "lens", "--output", str(output))
+    assert done.exit_code == 0, done.output
+    assert ", backend sdpa, prune 0:0.5 by lens, " in done.stdout.splitlines()[0]
+    assert "documents^x" not in done.stdout
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert "--shapes 4x8,2x16" in found["command"]
+    assert "--prune 0:0.5 --prune-by lens" in found["command"]
+    assert (found["model"]["prune"], found["model"]["prune_by"]) == ("0:0.5", "lens")
+    assert found["settings"]["prune"] == [[0, 0.5]]
+    for row in found["rows"]:
+        assert (row["useful_flops"], row["ceiling_share"]) == (None, None)
+        assert (len(row["ms"]), len(row["peers"]["hf-full"]["ms"])) == (2, 1)
 
 
 def test_the_embedded_model_has_no_instruction() -> None:
@@ -309,8 +437,16 @@ def test_a_command_that_tells_no_time(told: str) -> None:
         (("--documents", "a,b"), "not 'a,b'."),
         (("--length", "-96"), "length must be whole numbers from 1 on, separated by commas, not '-96'."),
         (("--against", "sentence-bert"), "neither hf-full nor a command that can be found."),
-        (("--dtype", "int3"), "dtype must be one of float32, bfloat16, float16, fp8, not 'int3'."),
+        (("--dtype", "int3"), "dtype must be one of float32, bfloat16, float16, fp8, int8, not 'int3'."),
         (("--no-such-option",), "No such option: --no-such-option"),
+        (("--documents", ""), "documents must be whole numbers from 1 on, separated by commas, not ''."),
+        (("--shapes", "100"), "shapes must be documents x tokens, separated by commas,"),
+        (("--shapes", "2x8", "--length", "8"), "shapes stands in place of documents and length"),
+        (("--prune", "half"), "prune must be layer:share, separated by commas, such as 6:0.5,10:0.25, not 'half'."),
+        (("--prune", "6:0.5"), "RankSpec.prune names layers [6]; they must rise and stay below layer 1."),
+        (("--prune", "0:1.5"), "RankSpec.prune keeps shares [1.5]; they must fall and lie in (0, 1]."),
+        (("--prune", "0:0.5", "--prune-by", "luck"), "RankSpec.prune_by must be one of ('layer', 'lens'), not 'luck'."),
+        (("--prune-by", "lens"), "prune_by needs a schedule, and the model's spec has none: give prune too."),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], sentence: str) -> None:
@@ -324,6 +460,21 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
     assert "the prompt reaches position 599 and embedded has 512" in failed(run("embedded", "--length", "600"))
     assert "cannot be written" in failed(run("tiny", *SMALL, "--output", str(tmp_path / "missing" / "bench.json")))
     assert "dtype 'fp8' needs a CUDA device" in failed(run("tiny", *SMALL, "--dtype", "fp8"))
+    unfused = failed(run("tiny", *SMALL, "--layers", "library", "--prune", "0:0.5"))
+    assert "the spec prunes documents, which needs fused layers: tiny: it was loaded with the library's own" in unfused
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("cpu,cpu", "device 'cpu,cpu' must name each device once."),
+        ("cpu, cpu", "device 'cpu, cpu' must name each device once."),
+        ("cpu,", "device '' cannot be used: "),
+        ("cpu,gpu7", "device 'gpu7' cannot be used: "),
+    ],
+)
+def test_lists_of_devices_that_cannot_be_used(device: str, sentence: str) -> None:
+    assert sentence in failed(run("tiny", *SMALL[:-2], "--device", device))
 
 
 def test_a_folder_outside_any_checkout_has_no_commit(tmp_path: Path) -> None:

@@ -181,28 +181,72 @@ def test_the_probe_compares_fused_layers_with_the_librarys() -> None:
         probe_model(model)
 
 
-# Eight bits (on a processor by torch's own product, for the arithmetic alone)
+# Eight bits (floats of eight bits by torch's own product on the processor, for the arithmetic alone)
 
 
-def test_a_product_in_eight_bits_is_exact_up_to_its_factors() -> None:
-    exact = Linear(torch.randn(48, 64), None)
-    small, rows = exact.quantise(), glue.quantise_rows(torch.randn(20, 64))
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_a_product_in_eight_bits_is_exact_up_to_its_factors(dtype: torch.dtype, biased: bool) -> None:
+    kind = torch.float32 if dtype == torch.int8 else torch.bfloat16  # what the bias and the product are in
+    exact = Linear(torch.randn(48, 64, dtype=kind), torch.randn(48, dtype=kind) if biased else None)
+    x = torch.randn(20, 64)
+    small, rows = exact.quantise(dtype), glue.quantise_rows(x, dtype)
+    assert small.takes == rows.values.dtype == dtype
     assert small.scale_N is not None
-    expected = (rows.values.float() * rows.scale) @ (small.weight_ND.float() * small.scale_N[:, None]).t()
-    torch.testing.assert_close(small(rows).float(), expected, atol=5e-2, rtol=1e-2)
-    torch.testing.assert_close(small.outputs(16, 32)(rows).float(), expected[:, 16:32], atol=5e-2, rtol=1e-2)
+    bias = 0 if exact.bias_N is None else exact.bias_N.float()
+    expected = (rows.values.float() * rows.scale) @ (small.weight_ND.float() * small.scale_N[:, None]).t() + bias
+    tolerance = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.int8 else {"atol": 5e-2, "rtol": 1e-2}
+    torch.testing.assert_close(small(rows).float(), expected, **tolerance)
+    torch.testing.assert_close(small.outputs(16, 32)(rows).float(), expected[:, 16:32], **tolerance)
+    out = torch.empty(20, 48, dtype=kind)
+    assert small(rows, out=out).data_ptr() == out.data_ptr()
+    whole = x @ exact.weight_ND.float().t() + bias
+    assert float((small(rows).float() - whole).norm() / whole.norm()) < (0.02 if dtype == torch.int8 else 0.06)
+    assert small.accumulates is False
 
 
-def test_a_model_in_eight_bits_ranks_and_does_nothing_else() -> None:
-    model = decoder_model("llama")
-    model.module.to(torch.bfloat16)
+def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:
+    for dtype in glue.LARGEST:
+        rows = glue.quantise_rows(torch.zeros(2, 16), dtype)
+        assert bool((rows.values.float() * rows.scale == 0).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_eight_bits_ranks_and_does_nothing_else(kind: str) -> None:
+    model = decoder_model(kind)
     layout = layout_of(model.spec, [4, 9, 12])
     expected = scores(model, layout)
-    model.quantise()
-    assert float(((scores(model, layout) - expected) / expected).abs().max()) < 0.1
+    model.quantise(torch.int8)
+    found = scores(model, layout)
+    assert 0 < float(((found - expected) / expected).abs().max()) < 0.05
     for call in (model.in_library_layers, lambda: model.forward(layout, hidden=True)):
         with pytest.raises(ModelError, match="loaded in eight bits: it ranks, and does nothing else"):
             call()
+
+
+def test_layers_may_be_left_as_they_are() -> None:
+    model = decoder_model("llama")
+    layout = layout_of(model.spec, [4, 9, 12])
+    expected = scores(model, layout)
+    model.quantise(torch.int8, exact_layers=range(3))
+    torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ModelError, match="loaded in eight bits"):
+        model.in_library_layers()
+
+
+def test_the_embedded_model_in_eight_bits(mini: Ranker) -> None:
+    with torch.inference_mode():  # loading does not mind
+        small = Ranker.from_pretrained(device="cpu", dtype="int8")
+    documents = [
+        "Bram Stoker wrote Dracula.",
+        "Dracula fears garlic.",
+        "It rained.",
+        "Paris is in France.",
+        "Who wrote?",
+    ]
+    expected, found = (ranker.rank("who wrote Dracula", documents) for ranker in (mini, small))
+    assert [entry.index for entry in found] == [entry.index for entry in expected]
+    assert [entry.score for entry in found] == pytest.approx([entry.score for entry in expected], abs=0.02)
     with pytest.raises(InputError, match="dtype 'fp8' needs a CUDA device"):
         Ranker.from_pretrained(device="cpu", dtype="fp8")
 
@@ -292,6 +336,16 @@ def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
     used.clear()
     assert len(both.rank("one request", ["a", "b"])) == 2
     assert used == [model], "one request alone is not handed over"
+
+
+def test_a_query_that_reads_its_own_is_not_merged(mini: Ranker) -> None:
+    decoder = mini.model.decoder
+    assert decoder is not None
+    layout = pack([mini.tokenise(RankRequest("who wrote Dracula", [f"text {n} " * n for n in range(1, 9)]))], mini.spec)
+    with torch.inference_mode():
+        capture = engine.forward([decoder] * 3, layout, mini.spec, mini.model.backend)
+        logs = log_scores(capture.q_GNH, capture.k_PKH, layout, mini.spec, capture.scale)
+    torch.testing.assert_close(logs.exp(), scores(mini.model, layout), atol=1e-5, rtol=1e-4)
 
 
 def test_several_devices_are_named_once() -> None:
@@ -392,7 +446,8 @@ def test_an_exit_by_hand() -> None:
 
 
 def test_pruning_needs_fused_layers_and_gives_no_evidence(mini: Ranker) -> None:
-    pruned = mini.with_spec(prune=((5, 0.5),), prune_by="lens")
+    pruned = mini.with_spec(prune=((5, 0.5),))
+    probe_model(pruned.model)
     ranking = pruned.rank("who wrote Dracula", ["Bram Stoker wrote Dracula.", "It rained.", "Paris.", "No."])
     assert len(ranking) == 4
     assert ranking[0].index == 0

@@ -146,8 +146,8 @@ def _close(found: torch.Tensor | Quantised, expected: torch.Tensor | Quantised) 
 
 
 @pytest.mark.parametrize("width", [48, 384, 4096])
-@pytest.mark.parametrize("quantise", [False, True])
-def test_fused_norms_equal_plain_ones(width: int, quantise: bool) -> None:
+@pytest.mark.parametrize("quantise", [None, torch.float8_e4m3fn])
+def test_fused_norms_equal_plain_ones(width: int, quantise: torch.dtype | None) -> None:
     from blockrank.engine import glue_triton
 
     def draw(*shape: int) -> torch.Tensor:
@@ -189,9 +189,9 @@ def test_fused_rotation_and_activation_equal_plain_ones() -> None:
     x = torch.randn(9, 2 * 14336, device=CUDA)
     for kind in ("silu", "gelu", "gelu_tanh"):
         for gated in (False, True):
-            for quantise in (False, True):
+            for quantise in (None, torch.float8_e4m3fn):
                 _close(glue_triton.activate(x, kind, gated, quantise), glue.activate(x, kind, gated, quantise))
-    _close(glue_triton.quantise_rows(x), glue.quantise_rows(x))
+    _close(glue_triton.quantise_rows(x, torch.float8_e4m3fn), glue.quantise_rows(x, torch.float8_e4m3fn))
 
 
 # Eight bits
@@ -201,8 +201,8 @@ def test_a_product_in_eight_bits() -> None:
     exact = Linear(
         torch.randn(96, 64, device=CUDA, dtype=torch.bfloat16), torch.randn(96, device=CUDA, dtype=torch.bfloat16)
     )
-    small, x = exact.quantise(), torch.randn(33, 64, device=CUDA, dtype=torch.bfloat16)
-    rows = glue.quantise_rows(x)
+    small, x = exact.quantise(torch.float8_e4m3fn), torch.randn(33, 64, device=CUDA, dtype=torch.bfloat16)
+    rows = glue.quantise_rows(x, torch.float8_e4m3fn)
     assert small.scale_N is not None
     expected = (rows.values.float() * rows.scale) @ (small.weight_ND.float() * small.scale_N[:, None]).t()
     expected = expected + exact.bias_N.float()  # type: ignore[union-attr]

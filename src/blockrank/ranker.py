@@ -67,7 +67,7 @@ class Ranker(RequestRanker):
         spec: overrides the checkpoint's own (a `RankSpec` or the name of a built-in one). device, dtype, backend: None
         chooses by the machine. With several devices ("cuda:0,cuda:1") a stream of requests is ranked on all of them,
         and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
-        compute in it, `dtype="fp8"` runs the products of a large model in eight bits on a GPU. probe: see
+        compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run products in eight bits. probe: see
         `blockrank.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen. Raises
         `ModelError` where the checkpoint cannot serve.
         """

@@ -138,8 +138,8 @@ class RankSpec:
         the ranking. It is never cut silently.
     prune: (layer, share) pairs: from that layer on only the best share of the documents that a request began with goes
         on, by the read-out there. What leaves is ranked below what stays. Empty: every document reaches the end.
-    prune_by: what that read-out reads: the queries and keys of the "layer" itself, or the states before it through the
-        scoring layer's own norm and projections ("lens").
+    prune_by: what that read-out reads: the states before the layer through the scoring layer's own norm and projections
+        ("lens"), or the queries and keys of the "layer" itself.
     """
 
     layer: int
@@ -160,7 +160,7 @@ class RankSpec:
     max_query_tokens: int = 512
     long_queries: Literal["refuse", "cut"] = "refuse"
     prune: tuple[tuple[int, float], ...] = ()
-    prune_by: Literal["layer", "lens"] = "layer"
+    prune_by: Literal["layer", "lens"] = "lens"
     notes: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

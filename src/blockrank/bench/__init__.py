@@ -8,7 +8,7 @@ from __future__ import annotations
 from blockrank.bench.requests import random_request
 from blockrank.bench.result import BenchResult, Ceiling, Row, Timing
 from blockrank.bench.run import bench
-from blockrank.bench.settings import HF_FULL, BenchSettings, Shape, whole_numbers
+from blockrank.bench.settings import HF_FULL, BenchSettings, Shape, grid, read_schedule, read_shapes, whole_numbers
 from blockrank.bench.shapes import KNOWN_SHAPES, KnownShape
 
 __all__ = [
@@ -22,6 +22,9 @@ __all__ = [
     "Shape",
     "Timing",
     "bench",
+    "grid",
     "random_request",
+    "read_schedule",
+    "read_shapes",
     "whole_numbers",
 ]

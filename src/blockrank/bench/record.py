@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ _PACKAGE = Path(__file__).parents[1]
 _CORE = ("torch", "transformers", "numpy", "safetensors")
 
 
-def environment(device: str, command: str) -> dict[str, Any]:
-    """Date, command, state of the source, hardware and versions; JSON-ready. device: as torch names it."""
+def environment(devices: Sequence[str], command: str) -> dict[str, Any]:
+    """Date, command, state of the source, hardware and versions; JSON-ready. devices: as torch names them."""
     import torch
 
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    hardware = {**machine(), "threads": torch.get_num_threads(), "device": device, "gpu": gpu}
+    names = Counter(torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda"))
+    gpu = ", ".join(name if number == 1 else f"{number} x {name}" for name, number in names.items()) or None
+    hardware = {**machine(), "threads": torch.get_num_threads(), "device": ",".join(devices), "gpu": gpu}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

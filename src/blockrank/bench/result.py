@@ -49,21 +49,23 @@ class Timing:
 class Ceiling:
     """What one large square matrix product reaches on the same device in the same type.
 
-    size: rows and columns of each matrix. ms: of each repeat.
+    size: rows and columns of each matrix. ms: of each repeat. devices: how many of them work; one was measured.
     """
 
     size: int
     ms: Sequence[float]
+    devices: int = 1
 
     @property
     def flops_per_second(self) -> float:
-        """Operations a second, by the median."""
-        return float(2 * self.size**3 / (np.median(self.ms) / 1000))
+        """Operations a second, by the median, on all devices."""
+        return float(self.devices * 2 * self.size**3 / (np.median(self.ms) / 1000))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "size": self.size,
+            "devices": self.devices,
             "tflop_per_second": self.flops_per_second / 1e12,
             "ms": [round(value, 3) for value in self.ms],
         }
@@ -118,13 +120,13 @@ class BenchResult:
     rows: Sequence[Row]
 
     def growth(self) -> list[dict[str, Any]]:
-        """For each length the exponent x of time ~ documents^x, of the model and of each peer; empty where the grid
-        has one number of documents, None where fewer than two of its shapes were measured."""
-        if len(set(self.settings.documents)) < 2:
-            return []
+        """The exponent x of time ~ documents^x, of the model and of each peer, for each length that has several numbers
+        of documents; None where fewer than two of its shapes were measured."""
         table = []
-        for length in dict.fromkeys(self.settings.lengths):
+        for length in dict.fromkeys(row.shape.length for row in self.rows):
             rows = [row for row in self.rows if row.shape.length == length]
+            if len(rows) < 2:
+                continue
             found = {OURS: _growth(rows, [row.timing for row in rows])}
             found |= {peer: _growth(rows, [row.peers[peer] for row in rows]) for peer in self.settings.peers}
             table.append({"length": length, **found})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from blockrank.bench.flops import useful_flops
 from blockrank.bench.record import environment
 from blockrank.bench.requests import random_request
 from blockrank.bench.result import OURS, OUT_OF_MEMORY, BenchResult, Ceiling, Row, Timing
-from blockrank.bench.settings import FP8, HF_FULL, BenchSettings, Shape
+from blockrank.bench.settings import FP8, HF_FULL, INT8, BenchSettings, Shape, schedule_text
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.types import InputError
 
@@ -29,14 +29,19 @@ _INSTRUCTION = 60
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order of the grid."""
+    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order."""
 
     settings: BenchSettings
     subject: Subject
-    device: torch.device
+    devices: Sequence[torch.device]
     requests: dict[Shape, TokenisedRequest]
     flops: dict[Shape, int | None]
     progress: Progress
+
+    @property
+    def peer_repeats(self) -> int:
+        """Times each shape of a peer is measured."""
+        return self.settings.peer_repeats or self.settings.repeats
 
     def layout(self, shape: Shape) -> PackedLayout:
         """The request of a shape, packed."""
@@ -53,17 +58,17 @@ class Job:
 
 
 def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
-    """Measure a grid of shapes and its peers in one run. Imports torch.
+    """Measure shapes and their peers in one run. Imports torch.
 
     Commands run before a model is loaded, so that they have the device to themselves and a broken one is told early.
-    Raises `InputError` where a request does not fit the model or a command fails, `ModelError` where the model cannot
-    be loaded.
+    Raises `InputError` where a request or a schedule does not fit the model, a device cannot be used, or a command
+    fails; `ModelError` where the model cannot be loaded.
     """
     job = _prepare(settings, progress or (lambda *_: None))
     peers: dict[str, dict[Shape, Timing]] = {}
     for peer in settings.peers:
         if peer != HF_FULL:
-            peers[peer] = job.over_shapes(peer, partial(time_command, peer, repeats=settings.repeats))
+            peers[peer] = job.over_shapes(peer, partial(time_command, peer, repeats=job.peer_repeats))
     ceiling, model, ours = _measure_ranking(job)
     if HF_FULL in settings.peers:
         peers[HF_FULL] = _measure_full(job)
@@ -71,7 +76,7 @@ def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchRes
         Row(shape, request.length, job.flops[shape], ours[shape], {peer: peers[peer][shape] for peer in settings.peers})
         for shape, request in job.requests.items()
     ]
-    return BenchResult(settings, environment(str(job.device), settings.command), model, ceiling, rows)
+    return BenchResult(settings, environment([str(it) for it in job.devices], settings.command), model, ceiling, rows)
 
 
 def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
@@ -86,9 +91,10 @@ def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
 def _prepare(settings: BenchSettings, progress: Progress) -> Job:
     """Find the model, make the requests and check that they fit: all that can fail before anything is measured."""
     from blockrank.bench.subject import arithmetic, find_subject, position_table, skeleton
-    from blockrank.model import resolve_device
+    from blockrank.model import resolve_devices
 
-    device, subject = resolve_device(settings.device), find_subject(settings.model)
+    devices = resolve_devices(settings.device)
+    subject = find_subject(settings.model, **settings.spec_changes)
     instruction = settings.instruction
     if instruction is None:
         instruction = _INSTRUCTION if subject.spec.prompt.instruction else 0
@@ -107,7 +113,7 @@ def _prepare(settings: BenchSettings, progress: Progress) -> Job:
                 "positions: take fewer or shorter documents."
             )
         flops[shape] = useful_flops(layout, counted) if counted is not None else None
-    return Job(settings, subject, device, requests, flops, progress)
+    return Job(settings, subject, devices, requests, flops, progress)
 
 
 def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Timing]]:
@@ -118,40 +124,46 @@ def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Tim
     from blockrank.bench.timing import gemm_ceiling, release, time_call
 
     settings = job.settings
-    model = rank_model(job.subject, job.device, settings)
+    release(job.devices)  # what an earlier benchmark of this process left
+    model = rank_model(job.subject, job.devices, settings)
     with torch.inference_mode():
-        before = gemm_ceiling(job.device, model.dtype, fp8=settings.dtype == FP8)
-        release(job.device)
+        before = gemm_ceiling(job.devices, model.dtype, settings.dtype)
+        release(job.devices)
         timings = job.over_shapes(
-            OURS, lambda shape: time_call(lambda: rank(model, job.requests[shape]), settings.repeats, job.device)
+            OURS, lambda shape: time_call(lambda: rank(model, job.requests[shape]), settings.repeats, job.devices)
         )
         # Twice, because a machine may be busy with something else at either end of the run.
-        after = gemm_ceiling(job.device, model.dtype, fp8=settings.dtype == FP8)
+        after = gemm_ceiling(job.devices, model.dtype, settings.dtype)
     facts = {
         "name": job.subject.name, "class": type(model.module).__name__, "random_weights": job.subject.random,
-        "dtype": settings.dtype if settings.dtype == FP8 else str(model.dtype).removeprefix("torch."),
+        "dtype": settings.dtype if settings.dtype in (FP8, INT8) else str(model.dtype).removeprefix("torch."),
         "layers": "library" if model.decoder is None else "fused", "backend": model.backend.name,
         "scoring_layer": model.spec.layer, "all_layers": job.subject.config.num_hidden_layers,
+        "prune": schedule_text(model.spec.prune) or None, "prune_by": model.spec.prune_by if model.spec.prune else None,
     }  # fmt: skip
     return max(before, after, key=lambda found: found.flops_per_second), facts, timings
 
 
 def _measure_full(job: Job) -> dict[Shape, Timing]:
-    """Times of the plain peer: one prefill of the same tokens through every layer, every token reading all before."""
+    """Times of the plain peer: one prefill of the same tokens through every layer, every token reading all before.
+
+    On the first device alone.
+    """
     import torch
 
     from blockrank.bench.subject import plain_model
     from blockrank.bench.timing import release, time_call
 
-    release(job.device)
+    release(job.devices)
+    device = job.devices[0]
     try:
-        module = plain_model(job.subject, job.device, job.settings.dtype)
+        module = plain_model(job.subject, device, job.settings.dtype)
     except torch.OutOfMemoryError:
         return dict.fromkeys(job.requests, Timing(error=OUT_OF_MEMORY))
 
     def measure(shape: Shape) -> Timing:
-        ids_1T = torch.from_numpy(job.layout(shape).ids_T)[None].to(job.device)
-        return time_call(lambda: module(input_ids=ids_1T, use_cache=False), job.settings.repeats, job.device)
+        ids_1T = torch.from_numpy(job.layout(shape).ids_T)[None].to(device)
+        return time_call(lambda: module(input_ids=ids_1T, use_cache=False), job.peer_repeats, [device])
 
     with torch.inference_mode():
         return job.over_shapes(HF_FULL, measure)

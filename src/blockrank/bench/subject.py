@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,13 +13,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from blockrank import engine
-from blockrank.attention import get_backend
+from blockrank.attention import MergingBackend, get_backend
 from blockrank.bench.flops import Arithmetic
-from blockrank.bench.settings import EMBEDDED, FP8, BenchSettings
+from blockrank.bench.settings import EMBEDDED, BenchSettings
 from blockrank.bench.shapes import KNOWN_SHAPES
-from blockrank.model import Layers, RankModel, check_fp8, load_config, load_model, resolve_dtype, resolve_spec
+from blockrank.model import Layers, RankModel, load_config, load_model, resolve_spec, resolve_types
 from blockrank.seam import SEAM
 from blockrank.spec import RankSpec
+from blockrank.types import InputError
 
 _CPU = torch.device("cpu")
 
@@ -43,55 +45,77 @@ class Subject:
         return int(self.config.vocab_size)
 
 
-def find_subject(name: str) -> Subject:
+def find_subject(name: str, **spec_changes: Any) -> Subject:
     """The model of a name: a known shape, "embedded", a folder or a hub name; no weight is read.
 
-    Raises `ModelError` where there is none.
+    spec_changes: fields of its spec that are to be other than it says. Raises `ModelError` where there is no such
+    model, `InputError` where its spec refuses the changes.
     """
     if name in KNOWN_SHAPES:
         shape = KNOWN_SHAPES[name]
-        return Subject(name, AutoConfig.for_model(shape.family, **shape.values), shape.spec, random=True)
+        spec = _changed(shape.spec, spec_changes)
+        return Subject(name, AutoConfig.for_model(shape.family, **shape.values), spec, random=True)
     source = None if name == EMBEDDED else name
-    spec = resolve_spec(source, None)  # first: it has the clearer sentence for a model that is nowhere
+    spec = _changed(resolve_spec(source, None), spec_changes)  # first: its sentence for a model that is nowhere is good
     return Subject(name, load_config(source), spec, random=False)
+
+
+def _changed(spec: RankSpec, changes: dict[str, Any]) -> RankSpec:
+    spec = replace(spec, **changes)
+    if "prune_by" in changes and not spec.prune:
+        raise InputError("prune_by needs a schedule, and the model's spec has none: give prune too.")
+    return spec
 
 
 def weight_type(subject: Subject, dtype: str | None, device: torch.device) -> torch.dtype | None:
     """Type of the weights before anything is quantised; None for the checkpoint's own."""
-    if dtype == FP8 or (dtype is None and subject.random and device.type != "cpu"):
+    if dtype is None and subject.random and device.type != "cpu":
         return torch.bfloat16
-    return resolve_dtype(dtype, device)
+    return resolve_types(dtype, [device])[1]
 
 
-def rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
+def rank_model(subject: Subject, devices: Sequence[torch.device], settings: BenchSettings) -> RankModel:
     """The model ready to rank: loaded, or built with random weights; layers up to the scoring layer.
 
-    Raises `ModelError` and `InputError` as `load_model` does.
+    Raises `ModelError` and `InputError` as `load_model` does, and `InputError` where several devices would not share
+    a request.
     """
     if subject.random:
-        return _random_rank_model(subject, device, settings)
-    return load_model(
-        subject.source,
-        device=device,
-        dtype=settings.dtype,
-        backend=settings.backend,
-        layers=cast("Layers | None", settings.layers),
-    )
+        model, *others = (_random_rank_model(subject, device, settings) for device in devices)
+        model.replicas = tuple(others)
+    else:
+        model = load_model(
+            subject.source,
+            spec=subject.spec,
+            device=devices,
+            dtype=settings.dtype,
+            backend=settings.backend,
+            layers=cast("Layers | None", settings.layers),
+        )
+    if len(devices) > 1:
+        _check_sharing(model)
+    return model
+
+
+def _check_sharing(model: RankModel) -> None:
+    """Raise `InputError` where all but the first device would stay idle."""
+    mergeable = model.spec.query_reads == "own" or isinstance(model.backend, MergingBackend)
+    if model.decoder is None or not mergeable:
+        how = "the library's layers" if model.decoder is None else f"backend {model.backend.name}"
+        raise InputError(f"with {how} a request of {model.name} runs on one device: name one.")
 
 
 def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
-    """What `load_model` would make of random weights, without its probe."""
-    quantised = settings.dtype == FP8
-    if quantised:
-        check_fp8(device)
+    """What `load_model` would make of random weights on one device, without its probe."""
+    eight_bits, _ = resolve_types(settings.dtype, [device])
     weights = weight_type(subject, settings.dtype, device)
     module = _random_module(subject.config, subject.spec.layer + 1, SEAM, device, weights or torch.bfloat16)
     backend = get_backend(settings.backend, device, module.dtype)
     model = RankModel(module, None, subject.spec, backend, subject.name)
-    if settings.layers == "fused" or quantised or (settings.layers is None and engine.unfusable(module) is None):
+    if settings.layers == "fused" or eight_bits or (settings.layers is None and engine.unfusable(module) is None):
         model.fuse()
-    if quantised:
-        model.quantise()
+    if eight_bits:
+        model.quantise(eight_bits)
     return model
 
 

@@ -1,16 +1,18 @@
-"""Time and memory of a call, and the ceiling: what a large matrix product reaches on the same device."""
+"""Time and memory of a call, and the ceiling: what a large matrix product reaches on the same devices."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from blockrank.bench.result import OUT_OF_MEMORY, Ceiling, Timing
+from blockrank.bench.settings import FP8, INT8
 
 _GIB = 1 << 30
 _CEILING = {"cuda": (8192, 100)}  # size of the matrices and repeats
@@ -18,36 +20,40 @@ _SMALL_CEILING = (1024, 20)
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def time_call(call: Callable[[], object], repeats: int, device: torch.device) -> Timing:
-    """Time a call `repeats` times after one that warms up, and its peak memory.
+def time_call(call: Callable[[], object], repeats: int, devices: Sequence[torch.device]) -> Timing:
+    """Time a call `repeats` times after one that warms up, and its peak memory. devices: all that it uses.
 
     Memory that does not suffice is a result, not an error.
     """
-    reset_peak(device)
+    reset_peak(devices)
     try:
-        return Timing(_repeats_ms(call, repeats, device), peak_gib(device))
+        return Timing(_repeats_ms(call, repeats, devices), peak_gib(devices))
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
     # Outside the handler: the traceback, which holds the tensors of the failed call, is gone.
-    release(device)
+    release(devices)
     return Timing(error=OUT_OF_MEMORY)
 
 
-def _repeats_ms(call: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
+def _repeats_ms(call: Callable[[], object], repeats: int, devices: Sequence[torch.device]) -> list[float]:
     taken = []
     for _ in range(repeats + 1):
-        _synchronise(device)
+        _synchronise(devices)
         start = time.perf_counter()
         call()
-        _synchronise(device)
+        _synchronise(devices)
         taken.append(1000 * (time.perf_counter() - start))
     return taken[1:]
 
 
-def _synchronise(device: torch.device) -> None:
+def _cuda(devices: Sequence[torch.device]) -> list[torch.device]:
+    return [device for device in devices if device.type == "cuda"]
+
+
+def _synchronise(devices: Sequence[torch.device]) -> None:
     """Wait for the work that was only queued."""
-    if device.type == "cuda":
+    for device in _cuda(devices):
         torch.cuda.synchronize(device)
 
 
@@ -56,24 +62,29 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def release(device: torch.device) -> None:
+def release(devices: Sequence[torch.device]) -> None:
     """Give back the memory of what is no longer referred to."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    if _cuda(devices):
+        torch.cuda.empty_cache()  # of every device
 
 
-def reset_peak(device: torch.device) -> None:
+def reset_peak(devices: Sequence[torch.device]) -> None:
     """Begin a new peak of memory at what is in use now."""
-    if device.type == "cuda":
+    for device in _cuda(devices):
         torch.cuda.reset_peak_memory_stats(device)
-        return
     with suppress(OSError):  # no Linux, or not allowed: then `peak_gib` knows nothing
         _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
-def peak_gib(device: torch.device) -> float | None:
-    """Most memory since `reset_peak`, in GiB: allocated on a CUDA device, else resident in this process (Linux)."""
+def peak_gib(devices: Sequence[torch.device]) -> float | None:
+    """Most memory since `reset_peak` on the device that needed most, in GiB: allocated on a CUDA device, else resident
+    in this process (Linux)."""
+    found = [peak for device in devices if (peak := _device_peak_gib(device)) is not None]
+    return max(found, default=None)
+
+
+def _device_peak_gib(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
     if device.type != "cpu":
@@ -86,15 +97,24 @@ def peak_gib(device: torch.device) -> float | None:
     return found[0] / (1 << 20) if found else None
 
 
-def gemm_ceiling(device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> Ceiling:
-    """Median speed of one square product of random matrices: 8192 on CUDA, 1024 elsewhere; `fp8`: of eight bits."""
+def gemm_ceiling(devices: Sequence[torch.device], dtype: torch.dtype, name: str | None = None) -> Ceiling:
+    """Median speed of one square product of random matrices: 8192 on CUDA, 1024 elsewhere; of eight bits where `name`
+    is "fp8" or "int8".
+
+    Measured on the first device; the others are taken to be like it.
+    """
+    device = devices[0]
     size, repeats = _CEILING.get(device.type, _SMALL_CEILING)
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
-    if fp8:
-        return Ceiling(size, _repeats_ms(_fp8_product(left, right), repeats, device))
-    out = torch.empty(size, size, device=device, dtype=dtype)
-    return Ceiling(size, _repeats_ms(lambda: torch.mm(left, right, out=out), repeats, device))
+    if name == FP8:
+        call = _fp8_product(left, right)
+    elif name == INT8:
+        call = partial(torch._int_mm, *((20 * side).round().to(torch.int8) for side in (left, right)))
+    else:
+        out = torch.empty(size, size, device=device, dtype=dtype)
+        call = partial(torch.mm, left, right, out=out)
+    return Ceiling(size, _repeats_ms(call, repeats, [device]), len(devices))
 
 
 def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -12,11 +12,23 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from blockrank.bench import HF_FULL, KNOWN_SHAPES, BenchResult, BenchSettings, Row, Timing, bench, whole_numbers
+from blockrank.bench import (
+    HF_FULL,
+    KNOWN_SHAPES,
+    BenchResult,
+    BenchSettings,
+    Row,
+    Shape,
+    Timing,
+    bench,
+    grid,
+    read_schedule,
+    read_shapes,
+    whole_numbers,
+)
 from blockrank.bench.run import Progress as Reporter
 from blockrank.cli.console import (
     BackendOption,
-    DeviceOption,
     JsonOption,
     VerboseOption,
     aligned,
@@ -27,6 +39,8 @@ from blockrank.cli.console import (
 from blockrank.data import atomic_file
 from blockrank.types import InputError
 
+_DOCUMENTS, _LENGTHS = "10,30,100", "96,208"
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -34,8 +48,17 @@ ModelArgument = Annotated[
         help=f"'embedded', a folder, a hub name, or a shape with random weights: {', '.join(KNOWN_SHAPES)}.",
     ),
 ]
-DocumentsOption = Annotated[str, typer.Option("--documents", metavar="N,N,...", help="Documents of a request.")]
-LengthOption = Annotated[str, typer.Option("--length", metavar="N,N,...", help="Tokens of a document.")]
+DocumentsOption = Annotated[
+    str | None,
+    typer.Option("--documents", metavar="N,N,...", help=f"Documents of a request; {_DOCUMENTS} if left out."),
+]
+LengthOption = Annotated[
+    str | None, typer.Option("--length", metavar="N,N,...", help=f"Tokens of a document; {_LENGTHS} if left out.")
+]
+ShapesOption = Annotated[
+    str | None,
+    typer.Option("--shapes", metavar="NxN,NxN,...", help="Documents x tokens, in place of --documents and --length."),
+]
 InstructionOption = Annotated[
     int | None,
     typer.Option(
@@ -47,6 +70,9 @@ RaggedOption = Annotated[
     float, typer.Option("--ragged", metavar="SHARE", help="Draw lengths from [1 - SHARE, 1 + SHARE] x --length.")
 ]
 RepeatsOption = Annotated[int, typer.Option("--repeats", help="Times each shape is measured, after a warm-up.")]
+PeerRepeatsOption = Annotated[
+    int | None, typer.Option("--peer-repeats", help="Times each peer is measured; as --repeats if left out.")
+]
 AgainstOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -56,11 +82,24 @@ AgainstOption = Annotated[
         "with {documents} and {length}.",
     ),
 ]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1 ..., or several: cuda:0,cuda:1; chosen if left out."),
+]
 TypeOption = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or fp8; chosen if left out.")
 ]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="fused, or library for those of transformers; chosen if left out.")
+]
+PruneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prune", metavar="LAYER:SHARE,...", help="From each layer on only the best share of the documents goes on."
+    ),
+]
+PruneByOption = Annotated[
+    str | None, typer.Option("--prune-by", metavar="layer|lens", help="What chooses them; as the model says.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the random tokens.")]
 OutputOption = Annotated[
@@ -71,32 +110,38 @@ OutputOption = Annotated[
 
 def bench_command(
     model: ModelArgument = "embedded",
-    documents: DocumentsOption = "10,30,100",
-    length: LengthOption = "96,208",
+    documents: DocumentsOption = None,
+    length: LengthOption = None,
+    shapes: ShapesOption = None,
     instruction: InstructionOption = None,
     query: QueryOption = 40,
     ragged: RaggedOption = 0.0,
     repeats: RepeatsOption = 5,
+    peer_repeats: PeerRepeatsOption = None,
     against: AgainstOption = None,
     output: OutputOption = None,
-    device: DeviceOption = None,
+    device: DevicesOption = None,
     dtype: TypeOption = None,
     backend: BackendOption = None,
     layers: LayersOption = None,
+    prune: PruneOption = None,
+    prune_by: PruneByOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure how fast a model ranks: random requests over a grid of shapes, from tokens to sorted scores.
+    """Measure how fast a model ranks: random requests of each shape, from tokens to sorted scores.
 
     blockrank bench mistral-7b --documents 100,500 --length 96,208 --against hf-full --output bench.json
     """
     try:
         settings = BenchSettings(
-            model=model, documents=whole_numbers("documents", documents), lengths=whole_numbers("length", length),
-            instruction=instruction, query=query, ragged=ragged, repeats=repeats, against=tuple(against or ()),
-            device=device, dtype=dtype, backend=backend, layers=layers, seed=seed,
+            model=model, shapes=_shapes(documents, length, shapes), instruction=instruction, query=query, ragged=ragged,
+            repeats=repeats, peer_repeats=peer_repeats, against=tuple(against or ()), device=device, dtype=dtype,
+            backend=backend, layers=layers, prune=read_schedule(prune) if prune is not None else None,
+            prune_by=prune_by, seed=seed,
         )  # fmt: skip
+        _check_schedule(settings)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
     # The record is opened first: a place that cannot be written is told before anything is measured.
@@ -107,6 +152,24 @@ def bench_command(
         if stream is not None:
             stream.write((record + "\n").encode())
         write_data(record if as_json else result_text(result))
+
+
+def _shapes(documents: str | None, length: str | None, shapes: str | None) -> tuple[Shape, ...]:
+    """The shapes that the options ask for. Raises `InputError` where they conflict or are no numbers."""
+    if shapes is None:
+        documents, length = _DOCUMENTS if documents is None else documents, _LENGTHS if length is None else length
+        return grid(whole_numbers("documents", documents), whole_numbers("length", length))
+    if documents is not None or length is not None:
+        raise InputError("shapes stands in place of documents and length: give one or the other.")
+    return read_shapes(shapes)
+
+
+def _check_schedule(settings: BenchSettings) -> None:
+    """Raise `InputError` where the model's spec refuses the schedule: a mistake of usage, told before anything runs."""
+    if settings.spec_changes:
+        from blockrank.bench.subject import find_subject  # imports torch
+
+        find_subject(settings.model, **settings.spec_changes)
 
 
 @contextmanager
@@ -153,10 +216,13 @@ def _heading(result: BenchResult) -> str:
     place = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
     reads = f"scoring layer {model['scoring_layer']} of {model['all_layers']}"
     runs = f"{model['dtype']}, {model['layers']} layers, backend {model['backend']}"
+    if model["prune"]:
+        runs += f", prune {model['prune']} by {model['prune_by']}"
     speed, size = f"{ceiling.flops_per_second / 1e12:.3g} TFLOP/s", ceiling.size
+    each = f" on each of {ceiling.devices} devices" if ceiling.devices > 1 else ""
     return (
         f"{model['name']} ({weights}{reads}), {runs}, {place}\n"
-        f"ceiling: {speed}, the product of two {size} x {size} matrices"
+        f"ceiling: {speed}, the product of two {size} x {size} matrices{each}"
     )
 
 

@@ -83,15 +83,10 @@ class Block:
     window: int | None
     keeps_norm: bool
 
-    @property
-    def linears(self) -> tuple[str, ...]:
-        """Names of the products."""
-        return ("qkv", "out", "up", "down")
-
-    def quantise(self) -> None:
+    def quantise(self, dtype: torch.dtype) -> None:
         """All products in eight bits."""
-        for name in self.linears:
-            setattr(self, name, getattr(self, name).quantise())
+        for name in ("qkv", "out", "up", "down"):
+            setattr(self, name, getattr(self, name).quantise(dtype))
 
     def project(self, stream: Stream) -> Tensor:
         """(T, N + 2K, H) rotated queries and keys, and values; brings the stream up to date."""
@@ -113,7 +108,7 @@ class Block:
         stream.delta_TD, stream.delta_norm = delta_TD, None if joins else self.down_norm
         for start, end in chunks(tokens, stream.x_TD.device):
             rows = x[start:end]
-            inner = glue.quantise_rows(attended[start:end]) if self.out.quantised else attended[start:end]
+            inner = glue.quantise_rows(attended[start:end], self.out.takes) if self.out.takes else attended[start:end]
             delta = self._add(self.out, rows, inner, self.out_norm)
             normed = glue.add_norm(
                 rows,
@@ -121,9 +116,9 @@ class Block:
                 self.middle,
                 delta_norm=self.out_norm,
                 keep_norm=self.keeps_norm,
-                quantise=self.up.quantised,
+                quantise=self.up.takes,
             )
-            inner = glue.activate(self.up(normed), self.activation, self.gated, self.down.quantised)
+            inner = glue.activate(self.up(normed), self.activation, self.gated, self.down.takes)
             self._add(self.down, rows, inner, self.down_norm, None if delta_TD is None else delta_TD[start:end])
 
     def read(self, stream: Stream, signal_G: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,19 +149,19 @@ class Block:
         """What the first product of the layer takes, for some rows; adds what is pending to them."""
         rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD.device)
         if self.entry is None:
-            return glue.quantise_rows(rows) if self.qkv.quantised else rows
+            return glue.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
         delta = None if stream.delta_TD is None else stream.delta_TD[start:end]
         return glue.add_norm(
             rows, delta, self.entry, delta_norm=stream.delta_norm, keep_norm=self.keeps_norm,
-            quantise=self.qkv.quantised,
+            quantise=self.qkv.takes,
         )  # fmt: skip
 
     def _normed(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
         """What the first product takes for rows that are up to date (of a post-norm model: they are the norm)."""
         rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD.device)
         if self.entry is None or self.keeps_norm:
-            return glue.quantise_rows(rows) if self.qkv.quantised else rows
-        return glue.add_norm(rows, None, self.entry, quantise=self.qkv.quantised)
+            return glue.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
+        return glue.add_norm(rows, None, self.entry, quantise=self.qkv.takes)
 
     @staticmethod
     def _add(

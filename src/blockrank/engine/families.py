@@ -26,8 +26,8 @@ def fuse(module: PreTrainedModel) -> Decoder:
         return FAMILIES[type(base).__name__](base)
 
 
-def quantise(decoder: Decoder, module: PreTrainedModel, exact_layers: Collection[int] = ()) -> None:
-    """The products of a decoder in eight bits, layer by layer, but for those of `exact_layers`.
+def quantise(decoder: Decoder, module: PreTrainedModel, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
+    """The products of a decoder in a type of eight bits, layer by layer, but for those of `exact_layers`.
 
     The weights they were made from are freed, so that the model's own layers work no more.
     """
@@ -36,7 +36,7 @@ def quantise(decoder: Decoder, module: PreTrainedModel, exact_layers: Collection
             for parameter in layer.parameters():
                 parameter.data = parameter.data.new_empty(0)
             if index not in exact_layers:
-                block.quantise()
+                block.quantise(dtype)
     decoder.quantised = True
 
 

@@ -68,7 +68,7 @@ def forward(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, b
     leave where `spec.prune` says so.
     """
     _check_windows(decoders[0], layout, spec)
-    state = _start(decoders, layout, backend)
+    state = _start(decoders, layout, spec, backend)
     keep = dict(spec.prune)
     for index in range(spec.layer):
         projected = [part.decoder.blocks[index].project(part.stream) for part in state.parts]
@@ -101,12 +101,12 @@ def _check_windows(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> No
 # Parts
 
 
-def _start(decoders: Sequence[Decoder], layout: PackedLayout, backend: AttentionBackend) -> _State:
+def _start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> _State:
     sizes_C = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
     owner_C = share_out(sizes_C, len(decoders))
     parts = []
     for index, decoder in enumerate(decoders):
-        own, rows_T = _own_layout(layout, owner_C, index, len(decoders))
+        own, rows_T = _own_layout(layout, owner_C, index, len(decoders), spec)
         query_R = np.flatnonzero(_token_mask(own, "query"))
         device = decoder.device
         moved = _moved(device, own.ids_T, own.positions_T, query_R, own.signal_G)
@@ -127,8 +127,13 @@ def share_out(sizes_C: Ints, parts: int) -> Ints:
     return owner_C
 
 
-def _own_layout(layout: PackedLayout, owner_C: Ints, index: int, parts: int) -> tuple[PackedLayout, Ints]:
-    """The layout of one part, and the places of its tokens in the whole stream."""
+def _own_layout(
+    layout: PackedLayout, owner_C: Ints, index: int, parts: int, spec: RankSpec
+) -> tuple[PackedLayout, Ints]:
+    """The layout of one part, and the places of its tokens in the whole stream.
+
+    A query that reads its own alone does so in every part, and nothing is merged.
+    """
     if parts == 1:
         return layout, np.arange(layout.tokens)
     assert not layout.cached_rows, "cached rows lie on one device"
@@ -136,7 +141,7 @@ def _own_layout(layout: PackedLayout, owner_C: Ints, index: int, parts: int) -> 
     mine_S = np.ones(len(layout.starts_S), dtype=bool)
     mine_S[layout.document_segment_C[~mine_C]] = False
     rows_T = np.flatnonzero(np.repeat(mine_S, layout.ends_S - layout.starts_S))
-    return layout.part(mine_C, whole=index == 0), rows_T
+    return layout.part(mine_C, whole=index == 0 or spec.query_reads == "own"), rows_T
 
 
 def _token_mask(layout: PackedLayout, kind: str) -> NDArray[np.bool_]:
@@ -234,7 +239,7 @@ def _prune(
     place_T = np.full(int(left.rows_R.max()) + 1, -1)
     place_T[left.rows_R] = np.arange(len(left.rows_R))
     return [
-        _without(state, part, qkv, i, place_T, backend)
+        _without(state, part, qkv, i, place_T, spec, backend)
         for i, (part, qkv) in enumerate(zip(state.parts, projected, strict=True))
     ]
 
@@ -247,11 +252,13 @@ def _seen(part: _Part, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor,
     return qkv[:, : block.heads].index_select(0, part.signal_G), qkv[:, block.heads : block.heads + block.kv_heads]
 
 
-def _without(state: _State, part: _Part, qkv: Tensor, index: int, place_T: Ints, backend: AttentionBackend) -> Tensor:
+def _without(
+    state: _State, part: _Part, qkv: Tensor, index: int, place_T: Ints, spec: RankSpec, backend: AttentionBackend
+) -> Tensor:
     """One part without the documents that left. place_T: new places in the whole stream, -1 for rows that left."""
     new_T = np.where(part.rows_T < len(place_T), place_T[np.minimum(part.rows_T, len(place_T) - 1)], -1)
     rows = np.flatnonzero(new_T >= 0)
-    part.layout, part.rows_T = _own_layout(state.layout, state.owner_C, index, len(state.parts))
+    part.layout, part.rows_T = _own_layout(state.layout, state.owner_C, index, len(state.parts), spec)
     assert (part.rows_T == new_T[rows]).all(), "the part's rows are those of its layout"
     query_R = np.flatnonzero(_token_mask(part.layout, "query"))
     rows_R, part.query_R, part.signal_G = _moved(part.device, rows, query_R, part.layout.signal_G)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+# Types of eight bits, with their largest entry.
+LARGEST: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
 class Quantised(NamedTuple):
-    """Rows in eight bits: values (T, D) float8_e4m3fn and what each row is to be multiplied by (T, 1) float32."""
+    """Rows in eight bits: values (T, D) of a type in `LARGEST`, and what each row is multiplied by (T, 1) float32."""
 
     values: Tensor
     scale: Tensor
@@ -35,7 +35,7 @@ class Glue(Protocol):
         *,
         delta_norm: Norm | None = None,
         keep_norm: bool = False,
-        quantise: bool = False,
+        quantise: torch.dtype | None = None,
     ) -> Tensor | Quantised:
         """Residual and norm."""
 
@@ -49,10 +49,10 @@ class Glue(Protocol):
     ) -> None:
         """Norm and rotation of heads."""
 
-    def activate(self, x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Tensor | Quantised:
+    def activate(self, x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None = None) -> Tensor | Quantised:
         """The activation of an MLP."""
 
-    def quantise_rows(self, x_TD: Tensor) -> Quantised:
+    def quantise_rows(self, x_TD: Tensor, dtype: torch.dtype) -> Quantised:
         """Rows in eight bits."""
 
 
@@ -89,19 +89,19 @@ def add_norm(
     *,
     delta_norm: Norm | None = None,
     keep_norm: bool = False,
-    quantise: bool = False,
+    quantise: torch.dtype | None = None,
 ) -> Tensor | Quantised:
     """Add `delta` (normed by `delta_norm` first, where there is one) to the stream `x`, in place, and norm the sum.
 
     keep_norm: the stream becomes the norm instead of the sum (post-norm models). Returns the norm, in the stream's
-    type or quantised by row.
+    type, or quantised by row in the type asked for.
     """
     if delta_TD is not None:
         x_TD.add_(delta_norm(delta_TD) if delta_norm is not None else delta_TD)
     normed = norm(_wide(x_TD) if quantise else x_TD)
     if keep_norm:
         x_TD.copy_(normed)
-    return quantise_rows(normed) if quantise else x_TD if keep_norm else normed
+    return quantise_rows(normed, quantise) if quantise else x_TD if keep_norm else normed
 
 
 def rotate_heads(
@@ -119,7 +119,7 @@ def rotate_heads(
         heads_TNH.copy_(wide)
 
 
-def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Tensor | Quantised:
+def activate(x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None = None) -> Tensor | Quantised:
     """The activation of an MLP; where `gated`, of the first half of each row, times the second half.
 
     kind: "silu", "gelu" or "gelu_tanh".
@@ -129,11 +129,12 @@ def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Te
         gate = _wide(gate)
     out = F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
     out = out if up is None else out * up
-    return quantise_rows(out) if quantise else out
+    return quantise_rows(out, quantise) if quantise else out
 
 
-def quantise_rows(x_TD: Tensor) -> Quantised:
+def quantise_rows(x_TD: Tensor, dtype: torch.dtype) -> Quantised:
     """Each row in eight bits, scaled so that its largest entry is the largest of the type."""
     wide = x_TD.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / FP8_MAX
-    return Quantised((wide / scale).to(FP8), scale)
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / LARGEST[dtype]
+    scaled = wide / scale
+    return Quantised((scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockrank.engine.glue import FP8, FP8_MAX, Norm, Quantised
+from blockrank.engine.glue import LARGEST, Norm, Quantised
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
@@ -19,12 +19,12 @@ def add_norm(
     *,
     delta_norm: Norm | None = None,
     keep_norm: bool = False,
-    quantise: bool = False,
+    quantise: torch.dtype | None = None,
 ) -> Tensor | Quantised:
     """See `glue.add_norm`."""
     tokens, width = x_TD.shape
-    writes_values = not (keep_norm and not quantise)  # the norm kept in the stream is the result itself
-    values = torch.empty_like(x_TD, dtype=FP8 if quantise else x_TD.dtype) if writes_values else x_TD
+    writes_values = not (keep_norm and quantise is None)  # the norm kept in the stream is the result itself
+    values = torch.empty_like(x_TD, dtype=quantise or x_TD.dtype) if writes_values else x_TD
     scale = torch.empty(tokens if quantise else 0, 1, dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(width)
     with torch.cuda.device(x_TD.device):
@@ -32,8 +32,8 @@ def add_norm(
             x_TD, delta_TD, values, scale, norm.weight_D, norm.bias_D,
             None if delta_norm is None else delta_norm.weight_D, norm.eps,
             x_TD.stride(0), 0 if delta_TD is None else delta_TD.stride(0), norm.shift,
-            WIDTH=width, BLOCK=block, CENTRED=norm.centred, KEEP_NORM=keep_norm, QUANTISE=quantise,
-            WRITES=writes_values, FP8_MAX=FP8_MAX, num_warps=_warps(block),
+            WIDTH=width, BLOCK=block, CENTRED=norm.centred, KEEP_NORM=keep_norm, QUANTISE=quantise is not None,
+            WRITES=writes_values, LARGEST=_largest(quantise), num_warps=_warps(block),
         )  # fmt: skip
     return Quantised(values, scale) if quantise else values
 
@@ -55,33 +55,45 @@ def rotate_heads(
         )  # fmt: skip
 
 
-def activate(x_TF: Tensor, kind: str, gated: bool, quantise: bool = False) -> Tensor | Quantised:
+def activate(x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None = None) -> Tensor | Quantised:
     """See `glue.activate`."""
     tokens, width = x_TF.shape
     out_width = width // 2 if gated else width
-    values = torch.empty((tokens, out_width), dtype=FP8 if quantise else x_TF.dtype, device=x_TF.device)
+    values = torch.empty((tokens, out_width), dtype=quantise or x_TF.dtype, device=x_TF.device)
     scale = torch.empty(tokens if quantise else 0, 1, dtype=torch.float32, device=x_TF.device)
     # Quantising needs the largest entry of a whole row; else a row may be shared between programs.
     block = triton.next_power_of_2(out_width) if quantise else min(triton.next_power_of_2(out_width), 4096)
     with torch.cuda.device(x_TF.device):
         _activate_kernel[(tokens, triton.cdiv(out_width, block))](
             x_TF, values, scale, x_TF.stride(0), WIDTH=out_width, BLOCK=block, KIND=_ACTIVATIONS[kind], GATED=gated,
-            QUANTISE=quantise, FP8_MAX=FP8_MAX, num_warps=_warps(block),
+            QUANTISE=quantise is not None, LARGEST=_largest(quantise), num_warps=_warps(block),
         )  # fmt: skip
     return Quantised(values, scale) if quantise else values
 
 
-def quantise_rows(x_TD: Tensor) -> Quantised:
+def quantise_rows(x_TD: Tensor, dtype: torch.dtype) -> Quantised:
     """See `glue.quantise_rows`."""
     tokens, width = x_TD.shape
-    values = torch.empty((tokens, width), dtype=FP8, device=x_TD.device)
+    values = torch.empty((tokens, width), dtype=dtype, device=x_TD.device)
     scale = torch.empty(tokens, 1, dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(width)
     with torch.cuda.device(x_TD.device):
         _quantise_kernel[(tokens,)](
-            x_TD, values, scale, x_TD.stride(0), WIDTH=width, BLOCK=block, FP8_MAX=FP8_MAX, num_warps=_warps(block)
+            x_TD,
+            values,
+            scale,
+            x_TD.stride(0),
+            WIDTH=width,
+            BLOCK=block,
+            LARGEST=_largest(dtype),
+            num_warps=_warps(block),
         )
     return Quantised(values, scale)
+
+
+def _largest(dtype: torch.dtype | None) -> float:
+    assert dtype in (None, torch.float8_e4m3fn), "integers are for processors"
+    return LARGEST[dtype] if dtype else 0.0
 
 
 def _warps(block: int) -> int:
@@ -101,9 +113,9 @@ def _normed(x, weight, bias, eps, shift, at, real, WIDTH: tl.constexpr, CENTRED:
 
 
 @triton.jit
-def _store_quantised(x, values, scale, row, at, real, WIDTH: tl.constexpr, FP8_MAX: tl.constexpr):
+def _store_quantised(x, values, scale, row, at, real, WIDTH: tl.constexpr, LARGEST: tl.constexpr):
     """A row in eight bits and its scale."""
-    factor = tl.maximum(tl.max(tl.where(real, tl.abs(x), 0.0), 0), 1e-12) / FP8_MAX
+    factor = tl.maximum(tl.max(tl.where(real, tl.abs(x), 0.0), 0), 1e-12) / LARGEST
     tl.store(values + row * WIDTH + at, (x / factor).to(values.dtype.element_ty), mask=real)
     tl.store(scale + row, factor)
 
@@ -112,7 +124,7 @@ def _store_quantised(x, values, scale, row, at, real, WIDTH: tl.constexpr, FP8_M
 def _add_norm_kernel(
     x, delta, values, scale, weight, bias, delta_weight, eps, x_row, delta_row, shift,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, CENTRED: tl.constexpr, KEEP_NORM: tl.constexpr, QUANTISE: tl.constexpr,
-    WRITES: tl.constexpr, FP8_MAX: tl.constexpr,
+    WRITES: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -129,7 +141,7 @@ def _add_norm_kernel(
     if KEEP_NORM:
         tl.store(x + row * x_row + at, normed.to(x.dtype.element_ty), mask=real)
     if QUANTISE:
-        _store_quantised(normed, values, scale, row, at, real, WIDTH, FP8_MAX)
+        _store_quantised(normed, values, scale, row, at, real, WIDTH, LARGEST)
     elif WRITES:
         tl.store(values + row * WIDTH + at, normed.to(values.dtype.element_ty), mask=real)
 
@@ -172,7 +184,7 @@ def _rotate_kernel(
 def _activate_kernel(
     x, values, scale, x_row,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, QUANTISE: tl.constexpr,
-    FP8_MAX: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -188,15 +200,15 @@ def _activate_kernel(
     if GATED:
         y = y * tl.load(x + row * x_row + WIDTH + at, mask=real, other=0.0).to(tl.float32)
     if QUANTISE:
-        _store_quantised(y, values, scale, row, at, real, WIDTH, FP8_MAX)
+        _store_quantised(y, values, scale, row, at, real, WIDTH, LARGEST)
     else:
         tl.store(values + row * WIDTH + at, y.to(values.dtype.element_ty), mask=real)
 
 
 @triton.jit
-def _quantise_kernel(x, values, scale, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FP8_MAX: tl.constexpr):
+def _quantise_kernel(x, values, scale, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     real = at < WIDTH
     y = tl.load(x + row * x_row + at, mask=real, other=0.0).to(tl.float32)
-    _store_quantised(y, values, scale, row, at, real, WIDTH, FP8_MAX)
+    _store_quantised(y, values, scale, row, at, real, WIDTH, LARGEST)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from blockrank.engine.glue import FP8, FP8_MAX, Quantised
+from blockrank.engine.glue import Quantised, quantise_rows
 
 
 class Linear:
@@ -33,15 +33,14 @@ class Linear:
         return cls(weight, bias)
 
     @property
-    def quantised(self) -> bool:
-        """Whether it takes and holds eight bits."""
-        return self.scale_N is not None
+    def takes(self) -> torch.dtype | None:
+        """The type of eight bits that it takes, None where it takes the model's own."""
+        return self.weight_ND.dtype if self.scale_N is not None else None
 
-    def quantise(self) -> Linear:
+    def quantise(self, dtype: torch.dtype) -> Linear:
         """The same product in eight bits."""
-        wide = self.weight_ND.float()
-        scale = wide.abs().amax(1).clamp_min(1e-12) / FP8_MAX
-        return Linear((wide / scale[:, None]).to(FP8), self.bias_N, scale)
+        rows = quantise_rows(self.weight_ND, dtype)
+        return Linear(rows.values, self.bias_N, rows.scale.flatten())
 
     def outputs(self, start: int, end: int) -> Linear:
         """The product for some of the outputs alone; nothing is copied."""
@@ -52,12 +51,12 @@ class Linear:
     @property
     def accumulates(self) -> bool:
         """Whether it can add its product to a tensor on its way."""
-        return not self.quantised and self.bias_N is None
+        return self.scale_N is None and self.bias_N is None
 
     def __call__(self, x: Tensor | Quantised, out: Tensor | None = None) -> Tensor:
         """(T, outputs) in the model's type, into `out` where it is given."""
         if isinstance(x, Quantised):
-            return self._eight_bits(x, out)
+            return self._floats(x, out) if x.values.is_floating_point() else self._integers(x, out)
         if self.bias_N is None:
             return torch.mm(x, self.weight_ND.t(), out=out)
         return torch.addmm(self.bias_N, x, self.weight_ND.t(), out=out)
@@ -66,10 +65,17 @@ class Linear:
         """Add the product to `total`, in place; for one that `accumulates`."""
         total_TN.addmm_(x, self.weight_ND.t())
 
-    def _eight_bits(self, x: Quantised, out: Tensor | None) -> Tensor:
+    def _floats(self, x: Quantised, out: Tensor | None) -> Tensor:
         assert self.scale_N is not None, "a quantised input needs a quantised weight"
         # Products are rounded to bfloat16 and the bias is added there, whatever the model's own type.
         return torch._scaled_mm(
             x.values, self.weight_ND.t(), x.scale, self.scale_N[None, :], bias=self.bias_N, out_dtype=torch.bfloat16,
             use_fast_accum=True, out=out,
+        )  # fmt: skip
+
+    def _integers(self, x: Quantised, out: Tensor | None) -> Tensor:
+        assert self.scale_N is not None, "a quantised input needs a quantised weight"
+        product = torch.mul(torch._int_mm(x.values, self.weight_ND.t()), x.scale, out=out)
+        return product.mul_(self.scale_N) if self.bias_N is None else torch.addcmul(
+            self.bias_N, product, self.scale_N, out=product
         )  # fmt: skip

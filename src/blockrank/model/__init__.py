@@ -6,7 +6,6 @@ from blockrank.model.loading import (
     EMBEDDED_MODEL,
     Devices,
     Layers,
-    check_fp8,
     load_config,
     load_model,
     load_tokenizer,
@@ -14,6 +13,7 @@ from blockrank.model.loading import (
     resolve_devices,
     resolve_dtype,
     resolve_spec,
+    resolve_types,
 )
 from blockrank.model.rank_model import RankModel
 from blockrank.seam import SEAM
@@ -24,7 +24,6 @@ __all__ = [
     "Devices",
     "Layers",
     "RankModel",
-    "check_fp8",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -32,4 +31,5 @@ __all__ = [
     "resolve_devices",
     "resolve_dtype",
     "resolve_spec",
+    "resolve_types",
 ]

@@ -34,7 +34,8 @@ from blockrank.types import InputError, ModelError
 from blockrank.weights import is_int8, read_int8
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "mini"
-FP8 = "fp8"
+# Names of types of eight bits: what products run in, and what everything else is in.
+EIGHT_BITS = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.int8, torch.float32)}
 Layers = Literal["fused", "library"]
 Devices = str | torch.device | Sequence[str | torch.device] | None
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -108,10 +109,10 @@ def load_model(
     name_or_path: a folder, a hub name, or None for the embedded model. head: keep every layer and the language-model
     head (training with the LM loss, generation). device None: the first CUDA device, else the CPU; several devices (a
     sequence, or names with commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own
-    elsewhere; "fp8" is fused layers in bfloat16 whose products are in eight bits. omit_dropout: set every dropout of
-    the config to 0. probe: check with a small forward that the model does what the layout says; see `blockrank.probe`.
-    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where the family allows
-    it and no head is kept.
+    elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose products are in eight bits. omit_dropout: set
+    every dropout of the config to 0. probe: check with a small forward that the model does what the layout says; see
+    `blockrank.probe`. layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where
+    the family allows it and no head is kept.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -119,11 +120,9 @@ def load_model(
     resolved = resolve_spec(name_or_path, spec)
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
     places = resolve_devices(device)
-    quantised = dtype == FP8
-    for place in places if quantised else ():
-        check_fp8(place)
-    weight_type = torch.bfloat16 if quantised else resolve_dtype(dtype, places[0])
-    with _quiet():
+    eight_bits, weight_type = resolve_types(dtype, places)
+    # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
+    with _quiet(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source)
         if not head:
             _cut(config, resolved.layer + 1)
@@ -131,25 +130,24 @@ def load_model(
             if hasattr(config, key):
                 setattr(config, key, 0.0)
         module = _weights(source, config, head, weight_type)
-    fused = layers == "fused" or quantised or (layers is None and not head and engine.unfusable(module) is None)
-
-    def placed(part: PreTrainedModel, place: torch.device) -> RankModel:
-        part = part.to(place).eval()
-        model = RankModel(part, tokenizer, resolved, get_backend(backend, place, part.dtype), str(source))
-        if fused:
-            model.fuse()
-        return model
-
-    # Copies first: the weights lie on the host until then.
-    replicas = [placed(copy.deepcopy(module), place) for place in places[1:]]
-    model = placed(module, places[0])
+        fused = layers == "fused" or (layers is None and not head and engine.unfusable(module) is None)
+        # Copies first: the weights lie on the host until then.
+        modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
+        models = []
+        for part, place in zip(modules, [*places[1:], places[0]], strict=True):
+            part = part.to(place).eval()
+            models.append(RankModel(part, tokenizer, resolved, get_backend(backend, place, part.dtype), str(source)))
+            if fused or eight_bits:
+                models[-1].fuse()
+    *replicas, model = models
     if probe:
         from blockrank.probe import probe_model
 
         probe_model(model)
+    if eight_bits is not None:
+        for item in models:
+            item.quantise(eight_bits)
     model.replicas = tuple(replicas)
-    for item in (model, *replicas) if quantised else ():
-        item.quantise()
     return model
 
 
@@ -202,14 +200,25 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
         return torch.float32 if device.type == "cpu" else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"dtype must be one of float32, bfloat16, float16, float64, fp8, not {dtype!r}.")
+        raise InputError(f"dtype must be one of float32, bfloat16, float16, float64, fp8, int8, not {dtype!r}.")
     return found
 
 
-def check_fp8(device: torch.device) -> None:
-    """Raise `InputError` where products in eight bits cannot run."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise InputError("dtype 'fp8' needs a CUDA device of compute capability 8.9 or later.")
+def resolve_types(
+    dtype: torch.dtype | str | None, devices: Sequence[torch.device]
+) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """The type of eight bits that products run in, if any, and the type of everything else, as `resolve_dtype`.
+
+    Raises `InputError` where a device cannot run them.
+    """
+    if not isinstance(dtype, str) or dtype not in EIGHT_BITS:
+        return None, resolve_dtype(dtype, devices[0])
+    for device in devices:
+        if dtype == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+            raise InputError("dtype 'fp8' needs a CUDA device of compute capability 8.9 or later.")
+        if dtype == "int8" and device.type != "cpu":
+            raise InputError("dtype 'int8' is for processors; on a GPU take 'fp8'.")
+    return EIGHT_BITS[dtype]
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:

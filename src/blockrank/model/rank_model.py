@@ -72,8 +72,8 @@ class RankModel:
             raise ModelError(f"the layers of {self.name or 'the model'} cannot be fused: {reason}.")
         self.decoder = engine.fuse(self.module)
 
-    def quantise(self, exact_layers: Collection[int] = ()) -> None:
-        """Run the products of the fused layers in eight bits, but for those of `exact_layers`.
+    def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
+        """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
 
         The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
         `ModelError` for a model that cannot be fused.
@@ -81,7 +81,7 @@ class RankModel:
         if self.decoder is None:
             self.fuse()
         assert self.decoder is not None
-        engine.quantise(self.decoder, self.module, exact_layers)
+        engine.quantise(self.decoder, self.module, dtype, exact_layers)
 
     def with_spec(self, spec: RankSpec) -> RankModel:
         """The same weights read in another way (at the same layer or below)."""
