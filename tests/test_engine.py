@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -264,7 +265,14 @@ def test_tiles_read_exactly_what_the_layout_says(
         layout = layout.part(np.arange(len(layout.document_segment_C)) % 2 == 0, whole=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("blockrank.attention.triton.SPLIT_ROWS", 16)
-        items, ranges, merges, _, slots = cut_tiles(layout, tokens)
+        patch.setattr("blockrank.attention.triton.TILE_ROWS", tokens)
+        tables = cut_tiles(layout, 1)
+    items, ranges, merges, slots = tables.items_I8, tables.ranges_R2, tables.merges_M4, tables.slots
+    assert tables.tokens == tokens
+    padded = tables.padded()
+    for one, two in ((items, padded.items_I8), (ranges, padded.ranges_R2), (merges, padded.merges_M4)):
+        assert {tuple(row) for row in two.tolist()} == {tuple(row) for row in one.tolist()}
+        assert len(two).bit_count() <= 1
     reads = np.zeros((layout.tokens, layout.rows), dtype=int)
     parts: dict[int, tuple[int, int]] = {}
     for first, size, range_first, range_last, own_first, own_last, causal, slot in items.tolist():
@@ -311,11 +319,9 @@ def test_documents_in_parts_score_as_together(requests: list[list[int]], parts: 
 
 def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
     """Two copies on the processor stand for two devices."""
-    copy = load_model(device="cpu", probe=False)
-    model = RankModel(
-        mini.model.module, mini.model.hf_tokenizer, mini.spec, mini.model.backend, "m", mini.model.decoder
-    )
-    model.replicas = (copy,)
+    second = load_model(device="cpu", probe=False)
+    model = copy.copy(mini.model)
+    model.replicas = (second,)
     used: list[RankModel] = []
 
     class Counting(AttentionScorer):
@@ -329,7 +335,7 @@ def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
     found = list(both.rank_iter(requests))
     assert [ranking.query_id for ranking in found] == [request.query_id for request in requests]
     assert len(used) > 10
-    assert {item.decoder for item in used} == {model.decoder, copy.decoder}
+    assert {item.decoder for item in used} == {model.decoder, second.decoder}
     for ranking, expected in zip(found, mini.rank_iter(requests), strict=True):
         assert [e.doc_id for e in ranking] == [e.doc_id for e in expected]
         assert [e.score for e in ranking] == pytest.approx([e.score for e in expected], abs=1e-5)

@@ -257,6 +257,40 @@ def test_reuse_and_evidence_on_a_device_equal_the_host() -> None:
             assert shares[entry.doc_id] == pytest.approx([item.share for item in entry.evidence], abs=1e-4)
 
 
+def test_small_layouts_run_as_graphs_from_the_second_time_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockrank.engine.graphs.MOST_GRAPHS", 2)
+    model = _spread_model("qwen3", "triton", torch.bfloat16)
+    model.fuse()
+    graphs = model._graphs
+    assert graphs is not None
+    draw = np.random.default_rng(0)
+    for size, count in ((20, 5), (60, 20), (200, 12), (20, 5)):
+        for seed in range(4):
+            lengths = [7, *(int(n) for n in draw.integers(size - 3, size + 3, count)), 9]
+            layout = random_layout(lengths, model.spec, seed)
+            with torch.inference_mode():
+                found = AttentionScorer().score(model, layout).scores_C
+                capture = engine.forward([model.decoder], layout, model.spec, model.backend)  # type: ignore[list-item]
+                expected = log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale).exp()
+            torch.testing.assert_close(found, expected, atol=0, rtol=2e-2)
+    assert len(graphs) == 2, "the least recently used was dropped"
+    large = random_layout([7, *[200] * 30, 9], model.spec)
+    for _ in range(3):
+        _scores(model, large)
+    assert len(graphs) == 2, "large layouts run as they are"
+
+
+def test_a_quantised_model_and_another_spec_share_no_stale_graph() -> None:
+    ranker = Ranker.from_pretrained(device="cuda", dtype="bfloat16")
+    documents = [f"Bram Stoker wrote {n} letters." for n in range(9)]
+    runs = [[e.score for e in ranker.rank("who wrote Dracula", documents)] for _ in range(4)]
+    assert runs[1:] == runs[:1] * 3 or runs[2] == pytest.approx(runs[0], rel=2e-2)
+    ranker.model.quantise(torch.float8_e4m3fn)
+    small = [[e.score for e in ranker.rank("who wrote Dracula", documents)] for _ in range(4)]
+    assert small[0] != runs[-1]
+    assert small[3] == pytest.approx(small[0], rel=5e-2)
+
+
 def test_no_size_of_a_request_compiles_a_kernel_again() -> None:
     from blockrank.attention.triton_kernels import _attend_kernel
     from blockrank.engine.glue_triton import _activate_kernel, _add_norm_kernel, _rotate_kernel

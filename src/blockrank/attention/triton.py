@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from blockrank.layout import Ints, PackedLayout, ranges_flat
@@ -40,6 +41,47 @@ class Tiles:
     slots: int
 
 
+@dataclass(frozen=True, slots=True)
+class TileTables:
+    """`Tiles` on the host."""
+
+    items_I8: Ints
+    ranges_R2: Ints
+    merges_M4: Ints
+    tokens: int
+    slots: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Rows of the tables, tokens of a tile, and slots: what a captured graph depends on."""
+        return len(self.items_I8), len(self.ranges_R2), len(self.merges_M4), self.tokens, self.slots
+
+    def padded(self) -> TileTables:
+        """The same work in one of a few sizes: rows are repeated, and what is done twice gives the same twice."""
+        items, ranges, merges = (_repeated(table) for table in (self.items_I8, self.ranges_R2, self.merges_M4))
+        return TileTables(items, ranges, merges, self.tokens, _rounded(self.slots))
+
+    def flat(self) -> NDArray[np.int32]:
+        """All tables one after the other."""
+        tables = (self.items_I8, self.ranges_R2, self.merges_M4)
+        return np.concatenate([table.ravel() for table in tables]).astype(np.int32)
+
+    def on(self, flat: Tensor) -> Tiles:
+        """The tables as parts of a tensor that holds what `flat` gives."""
+        tables = (self.items_I8, self.ranges_R2, self.merges_M4)
+        parts = torch.split(flat, [table.size for table in tables])
+        return Tiles(*(part.view(t.shape) for part, t in zip(parts, tables, strict=True)), self.tokens, self.slots)
+
+
+def _rounded(size: int) -> int:
+    """The next power of two; none stays none."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _repeated(table: Ints) -> Ints:
+    return np.pad(table, ((0, _rounded(len(table)) - len(table)), (0, 0)), mode="edge") if len(table) else table
+
+
 @dataclass(slots=True)
 class TilePlan:
     """A layout to be cut into tiles once the size of a head group is known, on the device it runs on."""
@@ -51,7 +93,8 @@ class TilePlan:
     def tiles(self, group: int) -> Tiles:
         """Tiles for `group` query heads a key head; computed once."""
         if group not in self._tiles:
-            self._tiles[group] = _upload(*cut_tiles(self.layout, max(TILE_ROWS // group, 1)), self.device)
+            tables = cut_tiles(self.layout, group)
+            self._tiles[group] = tables.on(torch.from_numpy(tables.flat()).to(self.device, non_blocking=True))
         return self._tiles[group]
 
 
@@ -98,11 +141,12 @@ class TritonBackend:
         return out_TNH, lse_TN
 
 
-def cut_tiles(layout: PackedLayout, tokens: int) -> tuple[Ints, Ints, Ints, int, int]:
-    """Items, ranges, merges (see `Tiles`), tokens of a tile and the number of slots, on the host.
+def cut_tiles(layout: PackedLayout, group: int) -> TileTables:
+    """The tiles of a layout for `group` query heads a key head, on the host.
 
     Tiles that read most come first, so that none is left running alone at the end.
     """
+    tokens = max(TILE_ROWS // group, 1)
     reads_S = _rows_read(layout)
     long_S = reads_S > SPLIT_ROWS
     lengths_S = layout.ends_S - layout.starts_S
@@ -121,7 +165,9 @@ def cut_tiles(layout: PackedLayout, tokens: int) -> tuple[Ints, Ints, Ints, int,
     ranges = np.concatenate([layout.reads_R2, pieces])
     read_before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
     cost_I = read_before[items[:, 3]] - read_before[items[:, 2]] + items[:, 5] - items[:, 4]
-    return items[np.argsort(-cost_I, kind="stable")], ranges, merges, tokens, int((split_items[:, 7] >= 0).sum())
+    return TileTables(
+        items[np.argsort(-cost_I, kind="stable")], ranges, merges, tokens, int((split_items[:, 7] >= 0).sum())
+    )
 
 
 def _rows_read(layout: PackedLayout) -> Ints:
@@ -167,13 +213,3 @@ def _pieces(start: int, end: int) -> Ints:
     """A range cut into pieces of nearly equal size, none over `SPLIT_ROWS`."""
     bounds = np.linspace(start, end, -(-(end - start) // SPLIT_ROWS) + 1).astype(np.int64)
     return np.stack([bounds[:-1], bounds[1:]], axis=1)
-
-
-def _upload(items: Ints, ranges: Ints, merges: Ints, tokens: int, slots: int, device: torch.device) -> Tiles:
-    """All tables in one transfer."""
-    parts = [np.ascontiguousarray(part, dtype=np.int32) for part in (items, ranges, merges)]
-    flat = torch.from_numpy(np.concatenate([part.ravel() for part in parts])).to(device, non_blocking=True)
-    tensors = [
-        piece.view(part.shape) for piece, part in zip(torch.split(flat, [p.size for p in parts]), parts, strict=True)
-    ]
-    return Tiles(tensors[0], tensors[1], tensors[2], tokens, slots)

@@ -27,8 +27,12 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Folder with blockrank.json, or a hub name; the embedded model if left out."),
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; chosen if left out.")]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; chosen if left out.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or several with commas; chosen if left out.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16, float16, int8 (CPU) or fp8 (GPU); chosen if left out.")
+]
 BackendOption = Annotated[str | None, typer.Option("--backend", help="Attention backend; chosen if left out.")]
 SegmentOption = Annotated[
     int | None,

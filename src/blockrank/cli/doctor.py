@@ -89,18 +89,26 @@ def _machine(device: str | None) -> dict[str, Any]:
     """Devices, threads and the backends that can run on the device that would be used."""
     import torch
 
-    from blockrank.attention import available_backends
-    from blockrank.model import resolve_device
+    from blockrank.attention import available_backends, get_backend
+    from blockrank.model import resolve_devices
 
     devices = [f"cpu ({platform.machine()})"]
     devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    place = resolve_device(device)
+    place = resolve_devices(device)[0]
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     backends = [{"name": item.name, "reason": item.reason} for item in available_backends(place, dtype)]
+    defaults = {
+        use: get_backend(None, place, dtype, training=use == "training").name for use in ("inference", "training")
+    }
     return {
         "devices": devices,
         "threads": {"torch": torch.get_num_threads(), "cores": os.cpu_count()},
-        "backends": {"device": str(place), "dtype": str(dtype).removeprefix("torch."), "available": backends},
+        "backends": {
+            "device": str(place),
+            "dtype": str(dtype).removeprefix("torch."),
+            "available": backends,
+            "defaults": defaults,
+        },
     }
 
 
@@ -108,11 +116,15 @@ def _checks(model: str | None, device: str | None, backend: str | None) -> list[
     """Load, probe, rank; the first failure ends it."""
     loaded: list[Ranker] = []
 
+    from blockrank.engine import unfusable
+
     def load() -> str:
         loaded.append(load_ranker(model, device=device, backend=backend, probe=False))
         found = loaded[0].model
         dtype = str(found.dtype).removeprefix("torch.")
-        return f"{found.name}: {type(found.module).__name__}, {dtype} on {found.device}, backend {found.backend.name}"
+        layers = "fused layers" if found.decoder is not None else f"the library's layers ({unfusable(found.module)})"
+        kind = type(found.module).__name__
+        return f"{found.name}: {kind}, {dtype} on {found.device}, backend {found.backend.name}, {layers}"
 
     def probe() -> str:
         from blockrank.probe import probe_model
@@ -156,5 +168,7 @@ def _text(report: dict[str, Any], checks: list[Check], ok: bool) -> str:
     for item in backends["available"]:
         state = f"not available: {item['reason']}" if item["reason"] else "available"
         rows.append((f"backend {item['name']}", f"{state} ({backends['device']}, {backends['dtype']})"))
+    defaults = (f"{name} for {use}" for use, name in backends["defaults"].items())
+    rows.append(("default backend", f"{', '.join(defaults)} ({backends['device']}, {backends['dtype']})"))
     rows += [(check.name, f"{'ok' if check.ok else 'failed'}: {check.detail}") for check in checks]
     return "\n".join([*aligned(rows), "ok" if ok else "failed"])

@@ -5,5 +5,6 @@ from __future__ import annotations
 from blockrank.engine.block import Decoder
 from blockrank.engine.families import FAMILIES, fuse, quantise, unfusable
 from blockrank.engine.forward import forward
+from blockrank.engine.graphs import Graphs
 
-__all__ = ["FAMILIES", "Decoder", "forward", "fuse", "quantise", "unfusable"]
+__all__ = ["FAMILIES", "Decoder", "Graphs", "forward", "fuse", "quantise", "unfusable"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -20,10 +22,9 @@ _ELSEWHERE = 8192
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
 
 
+@cache
 def glue_for(device: torch.device) -> Glue:
     """Fused kernels on CUDA where triton is installed, plain torch elsewhere."""
-    from importlib.util import find_spec
-
     if device.type == "cuda" and find_spec("triton") is not None:
         from blockrank.engine import glue_triton
 
@@ -191,13 +192,16 @@ Rotate = Callable[[Tensor, Tensor], dict[str, Rotation]]
 
 @dataclass(slots=True, eq=False)
 class Decoder:
-    """A whole model: embed (ids_T, positions_T) -> x_TD, rotations (x_TD, positions_T), its layers, its family, and
-    whether its products are in eight bits."""
+    """A whole model: embed (ids_T, positions_T) -> x_TD, rotations (x_TD, positions_T), its layers and its family.
+
+    capturable: whether a forward does nothing on the host but launch. quantised: whether products are in eight bits.
+    """
 
     embed: Embed
     rotate: Rotate
     blocks: list[Block]
     family: str
+    capturable: bool = True
     quantised: bool = False
 
     @property

@@ -15,6 +15,8 @@ from blockrank.engine.linear import Linear
 
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
+_DYNAMIC = {"dynamic", "longrope"}  # rotary embeddings that look at the positions on the host
+
 
 def fuse(module: PreTrainedModel) -> Decoder:
     """The layers of a model as fused blocks. Its own modules keep working, as views of the fused weights.
@@ -71,7 +73,15 @@ def _gated_decoder(base: Any) -> Decoder:
         found = {kind: base.rotary_emb(x_TD[None], positions_T[None], *extra) for kind, extra in zip(kinds, extras)}  # noqa: B905
         return {kind: (cos[0].contiguous(), sin[0].contiguous()) for kind, (cos, sin) in found.items()}
 
-    return Decoder(lambda ids_T, _: base.embed_tokens(ids_T), rotate, blocks, type(base).__name__)
+    return Decoder(
+        lambda ids_T, _: base.embed_tokens(ids_T), rotate, blocks, type(base).__name__, not _DYNAMIC & _rope_types(base)
+    )
+
+
+def _rope_types(base: Any) -> set[str]:
+    """The kinds of rotary embedding of a model; some have one for each kind of layer."""
+    found = getattr(base.rotary_emb, "rope_type", "default")
+    return set(found.values()) if isinstance(found, dict) else {found}
 
 
 def _gated_block(layer: Any, config: Any, shift: float) -> Block:

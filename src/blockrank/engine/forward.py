@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blockrank.attention import AttentionBackend, MergingBackend
 from blockrank.engine.block import Decoder, Stream
+from blockrank.engine.graphs import Graphs
 from blockrank.layout import Ints, PackedLayout
 from blockrank.prune import Exit, leave
 from blockrank.seam import Capture
@@ -60,14 +61,22 @@ class _State:
     exits: list[Exit]
 
 
-def forward(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> Capture:
+def forward(
+    decoders: Sequence[Decoder],
+    layout: PackedLayout,
+    spec: RankSpec,
+    backend: AttentionBackend,
+    graphs: Graphs | None = None,
+) -> Capture:
     """Queries and keys at the scoring layer, as the library's own layers behind the seam give them.
 
-    decoders: the model, once a device. Below the scoring layer every token runs, but in the last layer below only what
-    the scoring layer reads; of the scoring layer itself only keys, and the queries of the signal tokens. Documents
-    leave where `spec.prune` says so.
+    decoders: the model, once a device. graphs: captured forwards of the first, for layouts that are small enough. Below
+    the scoring layer every token runs, but in the last layer below only what the scoring layer reads; of the scoring
+    layer itself only keys, and the queries of the signal tokens. Documents leave where `spec.prune` says so.
     """
     _check_windows(decoders[0], layout, spec)
+    if graphs is not None and len(decoders) == 1 and (found := graphs.forward(layout, spec, backend)):
+        return Capture(*found, decoders[0].blocks[spec.layer].scale, layout)
     state = _start(decoders, layout, spec, backend)
     keep = dict(spec.prune)
     for index in range(spec.layer):

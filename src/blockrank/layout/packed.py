@@ -89,6 +89,22 @@ class PackedLayout:
             kinds_S=tuple(kind for kind, kept in zip(self.kinds_S, kept_S, strict=True) if kept),
         )
 
+    def padded(self, tokens: int) -> PackedLayout:
+        """The same layout up to a larger number of tokens: a last segment of zeros that nothing else reads."""
+        more = tokens - self.tokens
+        zeros = np.zeros(more, dtype=np.int64)
+        return replace(
+            self,
+            ids_T=np.r_[self.ids_T, zeros],
+            positions_T=np.r_[self.positions_T, zeros],
+            starts_S=np.r_[self.starts_S, self.tokens],
+            ends_S=np.r_[self.ends_S, tokens],
+            causal_S=np.r_[self.causal_S, True],
+            own_S=np.r_[self.own_S, True],
+            read_offsets_S1=np.r_[self.read_offsets_S1, self.read_offsets_S1[-1]],
+            kinds_S=(*self.kinds_S, "instruction"),
+        )
+
     def part(self, kept_C: NDArray[np.bool_], *, whole: bool) -> PackedLayout:
         """The same layout with some of its documents, one of several that share the work on a layout.
 

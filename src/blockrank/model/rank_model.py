@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -37,11 +38,11 @@ class RankModel:
         spec: RankSpec,
         backend: AttentionBackend,
         name: str = "",
-        decoder: engine.Decoder | None = None,
-        replicas: Sequence[RankModel] = (),
     ) -> None:
         self.module, self.hf_tokenizer, self.spec, self.backend, self.name = module, hf_tokenizer, spec, backend, name
-        self.decoder, self.replicas = decoder, tuple(replicas)
+        self.decoder: engine.Decoder | None = None
+        self._graphs: engine.Graphs | None = None
+        self.replicas: tuple[RankModel, ...] = ()
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
         self.store: Store | None = None
         self._check_spec()
@@ -71,6 +72,7 @@ class RankModel:
         if reason := engine.unfusable(self.module):
             raise ModelError(f"the layers of {self.name or 'the model'} cannot be fused: {reason}.")
         self.decoder = engine.fuse(self.module)
+        self._graphs = engine.Graphs(self.decoder)
 
     def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
         """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
@@ -82,22 +84,28 @@ class RankModel:
             self.fuse()
         assert self.decoder is not None
         engine.quantise(self.decoder, self.module, dtype, exact_layers)
+        self._graphs = engine.Graphs(self.decoder)  # none of the products captured before
 
     def with_spec(self, spec: RankSpec) -> RankModel:
         """The same weights read in another way (at the same layer or below)."""
-        replicas = [replica.with_spec(spec) for replica in self.replicas]
-        return RankModel(self.module, self.hf_tokenizer, spec, self.backend, self.name, self.decoder, replicas)
+        changed = self._copy(decoder=self.decoder, replicas=tuple(replica.with_spec(spec) for replica in self.replicas))
+        changed.spec = spec
+        changed._check_spec()
+        return changed
 
     def on_each_device(self) -> tuple[RankModel, ...]:
         """The model and its replicas, each to be used alone."""
-        alone = RankModel(self.module, self.hf_tokenizer, self.spec, self.backend, self.name, self.decoder)
-        alone.store = self.store
-        return (alone, *self.replicas)
+        return (self._copy(decoder=self.decoder, replicas=()), *self.replicas)
 
     def in_library_layers(self) -> RankModel:
         """The same weights in the library's own layers."""
         self._refuse_eight_bits()
-        return RankModel(self.module, self.hf_tokenizer, self.spec, self.backend, self.name)
+        return self._copy(decoder=None, replicas=())
+
+    def _copy(self, *, decoder: engine.Decoder | None, replicas: tuple[RankModel, ...]) -> RankModel:
+        found = copy.copy(self)
+        found.decoder, found.replicas, found.store = decoder, replicas, None
+        return found
 
     def _refuse_eight_bits(self) -> None:
         if self.decoder is not None and self.decoder.quantised:
@@ -191,7 +199,7 @@ class RankModel:
         """
         self.check_positions(layout)
         if stop and label_T is None and not hidden and module is None and self._runs_fused():
-            return engine.forward(self._decoders(layout), layout, self.spec, self.backend)
+            return engine.forward(self._decoders(layout), layout, self.spec, self.backend, self._graphs)
         self._refuse_eight_bits()
         current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
         extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}

@@ -1,0 +1,133 @@
+"""Forwards of small layouts as CUDA graphs: one launch in place of hundreds, where they take longer than the computing.
+
+A graph belongs to a *size*: numbers of tokens, tiles and signal tokens, each rounded up. A layout is padded to its size
+with tokens that read only themselves, its tables with repetitions; both are copied into the graph's inputs before it is
+replayed. A size is captured when it comes by for the second time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockrank.attention import AttentionBackend
+from blockrank.attention.triton import TilePlan, TileTables, TritonBackend, cut_tiles
+from blockrank.engine.block import Decoder
+from blockrank.layout import PackedLayout
+from blockrank.spec import RankSpec
+
+GRAPH_TOKENS = 4096  # a larger layout keeps a GPU busy for longer than its launches take
+MOST_GRAPHS = 32  # sizes kept, the least recently used goes first
+_STEPS = 8  # sizes between a number of tokens and its double
+
+
+class Size(NamedTuple):
+    """What a graph was captured for."""
+
+    layer: int
+    tokens: int
+    signals: int
+    tables: tuple[int, int, int, int, int]
+
+
+class Graphs:
+    """The captured forwards of one decoder."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._seen: Counter[Size] = Counter()
+        self._captured: OrderedDict[Size, _Graph] = OrderedDict()
+        self._pool: Any = None  # torch's handle, shared by all graphs: they never run at the same time
+
+    def __len__(self) -> int:
+        return len(self._captured)
+
+    def forward(self, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> tuple[Tensor, Tensor] | None:
+        """Queries (G, N, H) of the signal tokens and keys (T, K, H) at the scoring layer; None for a layout that is
+        not for graphs: large, of a size seen for the first time, or pruned."""
+        if not self._fits(layout, spec, backend):
+            return None
+        block = self._decoder.blocks[0]
+        padded = layout.padded(rounded(layout.tokens + 1))
+        tables = cut_tiles(padded, block.heads // block.kv_heads).padded()
+        size = Size(spec.layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
+        self._seen[size] += 1
+        if size not in self._captured:
+            if self._seen[size] < 2:
+                return None
+            self._capture(size, padded, tables, backend)
+        self._captured.move_to_end(size)
+        q_GNH, k_TKH = self._captured[size].replay(padded, tables)
+        # Copies: the next replay writes to the same place.
+        return q_GNH[: len(layout.signal_G)].clone(), k_TKH[: layout.tokens].clone()
+
+    def _fits(self, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> bool:
+        small = layout.tokens <= GRAPH_TOKENS and not layout.cached_rows
+        return small and isinstance(backend, TritonBackend) and not spec.prune and self._decoder.capturable
+
+    def _capture(self, size: Size, padded: PackedLayout, tables: TileTables, backend: AttentionBackend) -> None:
+        with torch.cuda.device(self._decoder.device):
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._captured[size] = _Graph(self._decoder, size, padded, tables, backend, self._pool)
+        while len(self._captured) > MOST_GRAPHS:
+            self._captured.popitem(last=False)
+
+
+class _Graph:
+    """One captured forward with its inputs and outputs."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        size: Size,
+        padded: PackedLayout,
+        tables: TileTables,
+        backend: AttentionBackend,
+        pool: Any,
+    ) -> None:
+        self._decoder, self._size, self._backend = decoder, size, backend
+        self._indices = torch.empty(2 * size.tokens + size.signals, dtype=torch.int64, device=decoder.device)
+        self._tables = torch.empty(tables.flat().size, dtype=torch.int32, device=decoder.device)
+        block = decoder.blocks[0]
+        self._plan = TilePlan(padded, decoder.device, {block.heads // block.kv_heads: tables.on(self._tables)})
+        self._fill(padded, tables)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run()  # compiles kernels and makes workspaces, which must not happen during the capture
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._outputs = self._run()
+
+    def replay(self, padded: PackedLayout, tables: TileTables) -> tuple[Tensor, Tensor]:
+        """Outputs for another layout of the size; they last until the next replay."""
+        self._fill(padded, tables)
+        self._graph.replay()
+        return self._outputs
+
+    def _fill(self, padded: PackedLayout, tables: TileTables) -> None:
+        signals = np.pad(padded.signal_G, (0, self._size.signals - len(padded.signal_G)), mode="edge")
+        indices = np.concatenate([padded.ids_T, padded.positions_T, signals])
+        self._indices.copy_(torch.from_numpy(indices), non_blocking=True)
+        self._tables.copy_(torch.from_numpy(tables.flat()), non_blocking=True)
+
+    def _run(self) -> tuple[Tensor, Tensor]:
+        size, blocks = self._size, self._decoder.blocks
+        ids_T, positions_T, signal_G = torch.split(self._indices, [size.tokens, size.tokens, size.signals])
+        stream = self._decoder.start(ids_T, positions_T)
+        for block in blocks[: size.layer]:
+            qkv = block.project(stream)
+            n, k = block.heads, block.heads + block.kv_heads
+            block.finish(stream, self._backend.attend(qkv[:, :n], qkv[:, n:k], qkv[:, k:], self._plan, block.scale))
+        return blocks[size.layer].read(stream, signal_G)
+
+
+def rounded(size: int) -> int:
+    """The next of a few sizes, at most an eighth larger (and at least 8)."""
+    step = max(1 << (max(size, 8) - 1).bit_length() - 1, _STEPS) // _STEPS
+    return -(-max(size, 8) // step) * step
