@@ -70,7 +70,8 @@ class TileTables:
         """The tables as parts of a tensor that holds what `flat` gives."""
         tables = (self.items_I8, self.ranges_R2, self.merges_M4)
         parts = torch.split(flat, [table.size for table in tables])
-        return Tiles(*(part.view(t.shape) for part, t in zip(parts, tables, strict=True)), self.tokens, self.slots)
+        items, ranges, merges = (part.view(table.shape) for part, table in zip(parts, tables, strict=True))
+        return Tiles(items, ranges, merges, self.tokens, self.slots)
 
 
 def _rounded(size: int) -> int:
