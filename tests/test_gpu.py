@@ -19,7 +19,7 @@ from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel
 from blockrank.scorers import AttentionScorer
-from blockrank.signals import log_scores
+from blockrank.signals import document_lse, log_scores, plan_readout, segment_lse
 from blockrank.spec import RankSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -128,6 +128,22 @@ def test_a_split_query_and_its_log_sum_exps_equal_the_reference() -> None:
     found = triton.attend_part(q, k, v, triton.plan(layout, CUDA), 0.1)
     for one, two in zip(found, expected, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cosine", ["none", "keys", "both"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_kernel_of_the_read_out_equals_plain_torch(joined: bool, cosine: str) -> None:
+    for heads, kv_heads, width in ((32, 8, 128), (12, 12, 32), (5, 1, 24)):
+        for tokens in (1, 2, "query"):
+            spec = golden_spec(joined_heads=joined, cosine=cosine, signal_tokens=tokens, logit_scale=2.0)
+            layout = pack([_request(0), _request(1)], spec)
+            q_GNH = torch.randn(len(layout.signal_G), heads, width, device=CUDA)
+            qkv = torch.randn(layout.tokens, heads + 2 * kv_heads, width, device=CUDA)
+            readout = plan_readout(q_GNH, qkv[:, heads : heads + kv_heads], layout, spec, 0.1)
+            expected = segment_lse(readout, readout.segments_C, readout.requests_C)
+            with torch.inference_mode():
+                found = document_lse(readout)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 # Glue

@@ -20,7 +20,7 @@ ORDER = (
     {"prompt"},
     {"layout"},
     {"attention"},
-    {"signals"},
+    {"signals", "signals_triton"},
     {"weights"},
     {"prune"},
     {"seam"},

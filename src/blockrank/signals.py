@@ -7,7 +7,7 @@ of one document; the softmax of it over documents is the share of attention the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockrank.attention import has_kernels
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 from blockrank.spec import RankSpec
 
@@ -28,7 +29,8 @@ class Readout:
 
     scale: the factor on logits, the spec's own included. signal_BG, signal_mask_BG: places in the captured signal
     rows, padded. slot_C: place of a document in a padded (B, M) table, M the largest candidate list. segments_C,
-    requests_C, length_C: segment, request and row count of each document.
+    requests_C: segment and request of each document on the host. owner_C, length_C, start_C: on the device the request,
+    row count and first row of each.
     """
 
     q_GNH: Tensor
@@ -42,7 +44,9 @@ class Readout:
     most_documents: int
     segments_C: Ints
     requests_C: Ints
+    owner_C: Tensor
     length_C: Tensor
+    start_C: Tensor
 
 
 def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Readout:
@@ -55,23 +59,36 @@ def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
     place = ranges_flat(np.zeros_like(documents), documents)
     segments = layout.document_segment_C
 
-    def move(array: Ints | NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array).to(q_GNH.device, non_blocking=True)
-
+    starts_C = layout.starts_S[segments] + layout.cached_rows
+    lengths_C = layout.ends_S[segments] - layout.starts_S[segments]
+    arrays = (
+        np.where(mask, first[:, None] + at_G, 0), mask, layout.document_request_C * documents.max() + place,
+        layout.document_request_C, lengths_C, starts_C,
+    )  # fmt: skip
+    signal_BG, mask_BG, slot_C, owner_C, length_C, start_C = _moved(q_GNH.device, arrays)
     return Readout(
         q_GNH,
         k_PKH,
         layout,
         spec,
         spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale,
-        move(np.where(mask, first[:, None] + at_G, 0)),
-        move(mask),
-        move(layout.document_request_C * documents.max() + place),
+        signal_BG,
+        mask_BG.bool(),
+        slot_C,
         int(documents.max()),
         segments,
         layout.document_request_C,
-        move(layout.ends_S[segments] - layout.starts_S[segments]),
+        owner_C,
+        length_C,
+        start_C,
     )
+
+
+def _moved(device: torch.device, arrays: Sequence[Ints | NDArray[np.bool_]]) -> list[Tensor]:
+    """Index arrays on a device as int64, in one transfer."""
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int64))
+    parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
@@ -81,7 +98,7 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     own factor on logits, usually 1/sqrt(head_dim). Scores of a request sum to one when the softmax is over documents.
     """
     readout = plan_readout(q_GNH, k_PKH, layout, spec, scale)
-    lse_CNG = segment_lse(readout, readout.segments_C, readout.requests_C)
+    lse_CNG = document_lse(readout)
     if spec.signal_pooling == "geometric":
         real_C1G, normed_CNG = _real_signals(readout), _length_normed(lse_CNG, readout)
         mean_C = normed_CNG.masked_fill(~real_C1G, 0.0).sum((1, 2)) / (real_C1G.sum((1, 2)) * normed_CNG.shape[1])
@@ -97,7 +114,7 @@ def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
     gave to the document's score; all pairs count alike where they are pooled geometrically.
     """
     readout = plan_readout(q_GNH, k_PKH, layout, spec, scale)
-    lse_CNG = segment_lse(readout, readout.segments_C, readout.requests_C)
+    lse_CNG = document_lse(readout)
     if spec.signal_pooling == "geometric":
         weight_CNG = _real_signals(readout).expand_as(lse_CNG).float()
     else:
@@ -110,6 +127,15 @@ def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
         real_CL = torch.arange(z_CNGL.shape[-1], device=z_CNGL.device) < readout.length_C[chunk][:, None]
         parts.append(shares_CL[real_CL])
     return torch.cat(parts)
+
+
+def document_lse(readout: Readout) -> Tensor:
+    """(C, N, G) log-sum-exp over the rows of each document."""
+    if has_kernels(readout.q_GNH.device) and readout.spec.heads is None and not torch.is_grad_enabled():
+        from blockrank import signals_triton
+
+        return signals_triton.document_lse(readout)
+    return segment_lse(readout, readout.segments_C, readout.requests_C)
 
 
 def segment_lse(readout: Readout, segments_C: Ints, requests_C: Ints) -> Tensor:
@@ -216,8 +242,7 @@ def _rest(readout: Readout) -> Tensor:
 
 def _real_signals(readout: Readout) -> Tensor:
     """(C, 1, G) which places of the padded signal tokens are real, for each document's request."""
-    owner_C = torch.from_numpy(readout.requests_C).to(readout.signal_mask_BG.device)
-    return readout.signal_mask_BG.index_select(0, owner_C)[:, None, :]
+    return readout.signal_mask_BG.index_select(0, readout.owner_C)[:, None, :]
 
 
 def _length_normed(lse_CNG: Tensor, readout: Readout) -> Tensor:
@@ -233,6 +258,5 @@ def _log_shares(lse_CNG: Tensor, readout: Readout) -> Tensor:
     total_BNG = _by_request(normed_CNG, readout).logsumexp(1)
     if readout.spec.softmax_over == "all":
         total_BNG = torch.logaddexp(total_BNG, _rest(readout))
-    owner_C = torch.from_numpy(readout.requests_C).to(lse_CNG.device)
     # Document by document, not in the padded table: a log-sum-exp over nothing but -inf has no gradient.
-    return (normed_CNG - total_BNG.index_select(0, owner_C)).masked_fill(~_real_signals(readout), -math.inf)
+    return (normed_CNG - total_BNG.index_select(0, readout.owner_C)).masked_fill(~_real_signals(readout), -math.inf)

@@ -9,6 +9,7 @@ from blockrank.attention.backend import (
     available_backends,
     default_backends,
     get_backend,
+    has_kernels,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "available_backends",
     "default_backends",
     "get_backend",
+    "has_kernels",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -62,6 +64,12 @@ class MergingBackend(AttentionBackend, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Like `attend`, and (T, N) the log-sum-exps of the logits, natural; zeros and -inf for a token that reads
         nothing."""
+
+
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton kernels can run on a device."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from blockrank.attention import has_kernels
 from blockrank.engine import glue
 from blockrank.engine.glue import Glue, Norm, Quantised
 from blockrank.engine.linear import Linear
@@ -22,10 +21,9 @@ _ELSEWHERE = 8192
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
 
 
-@cache
 def glue_for(device: torch.device) -> Glue:
     """Fused kernels on CUDA where triton is installed, plain torch elsewhere."""
-    if device.type == "cuda" and find_spec("triton") is not None:
+    if has_kernels(device):
         from blockrank.engine import glue_triton
 
         return glue_triton
@@ -83,6 +81,11 @@ class Block:
     rotation: str | None
     window: int | None
     keeps_norm: bool
+
+    @property
+    def weights(self) -> int:
+        """Entries of all products."""
+        return sum(linear.weight_ND.numel() for linear in (self.qkv, self.out, self.up, self.down))
 
     def quantise(self, dtype: torch.dtype) -> None:
         """All products in eight bits."""

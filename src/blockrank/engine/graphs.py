@@ -20,7 +20,8 @@ from blockrank.engine.block import Decoder
 from blockrank.layout import PackedLayout
 from blockrank.spec import RankSpec
 
-GRAPH_TOKENS = 4096  # a larger layout keeps a GPU busy for longer than its launches take
+# A larger layout keeps a GPU busy for longer than its launches take: tokens x weights of a layer.
+GRAPH_WORK, GRAPH_TOKENS = 1 << 37, 1 << 15
 MOST_GRAPHS = 32  # sizes kept, the least recently used goes first
 _STEPS = 8  # sizes between a number of tokens and its double
 
@@ -66,8 +67,15 @@ class Graphs:
         return q_GNH[: len(layout.signal_G)].clone(), k_TKH[: layout.tokens].clone()
 
     def _fits(self, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> bool:
-        small = layout.tokens <= GRAPH_TOKENS and not layout.cached_rows
-        return small and isinstance(backend, TritonBackend) and not spec.prune and self._decoder.capturable
+        work = layout.tokens * self._decoder.blocks[0].weights
+        small = layout.tokens <= GRAPH_TOKENS and work <= GRAPH_WORK
+        return (
+            small
+            and not layout.cached_rows
+            and isinstance(backend, TritonBackend)
+            and not spec.prune
+            and self._decoder.capturable
+        )
 
     def _capture(self, size: Size, padded: PackedLayout, tables: TileTables, backend: AttentionBackend) -> None:
         with torch.cuda.device(self._decoder.device):
