@@ -3,8 +3,8 @@
     python benchmarks/cpu_latency.py [--documents 100] [--words 75] [--repeats 7] [--encoder FOLDER] [--out FILE.json]
 
 The peer is `sentence_transformers.CrossEncoder` over all-MiniLM-L6-v2 with an untrained scoring head: its speed is that
-of any cross-encoder of this backbone, its order is not looked at. Both run in float32 with the same threads, take turns
-within a repeat, and start from text.
+of any cross-encoder of this backbone, its order is not looked at. It runs in float32, the model in three types, all
+with the same threads; they take turns within a repeat and start from text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,15 +61,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     texts = passages(options.documents, options.words)
-    ranker, half = Ranker.from_pretrained(device="cpu"), Ranker.from_pretrained(device="cpu", dtype=torch.bfloat16)
+    rankers = {dtype: Ranker.from_pretrained(device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16", "int8")}
     predict = cross_encoder(options.encoder or packaged_encoder())
     systems: dict[str, Callable[[], object]] = {
-        "blockrank float32": lambda: ranker.rank(_QUERY, texts),
-        "blockrank bfloat16": lambda: half.rank(_QUERY, texts),
-        "cross-encoder float32": lambda: predict(_QUERY, texts),
+        f"blockrank {dtype}": partial(ranker.rank, _QUERY, texts) for dtype, ranker in rankers.items()
     }
+    systems["cross-encoder float32"] = partial(predict, _QUERY, texts)
     seconds = time_in_turns(systems, options.repeats)
-    tokens = sum(entry.tokens for entry in ranker.rank(_QUERY, texts)) / len(texts)
+    tokens = sum(entry.tokens for entry in rankers["float32"].rank(_QUERY, texts)) / len(texts)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     # Machines are shared: a ratio within one turn is steadier than the ratio of medians over all of them.
     peer = seconds["cross-encoder float32"]

@@ -154,6 +154,18 @@ def test_training_and_whole_forwards_use_the_librarys_layers() -> None:
         assert model.forward(layout, hidden=True).hidden_TD is not None
 
 
+def test_ranking_takes_no_notice_of_autocast(mini: Ranker) -> None:
+    model = decoder_model("bert")
+    model.module.to(torch.bfloat16)
+    model.fuse()
+    layout = layout_of(model.spec, [4, 9])
+    expected, ranking = captured(model, layout), mini.rank("who", ["one text", "another"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, again = captured(model, layout), mini.rank("who", ["one text", "another"])
+    torch.testing.assert_close((found.q_GNH, found.k_PKH), (expected.q_GNH, expected.k_PKH), atol=0, rtol=0)
+    assert [entry.score for entry in again] == [entry.score for entry in ranking]
+
+
 def test_families_that_cannot_be_fused() -> None:
     assert "OlmoModel is not among MistralModel" in str(engine.unfusable(random_decoder("olmo", num_key_value_heads=4)))
     assert "activation 'relu'" in str(engine.unfusable(random_decoder("llama", hidden_act="relu")))

@@ -21,7 +21,7 @@ from blockrank.layout import PackedLayout
 from blockrank.spec import RankSpec
 
 # A larger layout keeps a GPU busy for longer than its launches take: tokens x weights of a layer.
-GRAPH_WORK, GRAPH_TOKENS = 1 << 37, 1 << 15
+GRAPH_WORK, GRAPH_TOKENS = 1 << 38, 1 << 15
 MOST_GRAPHS = 32  # sizes kept, the least recently used goes first
 _STEPS = 8  # sizes between a number of tokens and its double
 

@@ -199,7 +199,8 @@ class RankModel:
         """
         self.check_positions(layout)
         if stop and label_T is None and not hidden and module is None and self._runs_fused():
-            return engine.forward(self._decoders(layout), layout, self.spec, self.backend, self._graphs)
+            with torch.autocast(self.device.type, enabled=False):  # fused layers choose their types themselves
+                return engine.forward(self._decoders(layout), layout, self.spec, self.backend, self._graphs)
         self._refuse_eight_bits()
         current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
         extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
