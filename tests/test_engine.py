@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, engine
 from blockrank.attention import default_backends, get_backend
 from blockrank.attention.reference import dense_mask
-from blockrank.attention.triton import cut_tiles
+from blockrank.attention.triton import cut_tiles, tile_tokens
 from blockrank.engine import block as blocks
 from blockrank.engine import glue
 from blockrank.engine.linear import Linear
@@ -277,8 +277,7 @@ def test_tiles_read_exactly_what_the_layout_says(
         layout = layout.part(np.arange(len(layout.document_segment_C)) % 2 == 0, whole=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("blockrank.attention.triton.SPLIT_ROWS", 16)
-        patch.setattr("blockrank.attention.triton.TILE_ROWS", tokens)
-        tables = cut_tiles(layout, 1)
+        tables = cut_tiles(layout, tokens)
     items, ranges, merges, slots = tables.items_I8, tables.ranges_R2, tables.merges_M4, tables.slots
     assert tables.tokens == tokens
     padded = tables.padded()
@@ -300,6 +299,14 @@ def test_tiles_read_exactly_what_the_layout_says(
     for token, slot, at, count in merges.tolist():
         for part in range(slot, slot + count):
             assert parts[part][0] + at == token
+
+
+def test_tiles_fit_into_shared_memory() -> None:
+    assert tile_tokens(32, 8, 128, torch.bfloat16) == 32
+    assert tile_tokens(8, 8, 64, torch.float16) == 128
+    assert tile_tokens(8, 1, 256, torch.bfloat16) == 8
+    assert tile_tokens(32, 8, 128, torch.float32) == 16
+    assert tile_tokens(200, 1, 128, torch.bfloat16) == 1
 
 
 def test_the_table_of_default_backends() -> None:

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 
-TILE_ROWS = 128  # matrix rows of a tile: tokens x query heads of a key head
+TILE_ROWS = 128  # most matrix rows of a tile: tokens x query heads of a key head
+_TILE_BYTES = 1 << 15  # of the queries of a tile, which stay in shared memory
 SPLIT_ROWS = 2048  # a tile reads at most so many rows before its own; more are split over several tiles
 _COLUMNS = 8  # of the item table: what a tile is, see `Tiles`
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The tiles of a layout for one size of head group.
+    """The tiles of a layout for one number of tokens a tile.
 
     items_I8 (int32), a row a tile: first token, tokens, first and last range, first and last own row, whether own rows
     are read causally, and the slot its part goes to (-1: the tile is whole and writes its output itself).
@@ -85,18 +86,18 @@ def _repeated(table: Ints) -> Ints:
 
 @dataclass(slots=True)
 class TilePlan:
-    """A layout to be cut into tiles once the size of a head group is known, on the device it runs on."""
+    """A layout to be cut into tiles once the heads are known, on the device it runs on."""
 
     layout: PackedLayout
     device: torch.device
     _tiles: dict[int, Tiles] = field(default_factory=dict)
 
-    def tiles(self, group: int) -> Tiles:
-        """Tiles for `group` query heads a key head; computed once."""
-        if group not in self._tiles:
-            tables = cut_tiles(self.layout, group)
-            self._tiles[group] = tables.on(torch.from_numpy(tables.flat()).to(self.device, non_blocking=True))
-        return self._tiles[group]
+    def tiles(self, tokens: int) -> Tiles:
+        """Tiles of at most so many tokens; computed once."""
+        if tokens not in self._tiles:
+            tables = cut_tiles(self.layout, tokens)
+            self._tiles[tokens] = tables.on(torch.from_numpy(tables.flat()).to(self.device, non_blocking=True))
+        return self._tiles[tokens]
 
 
 class TritonBackend:
@@ -127,7 +128,7 @@ class TritonBackend:
         """Attention output; queries, keys and values may be strided views whose last dimension is dense."""
         from blockrank.attention.triton_kernels import attend
 
-        return attend(q_TNH, k_PKH, v_PKH, plan.tiles(q_TNH.shape[1] // k_PKH.shape[1]), scale)[0]
+        return attend(q_TNH, k_PKH, v_PKH, _tiles(plan, q_TNH, k_PKH), scale)[0]
 
     def attend_part(
         self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: TilePlan, scale: float
@@ -135,19 +136,26 @@ class TritonBackend:
         """Also (T, N) the log-sum-exps."""
         from blockrank.attention.triton_kernels import attend
 
-        out_TNH, lse_TN = attend(
-            q_TNH, k_PKH, v_PKH, plan.tiles(q_TNH.shape[1] // k_PKH.shape[1]), scale, with_lse=True
-        )
+        out_TNH, lse_TN = attend(q_TNH, k_PKH, v_PKH, _tiles(plan, q_TNH, k_PKH), scale, with_lse=True)
         assert lse_TN is not None, "asked for"
         return out_TNH, lse_TN
 
 
-def cut_tiles(layout: PackedLayout, group: int) -> TileTables:
-    """The tiles of a layout for `group` query heads a key head, on the host.
+def _tiles(plan: TilePlan, q_TNH: Tensor, k_PKH: Tensor) -> Tiles:
+    return plan.tiles(tile_tokens(q_TNH.shape[1], k_PKH.shape[1], q_TNH.shape[2], q_TNH.dtype))
+
+
+def tile_tokens(heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> int:
+    """Tokens of a full tile for heads of a width and a type."""
+    rows = min(TILE_ROWS, _TILE_BYTES // (width * dtype.itemsize))
+    return max(rows // (heads // kv_heads), 1)
+
+
+def cut_tiles(layout: PackedLayout, tokens: int) -> TileTables:
+    """Tiles of at most so many tokens of a layout, on the host.
 
     Tiles that read most come first, so that none is left running alone at the end.
     """
-    tokens = max(TILE_ROWS // group, 1)
     reads_S = _rows_read(layout)
     long_S = reads_S > SPLIT_ROWS
     lengths_S = layout.ends_S - layout.starts_S

@@ -37,7 +37,7 @@ def _attend(
     part_lse = torch.empty((tiles.slots, tiles.tokens, heads), dtype=torch.float32, device=q_TNH.device)
     lse_TN = torch.empty((tokens, heads), dtype=torch.float32, device=q_TNH.device) if with_lse else None
     block_h = max(triton.next_power_of_2(width), 16)
-    wide = q_TNH.dtype == torch.float32 or block_h > 128
+    wide = q_TNH.dtype.itemsize * block_h > 256
     _attend_kernel[(kv_heads, len(tiles.items_I8))](
         q_TNH, k_PKH, v_PKH, out_TNH, lse_TN, part, part_lse, tiles.items_I8, tiles.ranges_R2, len(k_PKH) - 1,
         scale * _LOG2E,
@@ -45,7 +45,7 @@ def _attend(
         GROUP=group, WIDTH=width, BLOCK_H=block_h, TILE_TOKENS=tiles.tokens,
         BLOCK_M=max(triton.next_power_of_2(tiles.tokens * group), 16), BLOCK_N=_BLOCK_N,
         PRECISION="ieee" if q_TNH.dtype == torch.float32 else "tf32",
-        num_warps=8 if wide else _WARPS, num_stages=1 if wide else _STAGES,
+        num_warps=_WARPS, num_stages=1 if wide else _STAGES,
     )  # fmt: skip
     if len(tiles.merges_M4):
         _merge_kernel[(heads, len(tiles.merges_M4))](

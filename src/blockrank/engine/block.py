@@ -212,6 +212,11 @@ class Decoder:
         """Where the weights are."""
         return self.blocks[0].qkv.weight_ND.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stream."""
+        return self.blocks[0].middle.weight_D.dtype
+
     def start(self, ids_T: Tensor, positions_T: Tensor) -> Stream:
         """The stream before the first layer."""
         x_TD = self.embed(ids_T, positions_T)

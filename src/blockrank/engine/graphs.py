@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blockrank.attention import AttentionBackend
-from blockrank.attention.triton import TilePlan, TileTables, TritonBackend, cut_tiles
+from blockrank.attention.triton import TilePlan, TileTables, TritonBackend, cut_tiles, tile_tokens
 from blockrank.engine.block import Decoder
 from blockrank.layout import PackedLayout
 from blockrank.spec import RankSpec
@@ -52,9 +52,9 @@ class Graphs:
         not for graphs: large, of a size seen for the first time, or pruned."""
         if not self._fits(layout, spec, backend):
             return None
-        block = self._decoder.blocks[0]
         padded = layout.padded(rounded(layout.tokens + 1))
-        tables = cut_tiles(padded, block.heads // block.kv_heads).padded()
+        block = self._decoder.blocks[0]
+        tables = cut_tiles(padded, tile_tokens(block.heads, block.kv_heads, block.width, self._decoder.dtype)).padded()
         size = Size(spec.layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
         self._seen[size] += 1
         if size not in self._captured:
@@ -100,8 +100,7 @@ class _Graph:
         self._decoder, self._size, self._backend = decoder, size, backend
         self._indices = torch.empty(2 * size.tokens + size.signals, dtype=torch.int64, device=decoder.device)
         self._tables = torch.empty(tables.flat().size, dtype=torch.int32, device=decoder.device)
-        block = decoder.blocks[0]
-        self._plan = TilePlan(padded, decoder.device, {block.heads // block.kv_heads: tables.on(self._tables)})
+        self._plan = TilePlan(padded, decoder.device, {tables.tokens: tables.on(self._tables)})
         self._fill(padded, tables)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
