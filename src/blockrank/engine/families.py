@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockrank.engine.block import Block, Decoder, Rotation
+from blockrank.attention import Rotation
+from blockrank.engine.block import Block, Decoder
 from blockrank.engine.glue import Norm
 from blockrank.engine.linear import Linear
 
