@@ -29,9 +29,6 @@ DEFAULTS: dict[tuple[str, bool, bool], tuple[str, ...]] = {
 _ELSEWHERE = ("sdpa",)
 
 
-Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
-
-
 class AttentionPlan(Protocol):
     """What a backend prepares once for a layout on a device; opaque to everyone else."""
 
@@ -67,26 +64,6 @@ class MergingBackend(AttentionBackend, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Like `attend`, and (T, N) the log-sum-exps of the logits, natural; zeros and -inf for a token that reads
         nothing."""
-
-
-@runtime_checkable
-class RotatingBackend(MergingBackend, Protocol):
-    """A backend that takes queries before their rotary embedding.
-
-    rotation: where it is given, cosine and sine (T, H) of each token; the queries are rotated by them on their way in.
-    """
-
-    rotates: bool
-
-    def attend(
-        self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Any, scale: float, rotation: Rotation | None = None
-    ) -> Tensor:
-        """Attention output (T, N, H)."""
-
-    def attend_part(
-        self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Any, scale: float, rotation: Rotation | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exps."""
 
 
 @cache

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blockrank.attention.backend import Rotation
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 
 TILE_ROWS = 128  # most matrix rows of a tile: tokens x query heads of a key head
@@ -107,7 +106,6 @@ class TritonBackend:
     name: ClassVar[str] = "triton"
     honours: ClassVar[frozenset[str]] = frozenset()
     differentiates: ClassVar[bool] = False
-    rotates: ClassVar[bool] = True
 
     @staticmethod
     def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -126,33 +124,19 @@ class TritonBackend:
         """Keep the layout; it is cut into tiles when the first layer shows its heads."""
         return TilePlan(layout, device)
 
-    def attend(
-        self,
-        q_TNH: Tensor,
-        k_PKH: Tensor,
-        v_PKH: Tensor,
-        plan: TilePlan,
-        scale: float,
-        rotation: Rotation | None = None,
-    ) -> Tensor:
+    def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: TilePlan, scale: float) -> Tensor:
         """Attention output; queries, keys and values may be strided views whose last dimension is dense."""
         from blockrank.attention.triton_kernels import attend
 
-        return attend(q_TNH, k_PKH, v_PKH, _tiles(plan, q_TNH, k_PKH), scale, rotation)[0]
+        return attend(q_TNH, k_PKH, v_PKH, _tiles(plan, q_TNH, k_PKH), scale)[0]
 
     def attend_part(
-        self,
-        q_TNH: Tensor,
-        k_PKH: Tensor,
-        v_PKH: Tensor,
-        plan: TilePlan,
-        scale: float,
-        rotation: Rotation | None = None,
+        self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: TilePlan, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Also (T, N) the log-sum-exps."""
         from blockrank.attention.triton_kernels import attend
 
-        out_TNH, lse_TN = attend(q_TNH, k_PKH, v_PKH, _tiles(plan, q_TNH, k_PKH), scale, rotation, with_lse=True)
+        out_TNH, lse_TN = attend(q_TNH, k_PKH, v_PKH, _tiles(plan, q_TNH, k_PKH), scale, with_lse=True)
         assert lse_TN is not None, "asked for"
         return out_TNH, lse_TN
 

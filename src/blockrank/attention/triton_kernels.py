@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockrank.attention.backend import Rotation
 from blockrank.attention.triton import Tiles
 
 # Fastest of those tried on an H100 for heads of 128: many warps at work on short loops beat large blocks.
@@ -19,28 +18,15 @@ LN2 = tl.constexpr(math.log(2))
 
 
 def attend(
-    q_TNH: Tensor,
-    k_PKH: Tensor,
-    v_PKH: Tensor,
-    tiles: Tiles,
-    scale: float,
-    rotation: Rotation | None = None,
-    *,
-    with_lse: bool = False,
+    q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, tiles: Tiles, scale: float, *, with_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """(T, N, H) attention output over the tiles of a layout, and if asked for (T, N) the log-sum-exps."""
     with torch.cuda.device(q_TNH.device):  # kernels are launched on the current one
-        return _attend(q_TNH, k_PKH, v_PKH, tiles, scale, rotation, with_lse)
+        return _attend(q_TNH, k_PKH, v_PKH, tiles, scale, with_lse)
 
 
 def _attend(
-    q_TNH: Tensor,
-    k_PKH: Tensor,
-    v_PKH: Tensor,
-    tiles: Tiles,
-    scale: float,
-    rotation: Rotation | None,
-    with_lse: bool,
+    q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, tiles: Tiles, scale: float, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     q_TNH, k_PKH, v_PKH = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_TNH, k_PKH, v_PKH))
     tokens, heads, width = q_TNH.shape
@@ -53,8 +39,8 @@ def _attend(
     block_h = max(triton.next_power_of_2(width), 16)
     wide = q_TNH.dtype.itemsize * block_h > 256
     _attend_kernel[(kv_heads, len(tiles.items_I8))](
-        q_TNH, k_PKH, v_PKH, *(rotation or (None, None)), out_TNH, lse_TN, part, part_lse,
-        tiles.items_I8, tiles.ranges_R2, len(k_PKH) - 1, scale * _LOG2E,
+        q_TNH, k_PKH, v_PKH, out_TNH, lse_TN, part, part_lse, tiles.items_I8, tiles.ranges_R2, len(k_PKH) - 1,
+        scale * _LOG2E,
         *q_TNH.stride()[:2], *k_PKH.stride()[:2], *v_PKH.stride()[:2], *out_TNH.stride()[:2],
         GROUP=group, WIDTH=width, BLOCK_H=block_h, TILE_TOKENS=tiles.tokens,
         BLOCK_M=max(triton.next_power_of_2(tiles.tokens * group), 16), BLOCK_N=_BLOCK_N,
@@ -72,7 +58,7 @@ def _attend(
 # One compilation for layouts of any size: nothing about the number of rows is specialised.
 @triton.jit(do_not_specialize=["last_row"])
 def _attend_kernel(
-    q, k, v, cos, sin, out, lse, part, part_lse, items, ranges, last_row, scale,
+    q, k, v, out, lse, part, part_lse, items, ranges, last_row, scale,
     q_token, q_head, k_row, k_head, v_row, v_head, out_token, out_head,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, TILE_TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
@@ -91,18 +77,10 @@ def _attend_kernel(
     head = kv * GROUP + m % GROUP
     real = (m // GROUP < tokens) & (m < TILE_TOKENS * GROUP)
     width = h < WIDTH
-    q_at = q + first.to(tl.int64) * q_token + (at * q_token + head * q_head)[:, None]
-    q_MH = tl.load(q_at + h[None, :], mask=width[None, :], other=0.0)
-    if cos is not None:
-        # Each entry turns with the one half a head away.
-        turned = tl.load(q_at + ((h + WIDTH // 2) % WIDTH)[None, :], mask=width[None, :], other=0.0)
-        sign = tl.where(h < WIDTH // 2, -1.0, 1.0)
-        r_at = first.to(tl.int64) * WIDTH + (at * WIDTH)[:, None] + h[None, :]
-        rotated = q_MH.to(tl.float32) * tl.load(cos + r_at, mask=width[None, :], other=0.0).to(tl.float32)
-        rotated += (
-            turned.to(tl.float32) * sign[None, :] * tl.load(sin + r_at, mask=width[None, :], other=0.0).to(tl.float32)
-        )
-        q_MH = rotated.to(q_MH.dtype)
+    q_MH = tl.load(
+        q + first.to(tl.int64) * q_token + (at * q_token + head * q_head)[:, None] + h[None, :],
+        mask=width[None, :], other=0.0,
+    )  # fmt: skip
 
     # A token of a causal segment reads its own rows up to itself.
     reach_M = tl.where(causal != 0, own_last - tokens + at + 1, own_last)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from blockrank.attention import AttentionBackend, MergingBackend, RotatingBackend, Rotation, has_kernels
+from blockrank.attention import has_kernels
 from blockrank.engine import glue
 from blockrank.engine.glue import Glue, Norm, Quantised
 from blockrank.engine.linear import Linear
@@ -18,6 +17,8 @@ from blockrank.engine.linear import Linear
 # (and, on a processor, near).
 CHUNK_ROWS = {"cuda": 32768, "cpu": 2048}
 _ELSEWHERE = 8192
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
 
 
 def glue_for(device: torch.device) -> Glue:
@@ -91,48 +92,15 @@ class Block:
         for name in ("qkv", "out", "up", "down"):
             setattr(self, name, getattr(self, name).quantise(dtype))
 
-    def turns_queries(self, backend: AttentionBackend) -> bool:
-        """Whether attention rotates this layer's queries, so that nothing else has to pass over them."""
-        return isinstance(backend, RotatingBackend) and self.rotation is not None and self.head_norms is None
-
-    def project(self, stream: Stream, backend: AttentionBackend) -> Tensor:
-        """(T, N + 2K, H) queries, keys and values, rotated as far as the backend does not; brings the stream up to
-        date."""
+    def project(self, stream: Stream) -> Tensor:
+        """(T, N + 2K, H) rotated queries and keys, and values; brings the stream up to date."""
         tokens = len(stream.x_TD)
         qkv = stream.x_TD.new_empty(tokens, self.heads + 2 * self.kv_heads, self.width)
         for start, end in chunks(tokens, stream.x_TD.device):
             self.qkv(self._entered(stream, start, end), out=qkv[start:end].flatten(1))
         stream.delta_TD = stream.delta_norm = None
-        first = self.heads if self.turns_queries(backend) else 0
-        self._rotate(qkv[:, first : self.heads + self.kv_heads], self.heads - first, stream)
+        self._rotate(qkv[:, : self.heads + self.kv_heads], self.heads, stream)
         return qkv
-
-    def attend(self, qkv: Tensor, stream: Stream, plan: Any, backend: AttentionBackend) -> Tensor:
-        """(T, N, H) attention output."""
-        return backend.attend(*self._split(qkv), plan, self.scale, **self._told(stream, backend))
-
-    def attend_part(self, qkv: Tensor, stream: Stream, plan: Any, backend: AttentionBackend) -> tuple[Tensor, Tensor]:
-        """Attention output over a part of the rows, and (T, N) its log-sum-exps."""
-        assert isinstance(backend, MergingBackend), "asked for where documents are shared out"
-        return backend.attend_part(*self._split(qkv), plan, self.scale, **self._told(stream, backend))
-
-    def _told(self, stream: Stream, backend: AttentionBackend) -> dict[str, Any]:
-        """What a backend that rotates has to know."""
-        if self.rotation is None or not self.turns_queries(backend):
-            return {}
-        return {"rotation": stream.rotations[self.rotation]}
-
-    def seen(self, qkv: Tensor, stream: Stream, signal_G: Tensor, backend: AttentionBackend) -> tuple[Tensor, Tensor]:
-        """Rotated queries (G, N, H) of the signal tokens and keys (T, K, H) of all, from what was projected."""
-        q_TNH, k_TKH, _ = self._split(qkv)
-        q_GNH = q_TNH.index_select(0, signal_G)
-        if self.turns_queries(backend):
-            self._rotate(q_GNH, self.heads, stream.select(signal_G))
-        return q_GNH, k_TKH
-
-    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys = self.heads, self.heads + self.kv_heads
-        return qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:]
 
     def finish(self, stream: Stream, attended_TNH: Tensor) -> None:
         """Attention's output projection and the MLP; leaves the stream with what the MLP adds."""

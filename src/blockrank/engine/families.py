@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockrank.attention import Rotation
-from blockrank.engine.block import Block, Decoder
+from blockrank.engine.block import Block, Decoder, Rotation
 from blockrank.engine.glue import Norm
 from blockrank.engine.linear import Linear
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blockrank.attention import AttentionBackend
+from blockrank.attention import AttentionBackend, MergingBackend
 from blockrank.engine.block import Decoder, Stream
 from blockrank.engine.graphs import Graphs
 from blockrank.layout import Ints, PackedLayout
@@ -80,7 +80,7 @@ def forward(
     state = _start(decoders, layout, spec, backend)
     keep = dict(spec.prune)
     for index in range(spec.layer):
-        projected = [part.decoder.blocks[index].project(part.stream, backend) for part in state.parts]
+        projected = [part.decoder.blocks[index].project(part.stream) for part in state.parts]
         if index in keep:
             projected = _prune(state, projected, index, keep[index], spec, backend)
         attended = _attend(state, projected, index, spec, backend)
@@ -172,10 +172,15 @@ def _attend(
     state: _State, projected: Sequence[Tensor], index: int, spec: RankSpec, backend: AttentionBackend
 ) -> list[Tensor]:
     """(T, N, H) attention output of each part."""
-    pairs = list(zip(state.parts, projected, strict=True))
-    if len(pairs) == 1 or spec.query_reads == "own":
-        return [part.decoder.blocks[index].attend(qkv, part.stream, part.plan, backend) for part, qkv in pairs]
-    found = [part.decoder.blocks[index].attend_part(qkv, part.stream, part.plan, backend) for part, qkv in pairs]
+    inputs = []
+    for part, qkv in zip(state.parts, projected, strict=True):
+        block = part.decoder.blocks[index]
+        n, k = block.heads, block.heads + block.kv_heads
+        inputs.append((qkv[:, :n], qkv[:, n:k], qkv[:, k:], part.plan, block.scale))
+    if len(state.parts) == 1 or spec.query_reads == "own":
+        return [backend.attend(*item) for item in inputs]
+    assert isinstance(backend, MergingBackend), "asked for where documents are shared out"
+    found = [backend.attend_part(*item) for item in inputs]
     _merge_queries(state.parts, found)
     return [out_TNH for out_TNH, _ in found]
 
@@ -229,14 +234,10 @@ def _prune(
     state: _State, projected: list[Tensor], index: int, share: float, spec: RankSpec, backend: AttentionBackend
 ) -> list[Tensor]:
     """Read out at this layer and let all but the best share of each request's documents go; returns what stays."""
-    by_lens = spec.prune_by == "lens"
-    seen = []
-    for part, qkv in zip(state.parts, projected, strict=True):
-        block = part.decoder.blocks[spec.layer if by_lens else index]
-        inputs = (part.stream, part.signal_G)
-        seen.append(block.look(*inputs) if by_lens else block.seen(qkv, *inputs, backend))
-    q_GNH, k_PKH = _gathered(state, seen)
-    scale = state.parts[0].decoder.blocks[spec.layer if by_lens else index].scale
+    q_GNH, k_PKH = _gathered(
+        state, [_seen(part, qkv, index, spec) for part, qkv in zip(state.parts, projected, strict=True)]
+    )
+    scale = state.parts[0].decoder.blocks[index if spec.prune_by == "layer" else spec.layer].scale
     logs_C = log_scores(q_GNH, k_PKH, state.layout, spec, scale).cpu().numpy()
     left = leave(logs_C, state.layout, state.alive_C, state.first_B, index, share)
     if left is None:
@@ -250,6 +251,14 @@ def _prune(
         _without(state, part, qkv, i, place_T, spec, backend)
         for i, (part, qkv) in enumerate(zip(state.parts, projected, strict=True))
     ]
+
+
+def _seen(part: _Part, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor, Tensor]:
+    """Signal queries and keys that a read-out at a layer below the scoring layer reads."""
+    if spec.prune_by == "lens":
+        return part.decoder.blocks[spec.layer].look(part.stream, part.signal_G)
+    block = part.decoder.blocks[index]
+    return qkv[:, : block.heads].index_select(0, part.signal_G), qkv[:, block.heads : block.heads + block.kv_heads]
 
 
 def _without(
