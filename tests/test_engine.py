@@ -262,6 +262,8 @@ def test_the_embedded_model_in_eight_bits(mini: Ranker) -> None:
     assert [entry.score for entry in found] == pytest.approx([entry.score for entry in expected], abs=0.02)
     with pytest.raises(InputError, match="dtype 'fp8' needs a CUDA device"):
         Ranker.from_pretrained(device="cpu", dtype="fp8")
+    with pytest.raises(InputError, match="dtype 'int8' needs fused layers: it does not go with layers='library'"):
+        Ranker.from_pretrained(device="cpu", dtype="int8", layers="library")
 
 
 # Tiles

@@ -121,6 +121,8 @@ def load_model(
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
     places = resolve_devices(device)
     eight_bits, weight_type = resolve_types(dtype, places)
+    if eight_bits and layers == "library":
+        raise InputError(f"dtype {dtype!r} needs fused layers: it does not go with layers='library'.")
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with _quiet(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source)
