@@ -237,6 +237,18 @@ def test_a_model_in_eight_bits_ranks_and_does_nothing_else(kind: str) -> None:
             call()
 
 
+def test_widths_that_eight_bits_do_not_take() -> None:
+    model = RankModel(
+        random_decoder("llama", intermediate_size=44),
+        None,
+        golden_spec(),
+        get_backend("sdpa", CPU, torch.float32),
+        "odd",
+    )
+    with pytest.raises(ModelError, match="odd has a product of 88 x 32: eight bits take multiples of 16"):
+        model.quantise(torch.int8)
+
+
 def test_layers_may_be_left_as_they_are() -> None:
     model = decoder_model("llama")
     layout = layout_of(model.spec, [4, 9, 12])

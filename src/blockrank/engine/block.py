@@ -83,14 +83,13 @@ class Block:
     keeps_norm: bool
 
     @property
-    def weights(self) -> int:
-        """Entries of all products."""
-        return sum(linear.weight_ND.numel() for linear in (self.qkv, self.out, self.up, self.down))
+    def linears(self) -> tuple[Linear, ...]:
+        """All products."""
+        return self.qkv, self.out, self.up, self.down
 
     def quantise(self, dtype: torch.dtype) -> None:
         """All products in eight bits."""
-        for name in ("qkv", "out", "up", "down"):
-            setattr(self, name, getattr(self, name).quantise(dtype))
+        self.qkv, self.out, self.up, self.down = (linear.quantise(dtype) for linear in self.linears)
 
     def project(self, stream: Stream) -> Tensor:
         """(T, N + 2K, H) rotated queries and keys, and values; brings the stream up to date."""

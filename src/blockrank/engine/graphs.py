@@ -67,7 +67,8 @@ class Graphs:
         return q_GNH[: len(layout.signal_G)].clone(), k_TKH[: layout.tokens].clone()
 
     def _fits(self, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> bool:
-        work = layout.tokens * self._decoder.blocks[0].weights
+        weights = sum(linear.weight_ND.numel() for linear in self._decoder.blocks[0].linears)
+        work = layout.tokens * weights
         small = layout.tokens <= GRAPH_TOKENS and work <= GRAPH_WORK
         return (
             small

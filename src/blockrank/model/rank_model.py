@@ -21,6 +21,7 @@ from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError
 
 _LEAST_SHARED_TOKENS = 4096  # below, one device is as fast as several
+_WIDTH_STEP = 16  # of products in eight bits
 
 
 class RankModel:
@@ -78,11 +79,17 @@ class RankModel:
         """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
 
         The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
-        `ModelError` for a model that cannot be fused.
+        `ModelError` for a model that cannot be fused, or whose widths the hardware's products do not take.
         """
         if self.decoder is None:
             self.fuse()
         assert self.decoder is not None
+        shapes = (linear.weight_ND.shape for block in self.decoder.blocks for linear in block.linears)
+        if odd := next((shape for shape in shapes if any(size % _WIDTH_STEP for size in shape)), None):
+            raise ModelError(
+                f"{self.name or 'the model'} has a product of {odd[0]} x {odd[1]}: eight bits take multiples of "
+                f"{_WIDTH_STEP}."
+            )
         engine.quantise(self.decoder, self.module, dtype, exact_layers)
         self._graphs = engine.Graphs(self.decoder)  # none of the products captured before
 
