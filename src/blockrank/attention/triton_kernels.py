@@ -13,6 +13,7 @@ from blockrank.attention.triton import Tiles
 
 # Fastest of those tried on an H100 for heads of 128: many warps at work on short loops beat large blocks.
 _WARPS, _BLOCK_N, _STAGES = 4, 32, 3
+_MOST_PROGRAMS = 65_535  # along the second axis of a grid: CUDA's limit
 _LOG2E = math.log2(math.e)
 LN2 = tl.constexpr(math.log(2))
 
@@ -38,18 +39,19 @@ def _attend(
     lse_TN = torch.empty((tokens, heads), dtype=torch.float32, device=q_TNH.device) if with_lse else None
     block_h = max(triton.next_power_of_2(width), 16)
     wide = q_TNH.dtype.itemsize * block_h > 256
-    _attend_kernel[(kv_heads, len(tiles.items_I8))](
-        q_TNH, k_PKH, v_PKH, out_TNH, lse_TN, part, part_lse, tiles.items_I8, tiles.ranges_R2, len(k_PKH) - 1,
-        scale * _LOG2E,
-        *q_TNH.stride()[:2], *k_PKH.stride()[:2], *v_PKH.stride()[:2], *out_TNH.stride()[:2],
-        GROUP=group, WIDTH=width, BLOCK_H=block_h, TILE_TOKENS=tiles.tokens,
-        BLOCK_M=max(triton.next_power_of_2(tiles.tokens * group), 16), BLOCK_N=_BLOCK_N,
-        PRECISION="ieee" if q_TNH.dtype == torch.float32 else "tf32",
-        num_warps=_WARPS, num_stages=1 if wide else _STAGES,
-    )  # fmt: skip
-    if len(tiles.merges_M4):
-        _merge_kernel[(heads, len(tiles.merges_M4))](
-            part, part_lse, out_TNH, lse_TN, tiles.merges_M4, *out_TNH.stride()[:2],
+    for items in tiles.items_I8.split(_MOST_PROGRAMS):
+        _attend_kernel[(kv_heads, len(items))](
+            q_TNH, k_PKH, v_PKH, out_TNH, lse_TN, part, part_lse, items, tiles.ranges_R2, len(k_PKH) - 1,
+            scale * _LOG2E,
+            *q_TNH.stride()[:2], *k_PKH.stride()[:2], *v_PKH.stride()[:2], *out_TNH.stride()[:2],
+            GROUP=group, WIDTH=width, BLOCK_H=block_h, TILE_TOKENS=tiles.tokens,
+            BLOCK_M=max(triton.next_power_of_2(tiles.tokens * group), 16), BLOCK_N=_BLOCK_N,
+            PRECISION="ieee" if q_TNH.dtype == torch.float32 else "tf32",
+            num_warps=_WARPS, num_stages=1 if wide else _STAGES,
+        )  # fmt: skip
+    for merges in tiles.merges_M4.split(_MOST_PROGRAMS) if len(tiles.merges_M4) else ():
+        _merge_kernel[(heads, len(merges))](
+            part, part_lse, out_TNH, lse_TN, merges, *out_TNH.stride()[:2],
             TILE_TOKENS=tiles.tokens, HEADS=heads, WIDTH=width, BLOCK_H=block_h, num_warps=1,
         )  # fmt: skip
     return out_TNH, lse_TN
