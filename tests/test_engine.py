@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, engine
 from blockrank.attention import default_backends, get_backend
+from blockrank.attention.backend import kernels_unavailable
 from blockrank.attention.reference import dense_mask
 from blockrank.attention.triton import cut_tiles, tile_tokens
 from blockrank.engine import block as blocks
@@ -307,7 +308,7 @@ def test_tiles_read_exactly_what_the_layout_says(
             for start, end in ranges[range_first:range_last]:
                 reads[token, start:end] += 1
             reach = own_last - size + (token - first) + 1 if causal else own_last
-            reads[token, own_first:reach] += 1
+            reads[token, own_first : max(reach, own_first)] += 1  # a part without own rows reaches none
     assert (reads == dense_mask(layout).numpy()).all()
     assert sorted(slot for slot in parts if slot >= 0) == list(range(slots))
     for token, slot, at, count in merges.tolist():
@@ -332,6 +333,31 @@ def test_the_table_of_default_backends() -> None:
     assert get_backend(None, CPU, torch.float32).name == "sdpa"
     with pytest.raises(InputError, match="backend 'triton' cannot run here: it needs a CUDA device"):
         get_backend("triton", CPU, torch.float32)
+
+
+def test_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"triton": object(), "gcc": "/usr/bin/gcc", "capability": (8, 0)}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found["triton"])
+    monkeypatch.setattr("shutil.which", lambda name: found.get(name))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: found["capability"])
+    monkeypatch.delenv("CC", raising=False)
+
+    def reason() -> str | None:
+        kernels_unavailable.cache_clear()
+        return kernels_unavailable(torch.device("cuda"))
+
+    try:
+        assert reason() is None
+        found["gcc"] = None
+        assert reason() == "triton needs a C compiler: install gcc or clang, or set CC."
+        monkeypatch.setenv("CC", "tcc")
+        assert reason() is None
+        found["capability"] = (7, 5)
+        assert reason() == "it needs compute capability 8.0 or later."
+        found["triton"] = None
+        assert str(reason()).startswith("it needs the package triton")
+    finally:
+        kernels_unavailable.cache_clear()
 
 
 # Parts of a layout on several devices

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
@@ -67,9 +69,23 @@ class MergingBackend(AttentionBackend, Protocol):
 
 
 @cache
+def kernels_unavailable(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device, as a sentence; None when they can."""
+    if device.type != "cuda":
+        return "it needs a CUDA device."
+    if importlib.util.find_spec("triton") is None:
+        return "it needs the package triton, which torch brings along on Linux."
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0 or later."
+    # Triton builds its launchers with the compiler that it finds in this way.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler: install gcc or clang, or set CC."
+    return None
+
+
 def has_kernels(device: torch.device) -> bool:
     """Whether Triton kernels can run on a device."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return kernels_unavailable(device) is None
 
 
 @dataclass(frozen=True, slots=True)

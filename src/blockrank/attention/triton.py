@@ -9,7 +9,6 @@ kernel merges the parts by their log-sum-exps.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blockrank.attention.backend import kernels_unavailable
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 
 TILE_ROWS = 128  # most matrix rows of a tile: tokens x query heads of a key head
@@ -109,15 +109,11 @@ class TritonBackend:
 
     @staticmethod
     def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-        """CUDA with the triton package, compute capability 8.0 or later."""
-        if device.type != "cuda":
-            return "it needs a CUDA device."
-        if find_spec("triton") is None:
-            return "it needs the package triton, which torch brings along on Linux."
+        """CUDA where Triton kernels run, in three types."""
+        if reason := kernels_unavailable(device):
+            return reason
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"it needs float16, bfloat16 or float32, not {dtype}."
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return "it needs compute capability 8.0 or later."
         return None
 
     def plan(self, layout: PackedLayout, device: torch.device) -> TilePlan:
