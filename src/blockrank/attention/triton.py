@@ -152,8 +152,7 @@ def cut_tiles(layout: PackedLayout, tokens: int) -> TileTables:
 
     Tiles that read most come first, so that none is left running alone at the end.
     """
-    reads_S = _rows_read(layout)
-    long_S = reads_S > SPLIT_ROWS
+    long_S = layout.rows_read_S > SPLIT_ROWS
     lengths_S = layout.ends_S - layout.starts_S
     counts_S = -(-lengths_S // tokens)
     segment_I = np.repeat(np.arange(len(lengths_S)), counts_S)
@@ -173,13 +172,6 @@ def cut_tiles(layout: PackedLayout, tokens: int) -> TileTables:
     return TileTables(
         items[np.argsort(-cost_I, kind="stable")], ranges, merges, tokens, int((split_items[:, 7] >= 0).sum())
     )
-
-
-def _rows_read(layout: PackedLayout) -> Ints:
-    """(S,) rows that each segment reads before its own."""
-    before = np.concatenate([[0], np.cumsum(layout.reads_R2[:, 1] - layout.reads_R2[:, 0])])
-    rows_S: Ints = before[layout.read_offsets_S1[1:]] - before[layout.read_offsets_S1[:-1]]
-    return rows_S
 
 
 def _split(items: Ints, segment_I: Ints, layout: PackedLayout) -> tuple[Ints, Ints, Ints]:

@@ -57,6 +57,13 @@ class PackedLayout:
         """P: cached rows and new tokens."""
         return self.cached_rows + len(self.ids_T)
 
+    @property
+    def rows_read_S(self) -> Ints:
+        """(S,) how many rows each segment reads before its own."""
+        before_R1 = np.concatenate([[0], np.cumsum(self.reads_R2[:, 1] - self.reads_R2[:, 0])])
+        rows_S: Ints = before_R1[self.read_offsets_S1[1:]] - before_R1[self.read_offsets_S1[:-1]]
+        return rows_S
+
     def without(self, dropped_S: NDArray[np.bool_]) -> PackedLayout:
         """The same layout less some document segments, whose rows no other segment then reads."""
         kept_S = ~dropped_S
