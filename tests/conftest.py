@@ -144,6 +144,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|im_end|>", eos_token="<|im_end|>")
 
 
+def failed(result: Any) -> str:
+    """The sentence of a command's failure; holds that it is all there is."""
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("blockrank: error: ")
+    assert result.stderr.count("\n") == 1
+    return str(result.stderr)
+
+
 @pytest.fixture(scope="session")
 def mini() -> Ranker:
     """A ranker with the embedded model."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, random_layout
+from conftest import CPU, failed, random_layout
 from typer.testing import CliRunner
 
 import blockrank.model
@@ -50,15 +50,6 @@ def run(*arguments: str) -> Any:
 def python(code: str) -> str:
     """A command that runs a line of Python."""
     return shlex.join([sys.executable, "-c", code, "{documents}", "{length}"])
-
-
-def failed(result: Any) -> str:
-    """The sentence of a failure; holds that it is all there is."""
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("blockrank: error: ")
-    assert result.stderr.count("\n") == 1
-    return str(result.stderr)
 
 
 def misused(result: Any) -> str:
@@ -460,6 +451,9 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
     assert "the prompt reaches position 599 and embedded has 512" in failed(run("embedded", "--length", "600"))
     assert "cannot be written" in failed(run("tiny", *SMALL, "--output", str(tmp_path / "missing" / "bench.json")))
     assert "dtype 'fp8' needs a CUDA device" in failed(run("tiny", *SMALL, "--dtype", "fp8"))
+    assert "it does not go with layers='library'" in failed(
+        run("tiny", *SMALL, "--dtype", "int8", "--layers", "library")
+    )
     unfused = failed(run("tiny", *SMALL, "--layers", "library", "--prune", "0:0.5"))
     assert "the spec prunes documents, which needs fused layers: tiny: it was loaded with the library's own" in unfused
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import failed
 from typer.testing import CliRunner
 
 from blockrank import Document, MissingExtraError, Ranker, __version__
@@ -52,15 +53,6 @@ def command(*arguments: str, stdin: str | None = None) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], input=stdin, capture_output=True, text=True, check=False
     )
-
-
-def failed(result: Any) -> str:
-    """The sentence of a failure; holds that it is all there is."""
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("blockrank: error: ")
-    assert result.stderr.count("\n") == 1
-    return str(result.stderr)
 
 
 # The real process

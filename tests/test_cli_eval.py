@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import failed
 from typer.testing import CliRunner
 
 from blockrank import Document, Ranker
@@ -32,15 +33,6 @@ def run(*arguments: str, stdin: str | None = None) -> Any:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from blockrank.cli import main; main()", "eval", *arguments]
-
-
-def failed(result: Any) -> str:
-    """The sentence of a failure; holds that it is all there is."""
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("blockrank: error: ")
-    assert result.stderr.count("\n") == 1
-    return str(result.stderr)
 
 
 def write(folder: Path, queries: int) -> Path:

@@ -342,12 +342,13 @@ def test_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: found["capability"])
     monkeypatch.delenv("CC", raising=False)
 
-    def reason() -> str | None:
+    def reason(dtype: torch.dtype = torch.bfloat16) -> str | None:
         kernels_unavailable.cache_clear()
-        return kernels_unavailable(torch.device("cuda"))
+        return kernels_unavailable(torch.device("cuda"), dtype)
 
     try:
-        assert reason() is None
+        assert reason() is reason(torch.float32) is None
+        assert reason(torch.float64) == "it needs float16, bfloat16 or float32, not torch.float64."
         found["gcc"] = None
         assert reason() == "triton needs a C compiler: install gcc or clang, or set CC."
         monkeypatch.setenv("CC", "tcc")

@@ -19,6 +19,7 @@ ORDER = (
     {"spec"},
     {"prompt"},
     {"layout"},
+    {"indices"},
     {"attention"},
     {"signals", "signals_triton"},
     {"weights"},

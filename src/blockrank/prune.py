@@ -57,7 +57,7 @@ def leave(logs_C: Floats, layout: PackedLayout, alive_C: Ints, first_B: Ints, la
         return None
     dropped_S = np.zeros(len(layout.starts_S), dtype=bool)
     dropped_S[layout.document_segment_C[~stays_C]] = True
-    rows_R = np.flatnonzero(~np.repeat(dropped_S, layout.ends_S - layout.starts_S))
+    rows_R = np.flatnonzero(layout.tokens_of(~dropped_S))
     record = Exit(layer, alive_C[~stays_C], logs_C[~stays_C], alive_C[stays_C], logs_C[stays_C])
     return Left(record, layout.without(dropped_S), alive_C[stays_C], rows_R)
 

@@ -7,16 +7,16 @@ of one document; the softmax of it over documents is the share of attention the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from blockrank.attention import has_kernels
+from blockrank.indices import moved
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 from blockrank.spec import RankSpec
 
@@ -61,11 +61,15 @@ def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
 
     starts_C = layout.starts_S[segments] + layout.cached_rows
     lengths_C = layout.ends_S[segments] - layout.starts_S[segments]
-    arrays = (
-        np.where(mask, first[:, None] + at_G, 0), mask, layout.document_request_C * documents.max() + place,
-        layout.document_request_C, lengths_C, starts_C,
-    )  # fmt: skip
-    signal_BG, mask_BG, slot_C, owner_C, length_C, start_C = _moved(q_GNH.device, arrays)
+    signal_BG, mask_BG, slot_C, owner_C, length_C, start_C = moved(
+        q_GNH.device,
+        np.where(mask, first[:, None] + at_G, 0),
+        mask,
+        layout.document_request_C * documents.max() + place,
+        layout.document_request_C,
+        lengths_C,
+        starts_C,
+    )
     return Readout(
         q_GNH,
         k_PKH,
@@ -82,13 +86,6 @@ def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
         length_C,
         start_C,
     )
-
-
-def _moved(device: torch.device, arrays: Sequence[Ints | NDArray[np.bool_]]) -> list[Tensor]:
-    """Index arrays on a device as int64, in one transfer."""
-    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int64))
-    parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
@@ -131,7 +128,7 @@ def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
 
 def document_lse(readout: Readout) -> Tensor:
     """(C, N, G) log-sum-exp over the rows of each document."""
-    if has_kernels(readout.q_GNH.device) and readout.spec.heads is None and not torch.is_grad_enabled():
+    if has_kernels(readout.q_GNH) and readout.spec.heads is None and not torch.is_grad_enabled():
         from blockrank import signals_triton
 
         return signals_triton.document_lse(readout)

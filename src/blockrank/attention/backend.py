@@ -69,8 +69,8 @@ class MergingBackend(AttentionBackend, Protocol):
 
 
 @cache
-def kernels_unavailable(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on a device, as a sentence; None when they can."""
+def kernels_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot run on a device in a type, as a sentence; None when they can."""
     if device.type != "cuda":
         return "it needs a CUDA device."
     if importlib.util.find_spec("triton") is None:
@@ -80,12 +80,14 @@ def kernels_unavailable(device: torch.device) -> str | None:
     # Triton builds its launchers with the compiler that it finds in this way.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "triton needs a C compiler: install gcc or clang, or set CC."
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"it needs float16, bfloat16 or float32, not {dtype}."
     return None
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether Triton kernels can run on a device."""
-    return kernels_unavailable(device) is None
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether Triton kernels can run where a tensor is, in its type."""
+    return kernels_unavailable(tensor.device, tensor.dtype) is None
 
 
 @dataclass(frozen=True, slots=True)

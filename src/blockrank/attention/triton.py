@@ -86,18 +86,18 @@ def _repeated(table: Ints) -> Ints:
 
 @dataclass(slots=True)
 class TilePlan:
-    """A layout to be cut into tiles once the heads are known, on the device it runs on."""
+    """A layout to be cut into tiles once the heads are known, on the device it runs on. cut: tiles by their tokens."""
 
     layout: PackedLayout
     device: torch.device
-    _tiles: dict[int, Tiles] = field(default_factory=dict)
+    cut: dict[int, Tiles] = field(default_factory=dict)
 
     def tiles(self, tokens: int) -> Tiles:
         """Tiles of at most so many tokens; computed once."""
-        if tokens not in self._tiles:
+        if tokens not in self.cut:
             tables = cut_tiles(self.layout, tokens)
-            self._tiles[tokens] = tables.on(torch.from_numpy(tables.flat()).to(self.device, non_blocking=True))
-        return self._tiles[tokens]
+            self.cut[tokens] = tables.on(torch.from_numpy(tables.flat()).to(self.device, non_blocking=True))
+        return self.cut[tokens]
 
 
 class TritonBackend:
@@ -110,11 +110,7 @@ class TritonBackend:
     @staticmethod
     def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
         """CUDA where Triton kernels run, in three types."""
-        if reason := kernels_unavailable(device):
-            return reason
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            return f"it needs float16, bfloat16 or float32, not {dtype}."
-        return None
+        return kernels_unavailable(device, dtype)
 
     def plan(self, layout: PackedLayout, device: torch.device) -> TilePlan:
         """Keep the layout; it is cut into tiles when the first layer shows its heads."""

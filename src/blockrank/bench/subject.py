@@ -12,12 +12,20 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from blockrank import engine
-from blockrank.attention import MergingBackend, get_backend
+from blockrank.attention import get_backend
 from blockrank.bench.flops import Arithmetic
 from blockrank.bench.settings import EMBEDDED, BenchSettings
 from blockrank.bench.shapes import KNOWN_SHAPES
-from blockrank.model import Layers, RankModel, load_config, load_model, resolve_spec, resolve_types
+from blockrank.model import (
+    Layers,
+    RankModel,
+    check_layers,
+    load_config,
+    load_model,
+    resolve_spec,
+    resolve_types,
+    runs_fused,
+)
 from blockrank.seam import SEAM
 from blockrank.spec import RankSpec
 from blockrank.types import InputError
@@ -99,8 +107,7 @@ def rank_model(subject: Subject, devices: Sequence[torch.device], settings: Benc
 
 def _check_sharing(model: RankModel) -> None:
     """Raise `InputError` where all but the first device would stay idle."""
-    mergeable = model.spec.query_reads == "own" or isinstance(model.backend, MergingBackend)
-    if model.decoder is None or not mergeable:
+    if not model.shares_documents:
         how = "the library's layers" if model.decoder is None else f"backend {model.backend.name}"
         raise InputError(f"with {how} a request of {model.name} runs on one device: name one.")
 
@@ -108,11 +115,13 @@ def _check_sharing(model: RankModel) -> None:
 def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
     """What `load_model` would make of random weights on one device, without its probe."""
     eight_bits, _ = resolve_types(settings.dtype, [device])
+    layers = cast("Layers | None", settings.layers)
+    check_layers(layers, settings.dtype)
     weights = weight_type(subject, settings.dtype, device)
     module = _random_module(subject.config, subject.spec.layer + 1, SEAM, device, weights or torch.bfloat16)
     backend = get_backend(settings.backend, device, module.dtype)
     model = RankModel(module, None, subject.spec, backend, subject.name)
-    if settings.layers == "fused" or eight_bits or (settings.layers is None and engine.unfusable(module) is None):
+    if runs_fused(module, layers, eight_bits):
         model.fuse()
     if eight_bits:
         model.quantise(eight_bits)

@@ -29,6 +29,8 @@ from blockrank.bench import (
 from blockrank.bench.run import Progress as Reporter
 from blockrank.cli.console import (
     BackendOption,
+    DeviceOption,
+    DtypeOption,
     JsonOption,
     VerboseOption,
     aligned,
@@ -82,13 +84,6 @@ AgainstOption = Annotated[
         "with {documents} and {length}.",
     ),
 ]
-DevicesOption = Annotated[
-    str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1 ..., or several: cuda:0,cuda:1; chosen if left out."),
-]
-TypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or fp8; chosen if left out.")
-]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="fused, or library for those of transformers; chosen if left out.")
 ]
@@ -120,8 +115,8 @@ def bench_command(
     peer_repeats: PeerRepeatsOption = None,
     against: AgainstOption = None,
     output: OutputOption = None,
-    device: DevicesOption = None,
-    dtype: TypeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     backend: BackendOption = None,
     layers: LayersOption = None,
     prune: PruneOption = None,

@@ -21,9 +21,9 @@ _ELSEWHERE = 8192
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
 
 
-def glue_for(device: torch.device) -> Glue:
-    """Fused kernels on CUDA where triton is installed, plain torch elsewhere."""
-    if has_kernels(device):
+def glue_for(tensor: Tensor) -> Glue:
+    """Fused kernels where Triton runs in the tensor's type, plain torch elsewhere."""
+    if has_kernels(tensor):
         from blockrank.engine import glue_triton
 
         return glue_triton
@@ -101,9 +101,14 @@ class Block:
         self._rotate(qkv[:, : self.heads + self.kv_heads], self.heads, stream)
         return qkv
 
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, N, H), keys and values (T, K, H) of what was projected, as views."""
+        queries, keys, values = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+        return queries, keys, values
+
     def finish(self, stream: Stream, attended_TNH: Tensor) -> None:
         """Attention's output projection and the MLP; leaves the stream with what the MLP adds."""
-        glue = glue_for(stream.x_TD.device)
+        glue = glue_for(stream.x_TD)
         x, tokens = stream.x_TD, len(stream.x_TD)
         attended = attended_TNH.flatten(1)
         joins = self.down.accumulates and self.down_norm is None
@@ -150,7 +155,7 @@ class Block:
 
     def _entered(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
         """What the first product of the layer takes, for some rows; adds what is pending to them."""
-        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD.device)
+        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD)
         if self.entry is None:
             return glue.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
         delta = None if stream.delta_TD is None else stream.delta_TD[start:end]
@@ -161,7 +166,7 @@ class Block:
 
     def _normed(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
         """What the first product takes for rows that are up to date (of a post-norm model: they are the norm)."""
-        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD.device)
+        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD)
         if self.entry is None or self.keeps_norm:
             return glue.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
         return glue.add_norm(rows, None, self.entry, quantise=self.qkv.takes)
@@ -178,7 +183,7 @@ class Block:
 
     def _rotate(self, heads_TNH: Tensor, query_heads: int, stream: Stream) -> None:
         cos, sin = stream.rotations[self.rotation] if self.rotation is not None else (None, None)
-        glue_for(heads_TNH.device).rotate_heads(heads_TNH, query_heads, cos, sin, self.head_norms)
+        glue_for(heads_TNH).rotate_heads(heads_TNH, query_heads, cos, sin, self.head_norms)
 
 
 def chunks(tokens: int, device: torch.device) -> list[tuple[int, int]]:

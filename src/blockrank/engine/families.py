@@ -69,8 +69,9 @@ def _gated_decoder(base: Any) -> Decoder:
     kinds = sorted({block.rotation for block in blocks if block.rotation})
 
     def rotate(x_TD: Tensor, positions_T: Tensor) -> dict[str, Rotation]:
-        extras = [(kind,) if kind != "all" else () for kind in kinds]
-        found = {kind: base.rotary_emb(x_TD[None], positions_T[None], *extra) for kind, extra in zip(kinds, extras)}  # noqa: B905
+        # A model with kinds of layers is asked for each kind's by name.
+        named = {kind: () if kind == "all" else (kind,) for kind in kinds}
+        found = {kind: base.rotary_emb(x_TD[None], positions_T[None], *extra) for kind, extra in named.items()}
         return {kind: (cos[0].contiguous(), sin[0].contiguous()) for kind, (cos, sin) in found.items()}
 
     return Decoder(

@@ -18,6 +18,7 @@ from torch import Tensor
 from blockrank.attention import AttentionBackend, MergingBackend
 from blockrank.engine.block import Decoder, Stream
 from blockrank.engine.graphs import Graphs
+from blockrank.indices import moved
 from blockrank.layout import Ints, PackedLayout
 from blockrank.prune import Exit, leave
 from blockrank.seam import Capture
@@ -118,10 +119,10 @@ def _start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, ba
         own, rows_T = _own_layout(layout, owner_C, index, len(decoders), spec)
         query_R = np.flatnonzero(_token_mask(own, "query"))
         device = decoder.device
-        moved = _moved(device, own.ids_T, own.positions_T, query_R, own.signal_G)
-        stream = decoder.start(moved[0], moved[1])
+        ids_T, positions_T, query, signal_G = moved(device, own.ids_T, own.positions_T, query_R, own.signal_G)
+        stream = decoder.start(ids_T, positions_T)
         plan = backend.plan(own, device)
-        parts.append(_Part(decoder, device, own, stream, plan, rows_T, moved[2], moved[3]))
+        parts.append(_Part(decoder, device, own, stream, plan, rows_T, query, signal_G))
     first_B = np.bincount(layout.document_request_C, minlength=layout.requests)
     return _State(layout, parts, owner_C, np.arange(len(owner_C)), first_B, [])
 
@@ -149,20 +150,13 @@ def _own_layout(
     mine_C = owner_C == index
     mine_S = np.ones(len(layout.starts_S), dtype=bool)
     mine_S[layout.document_segment_C[~mine_C]] = False
-    rows_T = np.flatnonzero(np.repeat(mine_S, layout.ends_S - layout.starts_S))
+    rows_T = np.flatnonzero(layout.tokens_of(mine_S))
     return layout.part(mine_C, whole=index == 0 or spec.query_reads == "own"), rows_T
 
 
 def _token_mask(layout: PackedLayout, kind: str) -> NDArray[np.bool_]:
     """(T,) which tokens belong to segments of a kind."""
-    mask_T: NDArray[np.bool_] = np.repeat(np.array(layout.kinds_S) == kind, layout.ends_S - layout.starts_S)
-    return mask_T
-
-
-def _moved(device: torch.device, *arrays: Ints) -> list[Tensor]:
-    """Index arrays on a device, in one transfer."""
-    flat = torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
-    return list(torch.split(flat, [len(array) for array in arrays]))
+    return layout.tokens_of(np.array(layout.kinds_S) == kind)
 
 
 # Attention
@@ -175,8 +169,7 @@ def _attend(
     inputs = []
     for part, qkv in zip(state.parts, projected, strict=True):
         block = part.decoder.blocks[index]
-        n, k = block.heads, block.heads + block.kv_heads
-        inputs.append((qkv[:, :n], qkv[:, n:k], qkv[:, k:], part.plan, block.scale))
+        inputs.append((*block.split(qkv), part.plan, block.scale))
     if len(state.parts) == 1 or spec.query_reads == "own":
         return [backend.attend(*item) for item in inputs]
     assert isinstance(backend, MergingBackend), "asked for where documents are shared out"
@@ -212,7 +205,7 @@ def _feeding_rows(layout: PackedLayout, spec: RankSpec) -> Ints | None:
 
 def _keep_rows(part: _Part, attended_TNH: Tensor, rows: Ints) -> Tensor:
     """Go on with some rows of a part alone; returns their attention output."""
-    rows_R, part.signal_G = _moved(part.device, rows, np.searchsorted(rows, part.layout.signal_G))
+    rows_R, part.signal_G = moved(part.device, rows, np.searchsorted(rows, part.layout.signal_G))
     part.stream, part.rows_T = part.stream.select(rows_R), part.rows_T[rows]
     return attended_TNH.index_select(0, rows_R)
 
@@ -225,7 +218,7 @@ def _gathered(state: _State, captured: Sequence[tuple[Tensor, Tensor]]) -> tuple
         return q_GNH, k_RKH
     k_PKH = k_RKH.new_zeros(tokens, *k_RKH.shape[1:])
     for part, (_, keys) in zip(state.parts, captured, strict=True):
-        (rows_R,) = _moved(q_GNH.device, part.rows_T)
+        (rows_R,) = moved(q_GNH.device, part.rows_T)
         k_PKH.index_copy_(0, rows_R, keys.to(q_GNH.device, non_blocking=True))
     return q_GNH, k_PKH
 
@@ -257,8 +250,8 @@ def _seen(part: _Part, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor,
     """Signal queries and keys that a read-out at a layer below the scoring layer reads."""
     if spec.prune_by == "lens":
         return part.decoder.blocks[spec.layer].look(part.stream, part.signal_G)
-    block = part.decoder.blocks[index]
-    return qkv[:, : block.heads].index_select(0, part.signal_G), qkv[:, block.heads : block.heads + block.kv_heads]
+    q_TNH, k_TKH, _ = part.decoder.blocks[index].split(qkv)
+    return q_TNH.index_select(0, part.signal_G), k_TKH
 
 
 def _without(
@@ -270,6 +263,6 @@ def _without(
     part.layout, part.rows_T = _own_layout(state.layout, state.owner_C, index, len(state.parts), spec)
     assert (part.rows_T == new_T[rows]).all(), "the part's rows are those of its layout"
     query_R = np.flatnonzero(_token_mask(part.layout, "query"))
-    rows_R, part.query_R, part.signal_G = _moved(part.device, rows, query_R, part.layout.signal_G)
+    rows_R, part.query_R, part.signal_G = moved(part.device, rows, query_R, part.layout.signal_G)
     part.stream, part.plan = part.stream.select(rows_R), backend.plan(part.layout, part.device)
     return qkv.index_select(0, rows_R)

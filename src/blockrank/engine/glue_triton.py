@@ -22,6 +22,7 @@ def add_norm(
     quantise: torch.dtype | None = None,
 ) -> Tensor | Quantised:
     """See `glue.add_norm`."""
+    assert delta_norm is None or _alike(norm, delta_norm), "one kernel, one epsilon and shift"
     tokens, width = x_TD.shape
     writes_values = not (keep_norm and quantise is None)  # the norm kept in the stream is the result itself
     values = torch.empty_like(x_TD, dtype=quantise or x_TD.dtype) if writes_values else x_TD
@@ -46,6 +47,7 @@ def rotate_heads(
     if norms is None and cos_TH is None:
         return
     at_once = max(min(triton.next_power_of_2(heads), 4096 // triton.next_power_of_2(width)), 1)
+    assert norms is None or _alike(*norms), "one kernel, one epsilon and shift"
     weights = (None, None) if norms is None else (norms[0].weight_D, norms[1].weight_D)
     with torch.cuda.device(heads_TNH.device):
         _rotate_kernel[(tokens, triton.cdiv(heads, at_once))](
@@ -89,6 +91,11 @@ def quantise_rows(x_TD: Tensor, dtype: torch.dtype) -> Quantised:
             num_warps=_warps(block),
         )
     return Quantised(values, scale)
+
+
+def _alike(one: Norm, two: Norm) -> bool:
+    """Whether two norms differ in their weights alone."""
+    return (one.eps, one.shift, one.centred) == (two.eps, two.shift, two.centred)
 
 
 def _largest(dtype: torch.dtype | None) -> float:

@@ -129,9 +129,8 @@ class _Graph:
         ids_T, positions_T, signal_G = torch.split(self._indices, [size.tokens, size.tokens, size.signals])
         stream = self._decoder.start(ids_T, positions_T)
         for block in blocks[: size.layer]:
-            qkv = block.project(stream)
-            n, k = block.heads, block.heads + block.kv_heads
-            block.finish(stream, self._backend.attend(qkv[:, :n], qkv[:, n:k], qkv[:, k:], self._plan, block.scale))
+            inputs = block.split(block.project(stream))
+            block.finish(stream, self._backend.attend(*inputs, self._plan, block.scale))
         return blocks[size.layer].read(stream, signal_G)
 
 

@@ -64,20 +64,24 @@ class PackedLayout:
         rows_S: Ints = before_R1[self.read_offsets_S1[1:]] - before_R1[self.read_offsets_S1[:-1]]
         return rows_S
 
+    def tokens_of(self, chosen_S: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(T,) which tokens belong to the chosen segments."""
+        chosen_T: NDArray[np.bool_] = np.repeat(chosen_S, self.ends_S - self.starts_S)
+        return chosen_T
+
     def without(self, dropped_S: NDArray[np.bool_]) -> PackedLayout:
         """The same layout less some document segments, whose rows no other segment then reads."""
         kept_S = ~dropped_S
         lengths_S = self.ends_S - self.starts_S
-        kept_T = np.repeat(kept_S, lengths_S)
+        kept_T = self.tokens_of(kept_S)
         # Kept rows before each row, cached ones included: where a row of the old layout stands in the new one.
         before_P1 = np.concatenate([np.arange(self.cached_rows), self.cached_rows + np.r_[0, np.cumsum(kept_T)]])
         ends_S = np.cumsum(lengths_S[kept_S])
         counts_S = np.diff(self.read_offsets_S1)
         kept_R = np.repeat(kept_S, counts_S)
         reads_R2 = before_P1[self.reads_R2[kept_R]].reshape(-1, 2)
-        some_R = reads_R2[:, 1] > reads_R2[:, 0]
-        owners_R = np.repeat(np.arange(int(kept_S.sum())), counts_S[kept_S])
-        read_counts = np.bincount(owners_R[some_R], minlength=int(kept_S.sum()))
+        owner_R = np.repeat(np.arange(int(kept_S.sum())), counts_S[kept_S])
+        reads_R2, read_offsets_S1 = _ranges_that_hold_rows(reads_R2, owner_R, int(kept_S.sum()))
         kept_C = kept_S[self.document_segment_C]
         place_S = np.cumsum(kept_S) - 1
         return replace(
@@ -88,8 +92,8 @@ class PackedLayout:
             ends_S=ends_S,
             causal_S=self.causal_S[kept_S],
             own_S=self.own_S[kept_S],
-            reads_R2=reads_R2[some_R],
-            read_offsets_S1=np.r_[0, np.cumsum(read_counts)].astype(np.int64),
+            reads_R2=reads_R2,
+            read_offsets_S1=read_offsets_S1,
             document_segment_C=place_S[self.document_segment_C[kept_C]],
             document_request_C=self.document_request_C[kept_C],
             signal_G=before_P1[self.signal_G + self.cached_rows] - self.cached_rows,
@@ -132,14 +136,13 @@ class PackedLayout:
         reads_R2 = layout.reads_R2.copy()
         floor_R = np.where(is_query[owner_R], instruction_end_S[owner_R] + layout.cached_rows, 0)
         reads_R2[:, 0] = np.maximum(reads_R2[:, 0], floor_R)
-        some_R = reads_R2[:, 1] > reads_R2[:, 0]
-        counts_S = np.bincount(owner_R[some_R], minlength=len(kinds_S))
+        reads_R2, read_offsets_S1 = _ranges_that_hold_rows(reads_R2, owner_R, len(kinds_S))
         return replace(
             layout,
             causal_S=layout.causal_S & ~is_query,
             own_S=layout.own_S & ~is_query,
-            reads_R2=reads_R2[some_R],
-            read_offsets_S1=np.r_[0, np.cumsum(counts_S)].astype(np.int64),
+            reads_R2=reads_R2,
+            read_offsets_S1=read_offsets_S1,
         )
 
     def key_rows(self, segments: Ints) -> tuple[Ints, Ints]:
@@ -154,6 +157,13 @@ class PackedLayout:
         table = np.concatenate([self.reads_R2[ranges], own])[order]
         counts = np.bincount(owner[order], weights=table[:, 1] - table[:, 0], minlength=len(segments))
         return ranges_flat(table[:, 0], table[:, 1]), counts.astype(np.int64)
+
+
+def _ranges_that_hold_rows(reads_R2: Ints, owner_R: Ints, segments: int) -> tuple[Ints, Ints]:
+    """Ranges less the empty ones, and their offsets over segments. owner_R: the segment of each, rising."""
+    some_R = reads_R2[:, 1] > reads_R2[:, 0]
+    counts_S = np.bincount(owner_R[some_R], minlength=segments)
+    return reads_R2[some_R], np.r_[0, np.cumsum(counts_S)].astype(np.int64)
 
 
 def ranges_flat(starts: Ints, ends: Ints) -> Ints:

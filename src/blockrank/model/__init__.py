@@ -6,6 +6,7 @@ from blockrank.model.loading import (
     EMBEDDED_MODEL,
     Devices,
     Layers,
+    check_layers,
     load_config,
     load_model,
     load_tokenizer,
@@ -14,6 +15,7 @@ from blockrank.model.loading import (
     resolve_dtype,
     resolve_spec,
     resolve_types,
+    runs_fused,
 )
 from blockrank.model.rank_model import RankModel
 from blockrank.seam import SEAM
@@ -24,6 +26,7 @@ __all__ = [
     "Devices",
     "Layers",
     "RankModel",
+    "check_layers",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -32,4 +35,5 @@ __all__ = [
     "resolve_dtype",
     "resolve_spec",
     "resolve_types",
+    "runs_fused",
 ]

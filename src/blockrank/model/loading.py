@@ -121,8 +121,7 @@ def load_model(
     source = EMBEDDED_MODEL if name_or_path is None else name_or_path
     places = resolve_devices(device)
     eight_bits, weight_type = resolve_types(dtype, places)
-    if eight_bits and layers == "library":
-        raise InputError(f"dtype {dtype!r} needs fused layers: it does not go with layers='library'.")
+    check_layers(layers, dtype)
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with _quiet(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source)
@@ -132,14 +131,14 @@ def load_model(
             if hasattr(config, key):
                 setattr(config, key, 0.0)
         module = _weights(source, config, head, weight_type)
-        fused = layers == "fused" or (layers is None and not head and engine.unfusable(module) is None)
+        fused = runs_fused(module, "library" if head and layers is None else layers, eight_bits)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
         models = []
         for part, place in zip(modules, [*places[1:], places[0]], strict=True):
             part = part.to(place).eval()
             models.append(RankModel(part, tokenizer, resolved, get_backend(backend, place, part.dtype), str(source)))
-            if fused or eight_bits:
+            if fused:
                 models[-1].fuse()
     *replicas, model = models
     if probe:
@@ -221,6 +220,19 @@ def resolve_types(
         if dtype == "int8" and device.type != "cpu":
             raise InputError("dtype 'int8' is for processors; on a GPU take 'fp8'.")
     return EIGHT_BITS[dtype]
+
+
+def check_layers(layers: Layers | None, dtype: torch.dtype | str | None) -> None:
+    """Raise `InputError` where products in eight bits are asked for in the library's layers."""
+    if dtype in EIGHT_BITS and layers == "library":
+        raise InputError(f"dtype {dtype!r} needs fused layers: it does not go with layers='library'.")
+
+
+def runs_fused(module: PreTrainedModel, layers: Layers | None, eight_bits: torch.dtype | None) -> bool:
+    """Whether a model is to be fused: as asked for, always in eight bits, and by default where its family allows it."""
+    if layers is None and eight_bits is None:
+        return engine.unfusable(module) is None
+    return layers == "fused" or eight_bits is not None
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:

@@ -178,10 +178,15 @@ class RankModel:
         capture = self.forward(plan.lean)
         return replace(capture, k_PKH=complete(layout, plan, capture.k_PKH, self.store), layout=layout)
 
+    @property
+    def shares_documents(self) -> bool:
+        """Whether the documents of a request can be shared out over devices."""
+        mergeable = self.spec.query_reads == "own" or isinstance(self.backend, MergingBackend)
+        return mergeable and self.decoder is not None
+
     def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
         """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
-        mergeable = self.spec.query_reads == "own" or isinstance(self.backend, MergingBackend)
-        shares = mergeable and layout.tokens >= _LEAST_SHARED_TOKENS and not layout.cached_rows
+        shares = self.shares_documents and layout.tokens >= _LEAST_SHARED_TOKENS and not layout.cached_rows
         models = (self, *self.replicas) if shares else (self,)
         return [model.decoder for model in models if model.decoder is not None]
 
