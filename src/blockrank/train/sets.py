@@ -6,6 +6,7 @@ frame), with positives and mined negatives as rows of the pool (CSR), and option
     document_tokens, document_starts    query_tokens, query_starts
     positives, positive_starts          negatives, negative_starts      dense (N, D), -1 where there is none
     document_vectors (C, V), query_vectors (N, V): unit vectors whose product is the teacher's score
+    positive_scores, negative_scores: a teacher's scores beside the rows of `positives` and `negatives`
 """
 
 from __future__ import annotations
@@ -119,20 +120,39 @@ class TrainingSet:
         config, barred = self._config, None
         if config.drop_above is not None and "document_vectors" in self._data:
             barred = self._too_good(row, positives, hard, config.drop_above)
+        given = self._given(row)
+        # Where a teacher scored the listed rows, no other row has a score: all candidates come from them.
+        pool, wanted = (0, config.candidates) if given else (self._pool, config.hard)
         rows, labels = sample_candidates(
-            generator, positives, hard, self._pool, config.candidates, config.hard, config.max_positives, barred
+            generator, positives, hard, pool, config.candidates, wanted, config.max_positives, barred
         )
         bodies = [self._slice("document", "document_tokens", i)[: config.max_document_tokens] for i in rows]
         query = self._slice("query", "query_tokens", row)
         teachers = {"lexical": self._lexicon.scores(query, bodies)}
         if "document_vectors" in self._data:
             teachers["vectors"] = self._teacher(row, rows)
+        if given:
+            teachers["given"] = np.array([given[int(i)] for i in rows], dtype=np.float32)
         return Example(self._framer.request(query, bodies), labels, teachers)
 
     def _slice(self, owner: str, values: str, row: int) -> Ints:
         starts = self._data[f"{owner}_starts"]
         values_R: Ints = self._data[values][starts[row] : starts[row + 1]].astype(np.int64)
         return values_R
+
+    def _given(self, row: int) -> dict[int, float]:
+        """Stored scores of a query's listed rows, by row; empty where the set holds none."""
+        if "positive_scores" not in self._data:
+            return {}
+        parts = (("positive", "positives"), ("negative", "negatives"))
+        rows = np.concatenate([self._slice(owner, values, row) for owner, values in parts])
+        scores = np.concatenate([self._scores(owner, row) for owner, _ in parts])
+        return dict(zip(rows.tolist(), scores.tolist(), strict=True))
+
+    def _scores(self, owner: str, row: int) -> Floats:
+        starts = self._data[f"{owner}_starts"]
+        scores_R: Floats = self._data[f"{owner}_scores"][starts[row] : starts[row + 1]].astype(np.float32)
+        return scores_R
 
     def _hard(self, row: int) -> Ints:
         """Mined negatives of a query; one that several miners found is listed again."""
