@@ -26,7 +26,8 @@ class Bucket:
     """Some segments of one layout.
 
     q_nQ, k_nR: stream positions and row indices, padded with the segment's first. mask_n1QR: what may be read (Q = 1
-    where all queries of a segment read the same), None where nothing is padded. valid_Q: flat positions of the real
+    where all queries of a segment read the same), None where nothing is padded. causal: a single segment that reads
+    its own rows alone, each token up to itself, which takes no mask. valid_Q: flat positions of the real
     queries in q_nQ; token_Q: their places in the stream.
     """
 
@@ -35,6 +36,7 @@ class Bucket:
     mask_n1QR: Tensor | None
     valid_Q: Tensor
     token_Q: Tensor
+    causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class SdpaBackend:
 
     def plan(self, layout: PackedLayout, device: torch.device) -> SdpaPlan:
         """Sort segments by what they read and cut them into buckets."""
+        layout = layout.joined()
         segments = np.flatnonzero(layout.ends_S > layout.starts_S)
         rows_flat, counts = layout.key_rows(segments)
         row_offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -103,7 +106,8 @@ def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torc
     k_nR = np.stack([np.pad(item, (0, counts.max() - len(item)), mode="edge") for item in rows])
     allowed = (at_R < counts[:, None])[:, None, :]  # (n, 1, R): one line for all queries of a segment
     causal = layout.causal_S[segments]
-    if causal.any():
+    only_own = bool(causal.all()) and len(segments) == 1 and counts[0] == lengths[0]
+    if causal.any() and not only_own:
         # Causal at the bottom right: own rows come last, so token t of a segment reads `counts - lengths + t` rows.
         reach = (counts - lengths)[:, None] + at_Q
         allowed = allowed & ((at_R <= reach[:, :, None]) | ~causal[:, None, None])
@@ -114,6 +118,7 @@ def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torc
         mask,
         torch.from_numpy(np.flatnonzero(real_nQ)).to(device),
         torch.from_numpy(q_nQ[real_nQ]).to(device),
+        only_own,
     )
 
 
@@ -124,6 +129,9 @@ def _attend_bucket(q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, bucket: Bucket, 
     q = q_TNH[bucket.q_nQ].transpose(1, 2)
     k, v = k_PKH[bucket.k_nR].transpose(1, 2), v_PKH[bucket.k_nR].transpose(1, 2)
     mask = bucket.mask_n1QR
+    if bucket.causal:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != kv_heads)
+        return out[0].transpose(0, 1)
     if groups := heads // kv_heads - 1:
         # Grouped query heads become further query rows of their key head: no key is copied.
         q = q.reshape(segments, kv_heads, (groups + 1) * queries, width)

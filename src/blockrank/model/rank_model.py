@@ -140,9 +140,10 @@ class RankModel:
         table = getattr(self.module.config, "max_position_embeddings", None)
         highest = int(layout.positions_T.max())
         if table is not None and highest >= table:
+            fewer = "rank fewer documents, " if self.spec.pattern == "causal" else ""
             raise InputError(
-                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: shorten the query, "
-                "lower max_segment_tokens or the spec's query_offset."
+                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: {fewer}shorten the "
+                "query, lower max_segment_tokens or the spec's query_offset."
             )
 
     def start_pass(self, layout: PackedLayout, *, stop: bool) -> Pass:
@@ -180,9 +181,9 @@ class RankModel:
 
     @property
     def shares_documents(self) -> bool:
-        """Whether the documents of a request can be shared out over devices."""
+        """Whether the documents of a request can be shared out over devices: where none reads another."""
         mergeable = self.spec.query_reads == "own" or isinstance(self.backend, MergingBackend)
-        return mergeable and self.decoder is not None
+        return mergeable and self.spec.pattern == "block" and self.decoder is not None
 
     def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
         """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
