@@ -38,6 +38,10 @@ SegmentOption = Annotated[
     int | None,
     typer.Option("--max-segment-tokens", min=1, help="Cut documents to so many tokens; the model's limit if left out."),
 ]
+PatternOption = Annotated[
+    str | None,
+    typer.Option("--pattern", metavar="block|causal", help="What reads what; causal is full attention, the baseline."),
+]
 CutQueriesOption = Annotated[
     bool, typer.Option("--cut-queries", help="Cut queries over the model's limit instead of refusing them.")
 ]
@@ -103,17 +107,28 @@ def load_ranker(
     max_tokens: int | None = None,
     max_segment_tokens: int | None = None,
     cut_queries: bool = False,
+    pattern: str | None = None,
+    beams: int | None = None,
     probe: bool = True,
 ) -> Ranker:
-    """The ranker that the options ask for. Imports torch."""
+    """The ranker that the options ask for; one that decodes where `beams` is given. Imports torch."""
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
+    from blockrank.scorers import AttentionScorer, DecodeScorer
 
     ranker = Ranker.from_pretrained(
-        model, device=device, dtype=dtype, backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
+        model,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+        probe=probe,
+        scorer=AttentionScorer() if beams is None else DecodeScorer(beams),
     )
     changes: dict[str, object] = {"max_segment_tokens": max_segment_tokens} if max_segment_tokens else {}
     if cut_queries:
         changes["long_queries"] = "cut"
+    if pattern is not None:
+        changes["pattern"] = pattern
     return ranker.with_spec(**changes) if changes else ranker
 
 
