@@ -22,13 +22,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, Template
+from blockrank import Document, InputError, ModelError, Ranker, RankRequest, RankSpec, Template
 from blockrank.attention import get_backend
 from blockrank.attention.reference import dense_mask
 from blockrank.cli import app
+from blockrank.data import read_run, write_collection, write_run
 from blockrank.decode import Decoded, decode
 from blockrank.decode.answers import Grammar, State, answer_tokens
 from blockrank.decode.search import Beam, Search, searches_of, step_layout
+from blockrank.evaluate.settings import ranker_identity
 from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack
 from blockrank.model import RankModel
 from blockrank.rows import RowBuffers
@@ -446,6 +448,22 @@ def test_the_command_line_decodes(folder: Path, tmp_path: Path) -> None:
     block = run("rank", "red", "--lines", str(tmp_path / "lines"), "--model", str(folder), "--json")
     scores = [[entry["score"] for entry in json.loads(item.stdout)["results"]] for item in (causal, block)]
     assert scores[0] != scores[1]
+
+
+def test_an_evaluation_decodes(folder: Path, tmp_path: Path) -> None:
+    documents = [Document(f"{word} {i}", f"d{i}") for i, word in enumerate(WORDS)]
+    write_collection(tmp_path / "small", documents, {"q": "red oak"}, {"q": {"d0": 1}})
+    stage = {"q": {document.doc_id or "": -float(at) for at, document in enumerate(documents)}}
+    write_run(tmp_path / "given.trec", stage)
+    arguments = ["--model", str(folder), "--first-stage", str(tmp_path / "given.trec"), "--no-report"]
+    arguments += ["--latency-queries", "0", "--pattern", "causal", "--decode", "--beams", "6"]
+    done = run("eval", str(tmp_path / "small"), "--output", str(tmp_path / "out"), *arguments)
+    assert done.exit_code == 0, done.output
+    ranker = Ranker.from_pretrained(folder, scorer=DecodeScorer(beams=6), device="cpu").with_spec(pattern="causal")
+    expected = ranker.rank("red oak", documents).doc_ids
+    [ranked] = [path for path in (tmp_path / "out" / "small" / "runs").glob("*.trec") if "model" in path.name]
+    assert list(read_run(ranked)["q"]) == expected
+    assert ranker_identity(ranker)["scorer"] == {"name": "decode", "beams": 6, "form": "first"}
 
 
 def test_pairs_of_answers_are_distinct() -> None:

@@ -73,7 +73,7 @@ class SdpaBackend:
         for members in _buckets(lengths, counts):
             rows = [rows_flat[row_offsets[i] : row_offsets[i + 1]] for i in members]
             buckets.append(_bucket(layout, segments[members], rows, device))
-        buckets += _shared_buckets([_union(layout, group) for group in shared], device)
+        buckets += _shared_buckets([_read_together(layout, group) for group in shared], device)
         return SdpaPlan(buckets, torch.cat([bucket.token_Q for bucket in buckets]).argsort())
 
     def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: SdpaPlan, scale: float) -> Tensor:
@@ -127,7 +127,7 @@ def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torc
 
 
 @dataclass(frozen=True, slots=True)
-class Union:
+class Shared:
     """Segments as one: their tokens, all rows that any of them reads, and which token may read which of these."""
 
     token_Q: Ints
@@ -146,7 +146,7 @@ def _shared(layout: PackedLayout) -> list[Ints]:
     return [group for group in groups if len(group) > 1 and first_S2[group[0], 1] <= layout.cached_rows]
 
 
-def _union(layout: PackedLayout, segments: Ints) -> Union:
+def _read_together(layout: PackedLayout, segments: Ints) -> Shared:
     """A group of segments that share their first range."""
     start, end = layout.reads_R2[layout.read_offsets_S1[segments[0]]]
     rows_flat, counts = layout.key_rows(segments)
@@ -163,20 +163,20 @@ def _union(layout: PackedLayout, segments: Ints) -> Union:
         at, column = at + length, column + count
     tokens = ranges_flat(layout.starts_S[segments], layout.ends_S[segments])
     all_shared = np.ones((len(tokens), shared), dtype=bool)
-    return Union(
+    return Shared(
         tokens, np.concatenate([rows[0][:shared], *(item[shared:] for item in rows)]), np.hstack([all_shared, allowed])
     )
 
 
-def _shared_buckets(unions: list[Union], device: torch.device) -> list[Bucket]:
+def _shared_buckets(groups: list[Shared], device: torch.device) -> list[Bucket]:
     """Buckets of groups of segments."""
     buckets = []
     lengths, counts = (
         np.array([len(part) for part in parts])
-        for parts in ([union.token_Q for union in unions], [union.row_R for union in unions])
+        for parts in ([group.token_Q for group in groups], [group.row_R for group in groups])
     )
     for members in _buckets(lengths, counts):
-        chosen = [unions[i] for i in members]
+        chosen = [groups[i] for i in members]
         most_Q, most_R = lengths[members].max(), counts[members].max()
         q_nQ = np.stack([np.pad(item.token_Q, (0, most_Q - len(item.token_Q)), mode="edge") for item in chosen])
         k_nR = np.stack([np.pad(item.row_R, (0, most_R - len(item.row_R)), mode="edge") for item in chosen])

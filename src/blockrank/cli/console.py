@@ -21,6 +21,7 @@ from blockrank.types import BlockrankError
 if TYPE_CHECKING:
     from blockrank.ranker import Ranker
 
+_DEFAULT_BEAMS = 10  # the paper's, for lists; the package's own comes with torch
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 ModelOption = Annotated[
@@ -41,6 +42,13 @@ SegmentOption = Annotated[
 PatternOption = Annotated[
     str | None,
     typer.Option("--pattern", metavar="block|causal", help="What reads what; causal is full attention, the baseline."),
+]
+DecodeOption = Annotated[
+    bool, typer.Option("--decode", help="Let the model write document ids; it must have a language-model head.")
+]
+BeamsOption = Annotated[
+    int | None,
+    typer.Option("--beams", min=1, help="Beams of --decode; 1 is greedy.  [default: 10]", show_default=False),
 ]
 CutQueriesOption = Annotated[
     bool, typer.Option("--cut-queries", help="Cut queries over the model's limit instead of refusing them.")
@@ -96,6 +104,14 @@ def logs(verbose: bool, level: int = logging.WARNING) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def scoring_options(pattern: str | None, decode: bool, beams: int | None) -> dict[str, Any]:
+    """What `load_ranker` takes of --pattern, --decode and --beams: nothing where none is given."""
+    if beams is not None and not decode:
+        raise typer.BadParameter("--beams is for --decode.")
+    found: dict[str, Any] = {"pattern": pattern} if pattern is not None else {}
+    return {**found, "beams": beams or _DEFAULT_BEAMS} if decode else found
 
 
 def load_ranker(

@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from blockrank.cli.console import (
     BackendOption,
+    BeamsOption,
     CutQueriesOption,
+    DecodeOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -26,6 +28,7 @@ from blockrank.cli.console import (
     load_ranker,
     logs,
     note,
+    scoring_options,
     terminal,
 )
 from blockrank.cli.drawing import drawing, plain_text
@@ -33,20 +36,12 @@ from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOp
 from blockrank.data import json_line, trec_lines
 from blockrank.types import Ranking, RankRequest
 
-_DEFAULT_BEAMS = 10  # the paper's, for lists; importing the package's own would import torch
 TrecOption = Annotated[bool, typer.Option("--trec", help="Write a TREC run: query_id Q0 doc_id rank score tag.")]
 TopOption = Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Keep the best so many documents.")]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Show which words of each document made its score.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, whole or not at all.")]
 BudgetOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Tokens of requests packed into one forward.")
-]
-DecodeOption = Annotated[
-    bool, typer.Option("--decode", help="Let the model write document ids; it must have a language-model head.")
-]
-BeamsOption = Annotated[
-    int | None,
-    typer.Option("--beams", min=1, help="Beams of --decode; 1 is greedy.  [default: 10]", show_default=False),
 ]
 
 
@@ -78,8 +73,7 @@ def rank_command(
         raise typer.BadParameter("--json and --trec exclude each other.")
     if explain and as_trec:
         raise typer.BadParameter("a TREC run cannot carry evidence: --explain takes no --trec.")
-    if beams is not None and not decode:
-        raise typer.BadParameter("--beams is for --decode.")
+    scoring = scoring_options(pattern, decode, beams)
     if explain and decode:
         raise typer.BadParameter("a decoded ranking has no evidence: --explain takes no --decode.")
     inputs = Inputs(query, files or [], documents, requests, lines)
@@ -94,8 +88,7 @@ def rank_command(
             max_tokens=max_tokens,
             max_segment_tokens=max_segment_tokens,
             cut_queries=cut_queries,
-            pattern=pattern,
-            beams=(beams or _DEFAULT_BEAMS) if decode else None,
+            **scoring,
         )
         cuts = Cuts(ranker.spec.max_segment_tokens)
         rankings = cuts.counted(ranker.rank_iter(stream))
