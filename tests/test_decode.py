@@ -382,6 +382,24 @@ def test_an_answer_in_the_prompt_is_left_out() -> None:
     assert decode(model, [tokenised]) == decode(model, [many(5)])
 
 
+@pytest.mark.parametrize(("count", "forwards"), [(1, 1), (10, 1), (12, 2), (100, 2), (101, 3)])
+def test_what_is_forced_costs_no_forward(count: int, forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten ids of a digit each need the prompt alone; of more, each digit that does not decide needs none."""
+    ran: list[int] = []
+    forward = RankModel.forward
+
+    def counted(self: RankModel, layout: PackedLayout, **kwargs: Any) -> Any:
+        ran.append(len(layout.starts_S))
+        return forward(self, layout, **kwargs)
+
+    monkeypatch.setattr(RankModel, "forward", counted)
+    [found] = decode(model_of(), [many(count)], beams=count)
+    assert sorted(found.generated) == list(range(count))
+    assert float(np.logaddexp.reduce(found.log_probs)) == pytest.approx(0, abs=1e-6)
+    assert len(ran) == forwards
+    assert ran[1:] == ([] if forwards == 1 else [1] if count == 12 else [9] if count == 100 else [9, 1])
+
+
 def test_nothing_to_decode() -> None:
     assert decode(model_of(), []) == []
     [found] = decode(model_of(), [many(1)])
