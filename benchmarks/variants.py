@@ -28,8 +28,7 @@ from blockrank.data import open_collection
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.evaluate.measures import per_query
-from blockrank.layout import TokenisedRequest, pack
-from blockrank.ranker import plan_batches
+from blockrank.layout import TokenisedRequest, pack, plan_batches
 
 GIVEN_RUN = Path("runs") / "bm25.trec"
 MEASURE = "nDCG@10"

@@ -8,15 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, golden_case, golden_module, golden_spec, random_decoder, random_layout, tokenised
+from conftest import (
+    FAMILIES,
+    byte_tokenizer,
+    golden_case,
+    golden_module,
+    golden_spec,
+    random_decoder,
+    random_layout,
+    tokenised,
+)
 from scipy.stats import kendalltau
 
-from blockrank import Document, Ranker, engine
+from blockrank import Document, Ranker, RankRequest, Template, engine
 from blockrank.attention import get_backend
+from blockrank.decode import decode
+from blockrank.decode.answers import Grammar, answer_tokens
+from blockrank.decode.search import searches_of, step_layout
 from blockrank.engine import glue
 from blockrank.engine.glue import Norm, Quantised
 from blockrank.engine.linear import Linear
-from blockrank.layout import PackedLayout, pack
+from blockrank.layout import PackedLayout, PromptTokenizer, pack
 from blockrank.model import RankModel
 from blockrank.scorers import AttentionScorer
 from blockrank.signals import document_lse, log_scores, plan_readout, segment_lse
@@ -342,3 +354,84 @@ def test_spec_fields_of_the_read_out_survive_fusing() -> None:
         fused = RankModel(model.module, None, spec, model.backend)
         fused.fuse()
         torch.testing.assert_close(_scores(fused, layout), expected, atol=1e-5, rtol=1e-3)
+
+
+# Full attention, and decoding
+
+
+def _attention_agrees(layout: PackedLayout, kv_heads: int = 2) -> None:
+    """Every backend's attention of a layout equals the dense one."""
+    q_TNH = torch.randn(layout.tokens, 8, 64, device=CUDA)
+    k_PKH, v_PKH = (torch.randn(layout.rows, kv_heads, 64, device=CUDA) for _ in range(2))
+    for names, dtype, tolerance in (
+        (("sdpa", "triton"), torch.float32, 1e-4),
+        (("sdpa", "varlen", "triton"), torch.bfloat16, 2e-2),
+    ):
+        inputs = [item.to(dtype) for item in (q_TNH, k_PKH, v_PKH)]
+        reference = get_backend("reference", CUDA, dtype)
+        expected = reference.attend(*inputs, reference.plan(layout, CUDA), 0.125)
+        for name in names:
+            backend = get_backend(name, CUDA, dtype)
+            found = backend.attend(*inputs, backend.plan(layout, CUDA), 0.125)
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+def test_backends_agree_under_the_causal_pattern() -> None:
+    spec = golden_spec(pattern="causal", query_offset=None)
+    _attention_agrees(pack([_request(0), _request(1)], spec))
+    _attention_agrees(random_layout([9, *[150] * 20, 30], spec))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_fused_layers_agree_with_the_reference_under_the_causal_pattern(kind: str) -> None:
+    model = _spread_model(kind, "reference", torch.float32)
+    model = model.with_spec(replace(model.spec, pattern="causal", query_offset=None))
+    layouts = [pack([_request(0), _request(1)], model.spec), random_layout([5, 9, 7, 6], model.spec)]
+    expected = [_scores(model, layout) for layout in layouts]
+    model.backend = get_backend("triton", CUDA, torch.float32)
+    model.fuse()
+    for layout, scores in zip(layouts, expected, strict=True):
+        for _ in range(3):  # as it is, captured, and replayed where it is small enough
+            torch.testing.assert_close(_scores(model, layout), scores, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [9, 900])
+def test_backends_agree_on_steps_of_a_search(tokens: int) -> None:
+    """Several beams over cached rows: few of them, and more than one tile of the `triton` backend reads at once."""
+    found = answer_tokens(PromptTokenizer(byte_tokenizer()), _NUMBERED, 3)
+    spec = golden_spec(template=_NUMBERED)
+    generator = np.random.default_rng(0)
+    requests = [tokenised([generator.integers(3, 200, n) for n in (5, tokens, tokens, tokens, 7)]) for _ in range(2)]
+    searches = searches_of(pack(requests, spec), [Grammar(found, 3, "list")] * 2, 4)
+    for _ in range(3):
+        for search in searches:
+            options = [search.grammar.options(beam.state) for beam in search.live]
+            search.advance(options, [[float(generator.normal()) for _ in one] for one in options])
+        _attention_agrees(step_layout(searches))
+
+
+_NUMBERED = Template(("{query};",), ("D{id}:{text};",), ("Q:{query};A",), answer="[")
+
+
+@pytest.mark.parametrize("pattern", ["block", "causal"])
+def test_decoding_on_a_device_equals_the_host(pattern: Any) -> None:
+    spec = golden_spec(template=_NUMBERED, pattern=pattern, query_offset=None if pattern == "causal" else 64)
+    requests = [RankRequest("red", [f"text {i} " * (1 + i % 3) for i in range(count)]) for count in (12, 3)]
+    cpu = torch.device("cpu")
+    host = RankModel(golden_module("qwen3"), byte_tokenizer(), spec, get_backend("reference", cpu, torch.float32))
+    expected = decode(host, requests, beams=12)
+    lists = decode(host, requests, beams=3, form="list")
+    for names, dtype, tolerance in (
+        (("reference", "sdpa", "triton"), torch.float32, 1e-3),
+        (("sdpa", "varlen", "triton"), torch.bfloat16, 0.15),
+    ):
+        for name in names:
+            module = golden_module("qwen3").to(CUDA, dtype)
+            model = RankModel(module, byte_tokenizer(), spec, get_backend(name, CUDA, dtype))
+            for one, two in zip(decode(model, requests, beams=12), expected, strict=True):
+                found = dict(zip(one.generated, one.log_probs, strict=True))
+                assert found == pytest.approx(dict(zip(two.generated, two.log_probs, strict=True)), abs=tolerance)
+            if dtype == torch.float32:
+                assert [item.generated for item in decode(model, requests, beams=3, form="list")] == [
+                    item.generated for item in lists
+                ]

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockrank import InputError, ModelError, Ranker, RankRequest
-from blockrank.layout import PackedLayout
+from blockrank.layout import PackedLayout, plan_batches
 from blockrank.model import RankModel
-from blockrank.ranker import plan_batches
 from blockrank.scorers import AttentionScorer, Scored
 
 QUERY = "who wrote Dracula"

@@ -2,8 +2,9 @@
 
 Decoder families differ in how they call attention, and some fail silently: they never call the registered function,
 leak between documents, or add a mask, a window or a soft cap of their own. Three checks, on about 40 tokens:
-every layer calls the seam; no document influences another; hidden states equal the model's own eager attention
-given the explicit 4-D mask. Where the layers are fused, a fourth: what they yield equals what the library's own do.
+every layer calls the seam; no document influences another (under the causal pattern: none that stands before it);
+hidden states equal the model's own eager attention given the explicit 4-D mask. Where the layers are fused, a fourth:
+what they yield equals what the library's own do.
 """
 
 from __future__ import annotations
@@ -86,21 +87,24 @@ def _hidden(model: RankModel, layout: PackedLayout, **extras: object) -> tuple[T
 
 
 def _check_isolation(model: RankModel, layout: PackedLayout) -> None:
-    """Change one document: keys of all other segments but the query's must stay as they were."""
+    """Change one document: keys of all that does not read it must stay as they were: other documents, and under the
+    causal pattern what stands before it."""
     edited = layout.ids_T.copy()
     start, end = layout.starts_S[_EDITED], layout.ends_S[_EDITED]
     edited[start:end] = (edited[start:end] + 1) % int(model.module.config.vocab_size)
     keys = [model.forward(item).k_PKH for item in (layout, replace(layout, ids_T=edited))]
     others = np.ones(layout.tokens, dtype=bool)
     others[start:end] = False
+    causal = model.spec.pattern == "causal"
     if model.spec.query_reads == "all":
-        others[layout.starts_S[-1] :] = False
+        others[end if causal else layout.starts_S[-1] :] = False
     before, after = (key[torch.from_numpy(others).to(key.device)].float() for key in keys)
     limit = _TOLERANCE.get(model.dtype, 1e-4) * float(before.abs().max().clamp_min(1.0))
     if not bool(before.isfinite().all()):
         raise ModelError(f"{_name(model)} yields keys that are not finite: its weights are broken.")
     if not float((before - after).abs().max()) <= limit:
-        raise ModelError(f"{_name(model)} lets one document influence another: attention is not its only path.")
+        what = "what stands before it" if causal else "another"
+        raise ModelError(f"{_name(model)} lets one document influence {what}: attention is not its only path.")
 
 
 def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, ...]) -> None:

@@ -10,15 +10,15 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from blockrank.cache import MemoryStore
-from blockrank.layout import TokenisedRequest, pack
+from blockrank.layout import TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
-from blockrank.scorers import AttentionScorer, Scored, Scorer
+from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
 from blockrank.spec import RankSpec
 from blockrank.types import Document, Evidence, InputError, ModelError, Ranking, RankRequest, RequestRanker
 
@@ -61,6 +61,7 @@ class Ranker(RequestRanker):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         probe: bool = True,
         layers: Layers | None = None,
+        scorer: Scorer | Literal["attention", "decode"] = "attention",
     ) -> Ranker:
         """Load a checkpoint: a folder with `blockrank.json`, a hub name, or None for the embedded model.
 
@@ -68,13 +69,22 @@ class Ranker(RequestRanker):
         chooses by the machine. With several devices ("cuda:0,cuda:1") a stream of requests is ranked on all of them,
         and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
         compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run products in eight bits. probe: see
-        `blockrank.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen. Raises
-        `ModelError` where the checkpoint cannot serve.
+        `blockrank.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen. scorer:
+        "decode" lets the model write document ids, which needs all layers and its language-model head; a
+        `DecodeScorer(beams=..., form=...)` says how. Raises `ModelError` where the checkpoint cannot serve.
         """
+        chosen = _scorer(scorer) if isinstance(scorer, str) else scorer
         model = load_model(
-            name_or_path, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe, layers=layers
+            name_or_path,
+            spec=spec,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            head=chosen.needs_head,
+            probe=probe,
+            layers=layers,
         )
-        return cls(model, max_tokens=max_tokens)
+        return cls(model, chosen, max_tokens)
 
     @property
     def spec(self) -> RankSpec:
@@ -231,6 +241,17 @@ class Ranker(RequestRanker):
         return Ranker(self.model.with_spec(spec), self.scorer, self.max_tokens)
 
 
+def _scorer(name: str) -> Scorer:
+    """The scorer of a name, as it is by default. Raises `InputError` where there is none."""
+    scorers: dict[str, type[AttentionScorer] | type[DecodeScorer]] = {
+        "attention": AttentionScorer,
+        "decode": DecodeScorer,
+    }
+    if name not in scorers:
+        raise InputError(f"scorer {name!r} is unknown; there are {sorted(scorers)}.")
+    return scorers[name]()
+
+
 def _by_size(segment: Segment) -> tuple[int, bytes]:
     return len(segment.ids), segment.ids.tobytes()
 
@@ -245,14 +266,3 @@ def _evidence(request: RankRequest, tokenised: TokenisedRequest, shares_R: Tenso
         spans = zip(segment.spans_L2.tolist(), shares, strict=True)
         evidence.append(tuple(Evidence(*document.locate(a, b), share) for (a, b), share in spans if a >= 0))
     return evidence
-
-
-def plan_batches(lengths: Sequence[int], budget: int) -> list[slice]:
-    """Consecutive requests grouped by tokens, not by count; one that exceeds the budget goes alone."""
-    slices, start, total = [], 0, 0
-    for index, length in enumerate(lengths):
-        if index > start and total + length > budget:
-            slices.append(slice(start, index))
-            start, total = index, 0
-        total += length
-    return [*slices, slice(start, len(lengths))] if lengths else []

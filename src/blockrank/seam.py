@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from blockrank.attention import AttentionBackend
 from blockrank.layout import Ints, PackedLayout
 from blockrank.prune import Exit
+from blockrank.rows import RowBuffers
 from blockrank.types import ModelError
 
 SEAM = "blockrank"
@@ -31,7 +32,10 @@ class Done(Exception):  # noqa: N818  # it ends a forward; nothing went wrong
 
 @dataclass(slots=True)
 class Pass:
-    """One forward through the seam: what to attend with, what to capture, and what was captured."""
+    """One forward through the seam: what to attend with, what to capture, and what was captured.
+
+    rows: where keys and values of the new tokens are written, and those of the `cached_rows` before them are read.
+    """
 
     backend: AttentionBackend
     plan: Any
@@ -39,6 +43,8 @@ class Pass:
     signal_G: Tensor
     stop: bool
     longest_position: int
+    rows: RowBuffers | None = None
+    cached_rows: int = 0
     q_GNH: Tensor | None = None
     k_PKH: Tensor | None = None
     scale: float = 1.0
@@ -87,6 +93,8 @@ def _attend(
     if layer is None:
         raise ModelError(f"{type(module).__name__} does not say which layer it is.")
     blockrank.layers_seen.append(layer)
+    if blockrank.rows is not None:
+        k_PKH, v_PKH = blockrank.rows.put(layer, blockrank.cached_rows, k_PKH, v_PKH)
     if layer == blockrank.layer:
         blockrank.q_GNH, blockrank.k_PKH = q_TNH.index_select(0, blockrank.signal_G), k_PKH
         blockrank.scale = float(scale)

@@ -127,11 +127,13 @@ class RankSpec:
     signal_pooling: "arithmetic" averages the shares over heads and signal tokens (the paper); "geometric" averages
         their logarithms and normalises again, so that every signal token must find its evidence.
     softmax_over: "documents" (the paper) or "all": the denominator holds instruction and query keys too (later code).
+    pattern: "block" (the paper): a document reads the instruction and itself. "causal": full attention, the baseline:
+        every segment reads all of its request before it, and positions count on from segment to segment.
     document_attention, query_attention: "causal", or "bidirectional" for models that grew from an encoder.
     query_reads: "all" (the paper), or "own": below the scoring layer the query segment reads only itself and the
         instruction, so that a score depends on no other candidate.
     query_offset: position of the query segment's first token; None continues after the instruction, where documents
-        start too.
+        start too. Under the causal pattern documents count on, and the query stands there or after the last of them.
     max_segment_tokens: limit of one document segment, frame included. Longer bodies are cut at the end, and reported.
     max_query_tokens: limit of the query's own tokens.
     long_queries: what happens to a query over that limit: "refuse" raises, "cut" drops its end, logs it and says so in
@@ -152,6 +154,7 @@ class RankSpec:
     length_norm: float = 0.0
     signal_pooling: Literal["arithmetic", "geometric"] = "arithmetic"
     softmax_over: Literal["documents", "all"] = "documents"
+    pattern: Literal["block", "causal"] = "block"
     document_attention: Attend = "causal"
     query_attention: Attend = "causal"
     query_reads: Literal["all", "own"] = "all"
@@ -170,6 +173,14 @@ class RankSpec:
                 raise InputError(f"RankSpec.{name} must be one of {get_args(hint)}, not {getattr(self, name)!r}.")
         if isinstance(self.template, str) and self.template not in TEMPLATES:
             raise InputError(f"RankSpec.template {self.template!r} is unknown; built in are {sorted(TEMPLATES)}.")
+        self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        if self.pattern == "block":
+            return
+        for name, needed in (("document_attention", "causal"), ("query_attention", "causal"), ("query_reads", "all")):
+            if (found := getattr(self, name)) != needed:
+                raise InputError(f"RankSpec.pattern 'causal' needs {name} {needed!r}; it is {found!r}.")
 
     def _check_numbers(self) -> None:
         if self.layer < 0:
@@ -202,7 +213,8 @@ class RankSpec:
         """Whether a document's keys depend on nothing but its own text and the instruction, and nothing below the
         scoring layer depends on them: then they may be computed once and read out for many queries."""
         prompt = self.prompt
-        return self.query_reads == "own" and not prompt.reads_query_first and not prompt.numbers_documents
+        apart = self.pattern == "block" and self.query_reads == "own"
+        return apart and not prompt.reads_query_first and not prompt.numbers_documents
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; the template stays a name where it is built in."""

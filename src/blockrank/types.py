@@ -221,7 +221,8 @@ class RankedDocument:
 class Ranking(Sequence[RankedDocument]):
     """Documents of one request, best first. Iterates and indexes like a list.
 
-    Scores of a complete ranking sum to one; they compare documents of the same request and nothing else.
+    Scores of a complete ranking sum to one; they compare documents of the same request and nothing else. Where document
+    ids were decoded, a score is minus the rank.
     `query_cut_tokens` is how many tokens the query lost, where that was allowed.
     """
 

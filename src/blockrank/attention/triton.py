@@ -148,6 +148,7 @@ def cut_tiles(layout: PackedLayout, tokens: int) -> TileTables:
 
     Tiles that read most come first, so that none is left running alone at the end.
     """
+    layout = layout.joined()
     long_S = layout.rows_read_S > SPLIT_ROWS
     lengths_S = layout.ends_S - layout.starts_S
     counts_S = -(-lengths_S // tokens)

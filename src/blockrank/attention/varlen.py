@@ -69,6 +69,7 @@ class VarlenBackend:
 
     def plan(self, layout: PackedLayout, device: torch.device) -> VarlenPlan:
         """One group of causal segments, one of bidirectional ones; empty segments and groups are left out."""
+        layout = layout.joined()
         filled = layout.ends_S > layout.starts_S
         groups = []
         for causal in (True, False):

@@ -109,6 +109,7 @@ def _check_sharing(model: RankModel) -> None:
     """Raise `InputError` where all but the first device would stay idle."""
     if not model.shares_documents:
         how = "the library's layers" if model.decoder is None else f"backend {model.backend.name}"
+        how = "the causal pattern" if model.spec.pattern == "causal" else how
         raise InputError(f"with {how} a request of {model.name} runs on one device: name one.")
 
 

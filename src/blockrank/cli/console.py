@@ -21,6 +21,7 @@ from blockrank.types import BlockrankError
 if TYPE_CHECKING:
     from blockrank.ranker import Ranker
 
+_DEFAULT_BEAMS = 10  # the paper's, for lists; the package's own comes with torch
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 ModelOption = Annotated[
@@ -37,6 +38,17 @@ BackendOption = Annotated[str | None, typer.Option("--backend", help="Attention 
 SegmentOption = Annotated[
     int | None,
     typer.Option("--max-segment-tokens", min=1, help="Cut documents to so many tokens; the model's limit if left out."),
+]
+PatternOption = Annotated[
+    str | None,
+    typer.Option("--pattern", metavar="block|causal", help="What reads what; causal is full attention, the baseline."),
+]
+DecodeOption = Annotated[
+    bool, typer.Option("--decode", help="Let the model write document ids; it must have a language-model head.")
+]
+BeamsOption = Annotated[
+    int | None,
+    typer.Option("--beams", min=1, help="Beams of --decode; 1 is greedy.  [default: 10]", show_default=False),
 ]
 CutQueriesOption = Annotated[
     bool, typer.Option("--cut-queries", help="Cut queries over the model's limit instead of refusing them.")
@@ -94,6 +106,14 @@ def logs(verbose: bool, level: int = logging.WARNING) -> Iterator[None]:
         logger.setLevel(before)
 
 
+def scoring_options(pattern: str | None, decode: bool, beams: int | None) -> dict[str, Any]:
+    """What `load_ranker` takes of --pattern, --decode and --beams: nothing where none is given."""
+    if beams is not None and not decode:
+        raise typer.BadParameter("--beams is for --decode.")
+    found: dict[str, Any] = {"pattern": pattern} if pattern is not None else {}
+    return {**found, "beams": beams or _DEFAULT_BEAMS} if decode else found
+
+
 def load_ranker(
     model: str | None,
     *,
@@ -103,17 +123,28 @@ def load_ranker(
     max_tokens: int | None = None,
     max_segment_tokens: int | None = None,
     cut_queries: bool = False,
+    pattern: str | None = None,
+    beams: int | None = None,
     probe: bool = True,
 ) -> Ranker:
-    """The ranker that the options ask for. Imports torch."""
+    """The ranker that the options ask for; one that decodes where `beams` is given. Imports torch."""
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
+    from blockrank.scorers import AttentionScorer, DecodeScorer
 
     ranker = Ranker.from_pretrained(
-        model, device=device, dtype=dtype, backend=backend, max_tokens=max_tokens or DEFAULT_MAX_TOKENS, probe=probe
+        model,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+        probe=probe,
+        scorer=AttentionScorer() if beams is None else DecodeScorer(beams),
     )
     changes: dict[str, object] = {"max_segment_tokens": max_segment_tokens} if max_segment_tokens else {}
     if cut_queries:
         changes["long_queries"] = "cut"
+    if pattern is not None:
+        changes["pattern"] = pattern
     return ranker.with_spec(**changes) if changes else ranker
 
 

@@ -31,13 +31,16 @@ def plain_text(ranking: Ranking) -> str:
 
 
 def drawing(ranking: Ranking, width: int) -> Text:
-    """The same for a terminal, with a bar for each score, relative to the best, and the evidence marked in the text."""
+    """The same for a terminal, with a bar for each score, relative to the best, and the evidence marked in the text.
+
+    Scores below zero, which decoding gives, have no bar.
+    """
     best = max(ranking[0].score, sys.float_info.min)
     rows = [
         (
             str(entry.rank),
             f"{entry.score:.4f}",
-            bar(entry.score / best),
+            bar(max(entry.score, 0.0) / best),
             preview(entry.doc_id, _DOC_ID_WIDTH),
             "" if entry.evidence else preview(entry.document.content, width),
         )

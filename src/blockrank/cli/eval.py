@@ -16,16 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from blockrank.cli.console import (
     BackendOption,
+    BeamsOption,
     CutQueriesOption,
+    DecodeOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    PatternOption,
     SegmentOption,
     VerboseOption,
     aligned,
     load_ranker,
     logs,
     note,
+    scoring_options,
     write_data,
 )
 from blockrank.types import MissingExtraError
@@ -114,6 +118,9 @@ def eval_command(
     backend: BackendOption = None,
     max_segment_tokens: SegmentOption = None,
     cut_queries: CutQueriesOption = False,
+    pattern: PatternOption = None,
+    decode: DecodeOption = False,
+    beams: BeamsOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -136,7 +143,7 @@ def eval_command(
         raise typer.BadParameter("--per-query and --ceiling are for a RUN; an evaluation writes both into --output.")
     if qrels is not None and len(what) > 1:
         raise typer.BadParameter("--qrels is for one COLLECTION: query_ids of others may mean other queries.")
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+    options = scoring_options(pattern, decode, beams) | {"device": device, "dtype": dtype, "backend": backend}
     options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
     with logs(verbose):
         from blockrank.data import open_collection

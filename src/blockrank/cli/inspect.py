@@ -12,6 +12,7 @@ import typer
 from blockrank.cli.console import (
     JsonOption,
     ModelOption,
+    PatternOption,
     SegmentOption,
     VerboseOption,
     aligned,
@@ -95,13 +96,14 @@ def inspect_command(
     as_json: JsonOption = False,
     model: ModelOption = None,
     max_segment_tokens: SegmentOption = None,
+    pattern: PatternOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Show the segments of a request (the first of a file) and which of them reads which."""
     inputs = Inputs(query, files or [], documents, requests, lines)
     with logs(verbose):
         request = next(inputs.read())
-        inspection = inspect_request(request, model, max_segment_tokens)
+        inspection = inspect_request(request, model, max_segment_tokens, pattern)
         if png is not None:
             with atomic_file(png) as stream:
                 save_png(inspection.layout, inspection.names, stream)
@@ -112,15 +114,20 @@ def inspect_command(
             write_data(_text(inspection, console.width if console else None))
 
 
-def inspect_request(request: RankRequest, model: str | None, max_segment_tokens: int | None = None) -> Inspection:
+def inspect_request(
+    request: RankRequest, model: str | None, max_segment_tokens: int | None = None, pattern: str | None = None
+) -> Inspection:
     """Tokenise and lay out a request as a ranker with that model would; no weight is read."""
     from blockrank.layout import pack
     from blockrank.model import load_tokenizer, resolve_spec
     from blockrank.prompt import segments
+    from blockrank.spec import RankSpec
 
     spec = resolve_spec(model, None)
     if max_segment_tokens is not None:
         spec = replace(spec, max_segment_tokens=max_segment_tokens)
+    if pattern is not None:
+        spec = RankSpec.from_dict({**spec.to_dict(), "pattern": pattern})
     tokenizer, _ = load_tokenizer(model)
     texts = segments(spec.prompt, request)
     tokenised = tokenizer.tokenise_request(request, spec)

@@ -14,17 +14,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from blockrank.cli.console import (
     BackendOption,
+    BeamsOption,
     CutQueriesOption,
+    DecodeOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
+    PatternOption,
     SegmentOption,
     VerboseOption,
     data_stream,
     load_ranker,
     logs,
     note,
+    scoring_options,
     terminal,
 )
 from blockrank.cli.drawing import drawing, plain_text
@@ -59,6 +63,9 @@ def rank_command(
     max_tokens: BudgetOption = None,
     max_segment_tokens: SegmentOption = None,
     cut_queries: CutQueriesOption = False,
+    pattern: PatternOption = None,
+    decode: DecodeOption = False,
+    beams: BeamsOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Rank documents for a query, or every request of a file."""
@@ -66,6 +73,9 @@ def rank_command(
         raise typer.BadParameter("--json and --trec exclude each other.")
     if explain and as_trec:
         raise typer.BadParameter("a TREC run cannot carry evidence: --explain takes no --trec.")
+    scoring = scoring_options(pattern, decode, beams)
+    if explain and decode:
+        raise typer.BadParameter("a decoded ranking has no evidence: --explain takes no --decode.")
     inputs = Inputs(query, files or [], documents, requests, lines)
     with logs(verbose):
         inputs.check()
@@ -78,6 +88,7 @@ def rank_command(
             max_tokens=max_tokens,
             max_segment_tokens=max_segment_tokens,
             cut_queries=cut_queries,
+            **scoring,
         )
         cuts = Cuts(ranker.spec.max_segment_tokens)
         rankings = cuts.counted(ranker.rank_iter(stream))

@@ -259,7 +259,8 @@ def _digest(ranker: Ranker) -> str:
     commit = getattr(model.module.config, "_commit_hash", None)
     if folder is None and commit is None:
         raise InputError("this ranker's model comes from no folder and no hub commit: give BlockrankSearch a revision.")
-    settings = [asdict(ranker.spec), type(ranker.scorer).__name__, str(model.dtype), commit]
+    scorer = [type(ranker.scorer).__name__, *vars(ranker.scorer).values()]
+    settings = [asdict(ranker.spec), *scorer, str(model.dtype), commit]
     digest = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=6)
     for path in sorted(folder.iterdir()) if folder else ():
         if path.suffix in (".json", ".safetensors"):

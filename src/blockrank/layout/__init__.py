@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from blockrank.layout.packed import PackedLayout, pack, ranges_flat
+from blockrank.layout.packed import PackedLayout, pack, plan_batches, ranges_flat
 from blockrank.layout.tokens import Ints, PromptTokenizer, Segment, TokenisedRequest
 
-__all__ = ["Ints", "PackedLayout", "PromptTokenizer", "Segment", "TokenisedRequest", "pack", "ranges_flat"]
+__all__ = [
+    "Ints",
+    "PackedLayout",
+    "PromptTokenizer",
+    "Segment",
+    "TokenisedRequest",
+    "pack",
+    "plan_batches",
+    "ranges_flat",
+]

@@ -145,6 +145,36 @@ class PackedLayout:
             read_offsets_S1=read_offsets_S1,
         )
 
+    def joined(self) -> PackedLayout:
+        """The same to attention, which knows no documents: a request whose segments each read all of it before them,
+        causally, is one segment. The layout itself where there is no such request."""
+        counts_S = np.diff(self.read_offsets_S1)
+        alone_S = counts_S == 0
+        heads = np.flatnonzero(alone_S)
+        if len(heads) == len(counts_S) or not len(heads) or heads[0]:
+            return self
+        group_S = np.cumsum(alone_S) - 1
+        rows_S = self.starts_S + self.cached_rows
+        first_R = np.minimum(self.read_offsets_S1[:-1], len(self.reads_R2) - 1)
+        reads_all_S = (counts_S == 1) & (self.reads_R2[first_R] == np.stack([rows_S[heads[group_S]], rows_S], 1)).all(1)
+        goes_on_S = self.causal_S & self.own_S & (alone_S | reads_all_S)
+        begins_S = alone_S | ~np.logical_and.reduceat(goes_on_S, heads)[group_S]
+        if begins_S.all():
+            return self
+        nothing = np.zeros(0, dtype=np.int64)
+        return replace(
+            self,
+            starts_S=self.starts_S[begins_S],
+            ends_S=self.ends_S[np.append(np.flatnonzero(begins_S)[1:], len(begins_S)) - 1],
+            causal_S=self.causal_S[begins_S],
+            own_S=self.own_S[begins_S],
+            reads_R2=self.reads_R2[np.repeat(begins_S, counts_S)],
+            read_offsets_S1=np.concatenate([[0], np.cumsum(counts_S[begins_S])]).astype(np.int64),
+            document_segment_C=nothing,
+            document_request_C=nothing,
+            kinds_S=(),
+        )
+
     def key_rows(self, segments: Ints) -> tuple[Ints, Ints]:
         """All rows the given segments read, own rows last: flat row indices and the count for each segment."""
         first, last = self.read_offsets_S1[segments], self.read_offsets_S1[segments + 1]
@@ -174,11 +204,23 @@ def ranges_flat(starts: Ints, ends: Ints) -> Ints:
     return (np.arange(total) + offsets).astype(np.int64)
 
 
+def plan_batches(lengths: Sequence[int], budget: int) -> list[slice]:
+    """Consecutive requests grouped by tokens, not by count; one that exceeds the budget goes alone."""
+    slices, start, total = [], 0, 0
+    for index, length in enumerate(lengths):
+        if index > start and total + length > budget:
+            slices.append(slice(start, index))
+            start, total = index, 0
+        total += length
+    return [*slices, slice(start, len(lengths))] if lengths else []
+
+
 def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
     """Lay requests one after the other in one stream; no row of one is ever listed by another.
 
     Positions (method, section 2): the instruction starts at 0, every document right after it, the query segment at
-    `query_offset` (or where documents start).
+    `query_offset` (or where documents start). Under the causal pattern each segment starts where the one before it
+    ended, the query at `query_offset` if that is higher.
     """
     segments = [segment for request in requests for segment in request.segments]
     lengths = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
@@ -190,9 +232,10 @@ def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
     is_query = np.array([segment.kind == "query" for segment in segments])
     is_document = np.array([segment.kind == "document" for segment in segments])
     reads, read_offsets = _reads(starts, ends, first_S, is_query, is_document, spec)
-    begin_S = np.where(is_document | is_query, lengths[first_S], 0)
+    after_S = starts - starts[first_S] if spec.pattern == "causal" else lengths[first_S]
+    begin_S = np.where(is_document | is_query, after_S, 0)
     if spec.query_offset is not None:
-        begin_S = np.where(is_query, np.maximum(spec.query_offset, lengths[first_S]), begin_S)
+        begin_S = np.where(is_query, np.maximum(spec.query_offset, begin_S), begin_S)
     signal, signal_request = _signals(segments, starts, is_query, spec)
     return PackedLayout(
         ids_T=np.concatenate([segment.ids for segment in segments]),
@@ -221,11 +264,13 @@ def _reads(
     spec: RankSpec,
 ) -> tuple[Ints, Ints]:
     """The block pattern: documents read the instruction; the query reads all before it, or the instruction alone.
+    The causal one: every segment reads all of its request before it.
 
     Every segment reads at most one range here (rows of a request are contiguous), none where it would be empty.
     """
     range_starts = starts[first_S]
-    range_ends = np.where(is_document, ends[first_S], range_starts)
+    document_ends = starts if spec.pattern == "causal" else ends[first_S]
+    range_ends = np.where(is_document, document_ends, range_starts)
     range_ends = np.where(is_query, starts if spec.query_reads == "all" else ends[first_S], range_ends)
     keep = range_ends > range_starts
     offsets = np.concatenate([[0], np.cumsum(keep)]).astype(np.int64)

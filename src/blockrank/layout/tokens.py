@@ -96,6 +96,14 @@ class PromptTokenizer:
         """Token ids of a plain text, without a frame."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
+    def encode_parts(self, parts: Sequence[str]) -> list[Ints]:
+        """Token ids of texts that follow each other as one piece, part by part; one over a seam is the later part's."""
+        encoding = self._backend.encode("".join(parts), add_special_tokens=False)
+        last = [max(start, end - 1) for start, end in encoding.offsets]
+        owner_L = np.searchsorted(np.cumsum([len(part) for part in parts]), last, side="right")
+        ids_L = np.array(encoding.ids, dtype=np.int64)
+        return [ids_L[owner_L == index] for index in range(len(parts))]
+
     def shorten(self, text: str, limit: int) -> tuple[str, int]:
         """The beginning of a plain text that takes at most `limit` tokens, and how many tokens were dropped."""
         encoding = self._backend.encode(text, add_special_tokens=False)

@@ -283,6 +283,10 @@ def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: to
     prefix = getattr(module, "base_model_prefix", "") + "."
     missing = {name for name in info["missing_keys"] if name not in omitted and prefix + name not in omitted}
     missing = {name for name in missing if not name.removeprefix(prefix).startswith("pooler.")}
+    if head and any(not name.startswith(prefix) for name in missing):
+        raise ModelError(
+            f"the checkpoint {str(source)!r} has no language-model head, which decoding and the LM loss need."
+        )
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise ModelError(f"the checkpoint {str(source)!r} lacks {len(missing)} of its model's weights, such as {some}.")

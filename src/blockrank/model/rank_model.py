@@ -16,6 +16,7 @@ from blockrank import engine
 from blockrank.attention import AttentionBackend, MergingBackend, get_backend
 from blockrank.layout import PackedLayout, PromptTokenizer
 from blockrank.reuse import Store, complete, plan_reuse
+from blockrank.rows import RowBuffers
 from blockrank.seam import Capture, Done, Pass
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError
@@ -109,6 +110,17 @@ class RankModel:
         self._refuse_eight_bits()
         return self._copy(decoder=None, replicas=())
 
+    def with_backend(self, backend: AttentionBackend) -> RankModel:
+        """The same weights attending with another backend, on this device alone."""
+        found = self._copy(decoder=self.decoder, replicas=())
+        found.backend = backend
+        return found
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model was loaded with its language-model head."""
+        return self.module.get_output_embeddings() is not None
+
     def _copy(self, *, decoder: engine.Decoder | None, replicas: tuple[RankModel, ...]) -> RankModel:
         found = copy.copy(self)
         found.decoder, found.replicas, found.store = decoder, replicas, None
@@ -140,13 +152,15 @@ class RankModel:
         table = getattr(self.module.config, "max_position_embeddings", None)
         highest = int(layout.positions_T.max())
         if table is not None and highest >= table:
+            fewer = "rank fewer documents, " if self.spec.pattern == "causal" else ""
             raise InputError(
-                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: shorten the query, "
-                "lower max_segment_tokens or the spec's query_offset."
+                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: {fewer}shorten the "
+                "query, lower max_segment_tokens or the spec's query_offset."
             )
 
-    def start_pass(self, layout: PackedLayout, *, stop: bool) -> Pass:
-        """What the seam needs for one forward of a layout; `stop`: end at the scoring layer."""
+    def start_pass(self, layout: PackedLayout, *, stop: bool, rows: RowBuffers | None = None) -> Pass:
+        """What the seam needs for one forward of a layout; `stop`: end at the scoring layer; `rows`: see `forward`."""
+        assert rows is not None or not layout.cached_rows, "cached rows lie in buffers"
         # Under autocast attention sees the autocast type; the plan only needs the device.
         return Pass(
             self.backend,
@@ -155,6 +169,8 @@ class RankModel:
             torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
             stop,
             int(layout.positions_T.max()),
+            rows,
+            layout.cached_rows,
         )
 
     def inputs(self, layout: PackedLayout) -> dict[str, Any]:
@@ -180,9 +196,9 @@ class RankModel:
 
     @property
     def shares_documents(self) -> bool:
-        """Whether the documents of a request can be shared out over devices."""
+        """Whether the documents of a request can be shared out over devices: where none reads another."""
         mergeable = self.spec.query_reads == "own" or isinstance(self.backend, MergingBackend)
-        return mergeable and self.decoder is not None
+        return mergeable and self.spec.pattern == "block" and self.decoder is not None
 
     def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
         """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
@@ -202,19 +218,22 @@ class RankModel:
         label_T: Tensor | None = None,
         hidden: bool = False,
         module: nn.Module | None = None,
+        rows: RowBuffers | None = None,
     ) -> Capture:
         """Run a packed layout.
 
         stop: end at the scoring layer, as soon as queries and keys are captured. label_T: stream positions whose
         next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
-        module: a wrapper around the model (accelerate, DDP) to call in its place.
+        module: a wrapper around the model (accelerate, DDP) to call in its place. rows: buffers that hold keys and
+        values of the layout's cached rows, and get those of its tokens (in the library's layers).
         """
         self.check_positions(layout)
-        if stop and label_T is None and not hidden and module is None and self._runs_fused():
+        fused = stop and label_T is None and not hidden and module is None and rows is None and self._runs_fused()
+        if fused:
             with torch.autocast(self.device.type, enabled=False):  # fused layers choose their types themselves
                 return engine.forward(self._decoders(layout), layout, self.spec, self.backend, self._graphs)
         self._refuse_eight_bits()
-        current = self.start_pass(layout, stop=stop and label_T is None and not hidden)
+        current = self.start_pass(layout, stop=stop and label_T is None and not hidden, rows=rows)
         extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
         if label_T is not None:
             extras["logits_to_keep"] = label_T

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scored, Scorer
+from blockrank.scorers.decode import DecodeScorer
 
-__all__ = ["AttentionScorer", "Scored", "Scorer"]
+__all__ = ["AttentionScorer", "DecodeScorer", "Scored", "Scorer"]

@@ -1,0 +1,151 @@
+"""What an answer may be, token by token: document ids as they are tokenised in their place, each at most once.
+
+Tokenizers split numbers: "1" and "10" may begin with the same token, and only what follows tells them apart. So ids are
+leaves and inner nodes of a trie, and an id is complete when the separator or the end follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Literal
+
+from blockrank.layout import PromptTokenizer
+from blockrank.spec import Template
+from blockrank.types import InputError
+
+Form = Literal["first", "list"]
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """The parts of an answer as tokens.
+
+    first: each id right after the opening; later: each id after a separator, with what of the separator itself is
+    tokenised in another way for some ids.
+    """
+
+    first: tuple[Tokens, ...]
+    later: tuple[Tokens, ...]
+    separator: Tokens
+    end: Tokens
+
+
+def answer_tokens(tokenizer: PromptTokenizer, template: Template, count: int) -> AnswerTokens:
+    """Tokens of the ids of `count` candidates under a template.
+
+    Raises `InputError` where the template asks for no ids, or the tokenizer merges them with what stands around them.
+    """
+    if not (template.answer and template.answer_separator and template.answer_end and template.numbers_documents):
+        raise InputError("decoding needs a template that numbers documents, and an answer with separator and end.")
+    opening, separator, end = template.answer, template.answer_separator, template.answer_end
+    names = [str(template.id_base + index) for index in range(count)]
+    alone = [_parts(tokenizer, [opening, name, end]) for name in names]
+    pairs = [_parts(tokenizer, [opening, name, separator, name, end]) for name in names]
+    opened, last = tuple(tokenizer.encode(opening).tolist()), alone[0][2]
+    for name, single, pair in zip(names, alone, pairs, strict=True):
+        as_first = [opened, single[1], last]
+        if not all([*as_first, *pair]) or single != as_first or [*pair[:2], pair[4]] != as_first:
+            raise InputError(f"this tokenizer merges the document id {name!r} with what stands around it in an answer.")
+    columns = zip(*(pair[2] for pair in pairs), strict=False)
+    shared = tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+    if not shared or shared[0] == last[0]:
+        raise InputError("separator and end of the template's answer cannot be told apart by their first token.")
+    later = tuple(pair[2][len(shared) :] + pair[3] for pair in pairs)
+    return AnswerTokens(tuple(single[1] for single in alone), later, shared, last)
+
+
+def _parts(tokenizer: PromptTokenizer, parts: Sequence[str]) -> list[Tokens]:
+    return [tuple(ids.tolist()) for ids in tokenizer.encode_parts(parts)]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A place in a trie. index: the candidate whose id ends here, if any; below: candidates whose ids go through."""
+
+    index: int | None = None
+    below: list[int] = field(default_factory=list)
+    children: dict[int, Node] = field(default_factory=dict)
+
+
+def trie(sequences: Sequence[Tokens]) -> Node:
+    """The root of a trie of distinct token sequences, each the id of the candidate of its index."""
+    root = Node()
+    for index, tokens in enumerate(sequences):
+        node = root
+        node.below.append(index)
+        for token in tokens:
+            node = node.children.setdefault(token, Node())
+            node.below.append(index)
+        assert node.index is None, "ids differ"
+        node.index = index
+    return root
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far an answer is: the ids it holds, where in the trie its next one is, tokens that the model has not read
+    yet, and whether it is complete."""
+
+    ids: tuple[int, ...]
+    node: Node
+    unread: Tokens = ()
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way on: the tokens that take it (their probabilities add up), and the state there, but for what is forced."""
+
+    tokens: Tokens
+    state: State
+    closes: bool = False
+
+
+class Grammar:
+    """The answers to a request of `count` candidates. "first": one id; "list": any number, each at most once."""
+
+    def __init__(self, tokens: AnswerTokens, count: int, form: Form) -> None:
+        self.count, self.form, self._tokens = count, form, tokens
+        self._later = trie(tokens.later[:count])
+        self.start = State((), trie(tokens.first[:count]))
+
+    @property
+    def longest_step(self) -> int:
+        """Most tokens between two choices."""
+        return len(self._tokens.separator) + self._longest_id
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of an answer that the model reads."""
+        return self._longest_id if self.form == "first" else self.count * self.longest_step
+
+    @property
+    def _longest_id(self) -> int:
+        return max(map(len, (*self._tokens.first[: self.count], *self._tokens.later[: self.count])))
+
+    def options(self, state: State) -> list[Option]:
+        """All ways on from a state that is not complete; at least one."""
+        node, end, separator = state.node, self._tokens.end, self._tokens.separator
+        options = [
+            Option((token,), State(state.ids, child, (token,)))
+            for token, child in node.children.items()
+            if any(index not in state.ids for index in child.below)
+        ]
+        if node.index is None or node.index in state.ids:
+            return options
+        ids = (*state.ids, node.index)
+        done = State(ids, node, done=True)
+        if self.form == "first":
+            return [*options, Option((end[0], *separator[: self.count > 1]), done, closes=True)]
+        if len(ids) < self.count:
+            options.append(Option((separator[0],), State(ids, self._later, separator)))
+        return [*options, Option((end[0],), done, closes=True)]
+
+    def settle(self, state: State) -> State:
+        """Go on from a state for as long as there is one way: nothing has to be asked for that."""
+        while not state.done and len(options := self.options(state)) == 1:
+            state = replace(options[0].state, unread=state.unread + options[0].state.unread)
+        return state
