@@ -158,5 +158,5 @@ def packed_file(path: str | Path) -> Iterator[BinaryIO]:
         if not str(path).endswith(".gz"):
             yield stream
             return
-        with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=stream, mtime=0) as packed:
             yield packed  # type: ignore[misc]  # written to like any binary file
