@@ -161,7 +161,7 @@ def requests_command(
     titles: TitlesOption = "keep",
     candidates: CandidatesOption = 30,
     negatives: NegativesOption = "bm25",
-    depth: DepthOption = 100,
+    depth: DepthOption = 50,
     skip_top: SkipOption = 0,
     max_positives: PositivesOption = 4,
     max_queries: MostOption = None,
@@ -253,9 +253,9 @@ def teach_command(
         collector = _write(output, taught(), 0)
     _tell(collector, measure)
     if rule:
-        note(f"{dropped} negatives were dropped as too good.")
+        note(f"negatives dropped as too good: {dropped}.")
     if emptied:
-        note(f"{emptied} requests were left out: no negative was left.")
+        note(f"requests left out, no negative was left: {emptied}.")
     _tell_cut(teaching)
 
 
@@ -363,13 +363,15 @@ def _tell_made(counts: Counter[str], left_out: Mapping[str, int], candidates: in
     """What became of queries and negatives, where not all is as it was asked for."""
     for reason, count in {**left_out, "without a negative": counts["left out"]}.items():
         if count:
-            note(f"{count} queries were left out: {reason}.")
+            note(f"queries left out, {reason}: {count}.")
     if counts["scored"]:
-        note(f"{counts['dropped']} of {counts['scored']} negatives drawn were dropped as too good.")
+        note(f"negatives dropped as too good: {counts['dropped']} of {counts['scored']} drawn.")
+    if counts["filled"]:
+        note(f"negatives drawn in place of a kind that had no more: {counts['filled']}.")
     if counts["short"]:
-        note(f"{counts['short']} requests have fewer than {candidates} candidates.")
+        note(f"requests with fewer than {candidates} candidates: {counts['short']}.")
 
 
 def _tell_cut(teacher: Teacher | None) -> None:
     if isinstance(teacher, RankerTeacher) and teacher.cut:
-        note(f"{teacher.cut} documents and queries were cut to fit the teacher's limits; --verbose lists them.")
+        note(f"documents and queries cut to fit the teacher's limits: {teacher.cut}; --verbose lists them.")

@@ -11,6 +11,7 @@ from blockrank.data.files import Source, byte_pieces, source_name
 from blockrank.types import InputError
 
 _SPACE = " \t\r\n"
+_FIRST = 1 << 16  # bytes read when an object is cut off, twice as many each time
 _MOST = 1 << 26  # characters of one object; without a limit a broken one would be looked for through the whole file
 
 
@@ -70,7 +71,7 @@ class _Text:
                 raise InputError(f"{where}: not valid JSON: nested too deeply.") from None
             except ValueError as error:
                 # What is cut off looks broken: read twice as much before the next attempt, so that it stays linear.
-                wanted = max(2 * wanted, 1 << 16)
+                wanted = max(2 * wanted, _FIRST)
                 if len(self._held) - self._at > _MOST or not self._more(wanted):
                     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                     raise InputError(f"{where}: not valid JSON: {reason}.") from None

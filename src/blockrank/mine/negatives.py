@@ -33,7 +33,7 @@ class RequestPlan:
 
     candidates: int = 30
     negatives: Mapping[str, float] = field(default_factory=lambda: {"bm25": 1.0})
-    depth: int = 100
+    depth: int = 50
     skip_top: int = 0
     max_positives: int = 4
     max_queries: int | None = None
@@ -86,6 +86,8 @@ def table_finder(table_ND: NDArray[np.int32]) -> Finder:
 class Negatives:
     """Draws negatives for the queries of a source. finders: of the kinds `bm25` and `dense`, by row of `queries`.
 
+    filled: how many were drawn so far in place of a kind that had no more.
+
     No document is drawn that is a positive of any query with the same words, by its id or by its text; nor one that is
     barred, has no text, or whose text has been drawn before.
     """
@@ -94,6 +96,7 @@ class Negatives:
         self, judged: Judged, queries: Sequence[JudgedQuery], plan: RequestPlan, finders: Mapping[str, Finder]
     ) -> None:
         self._keys_C, self._queries, self._plan, self._finders = judged.pool.keys_C, queries, plan, finders
+        self.filled = 0
         self._barred: dict[int, set[int]] = {}
         self._groups: dict[str, dict[int, None]] = {}
         for query in judged.queries:
@@ -118,7 +121,9 @@ class Negatives:
             for kind, share in quotas(self._plan.negatives, count).items():
                 drawn += [(place, kind) for place in _first(streams[kind], share)]
             for kind in sorted(streams, key="random".__eq__):  # random ones after all others
-                drawn += [(place, kind) for place in _first(streams[kind], wanted - len(drawn))]
+                others = _first(streams[kind], wanted - len(drawn))
+                drawn += [(place, kind) for place in others]
+                self.filled += len(others)
         return drawn
 
     def _fresh(self, positions: Iterator[int], taken: set[int]) -> Iterator[int]:

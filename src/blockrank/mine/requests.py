@@ -27,7 +27,8 @@ class RequestMaker:
 
     encoder: for the negatives `dense`. rule, teacher: negatives that the rule drops by the teacher's scores are
     replaced by further ones; the scores are kept with the requests. A rule needs a teacher. counts: after iteration,
-    `requests`, negatives `scored` and `dropped`, `short` (fewer candidates than asked for), `left out` (no negative).
+    `requests`, negatives `scored` and `dropped`, negatives `filled` (in place of a kind that had no more), `short`
+    requests (fewer candidates than asked for), queries `left out` (no negative).
 
     Raises `InputError` where the pool has fewer distinct documents than a request, or a kind of negatives lacks what it
     needs; `MissingExtraError` without the extra.
@@ -80,6 +81,7 @@ class RequestMaker:
                 self.counts["left out"] += 1
                 continue
             self.counts["requests"] += 1
+            self.counts["filled"] = negatives.filled
             self.counts["short"] += len(item.request.candidates) < self._plan.candidates
             yield item
 

@@ -26,8 +26,6 @@ def open_rows(path: Path, folder: Path, titles: Titles) -> Judged:
     """
     reading = _Reading(_rows(path, titles))
     pool = Pool.write(folder, reading.documents())
-    if not reading.queries:
-        raise InputError(f"{path}: there are no rows in it.")
     return Judged(str(path), pool, reading.queries)
 
 
@@ -79,6 +77,8 @@ def _rows(path: Path, titles: Titles) -> Iterator[Row]:
                 raise InputError(f"the query_id {row[0]!r} was there before.")
         seen.add(row[0])
         yield row
+    if not seen:
+        raise InputError(f"{path}: there are no rows in it.")
 
 
 def _pair_row(value: Mapping[str, Any], number: int, titles: Titles) -> Row:
