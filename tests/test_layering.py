@@ -37,7 +37,7 @@ ORDER = (
     {"ranker"},
     {"data", "environment", "fake", "page"},
     {"retrieve", "serve", "train"},
-    {"analyze", "bench", "evaluate", "integrations"},
+    {"analyze", "bench", "evaluate", "integrations", "mine"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -107,6 +107,7 @@ def test_files_and_functions_stay_small_and_silent(path: Path) -> None:
         "blockrank.data",
         "blockrank.fake",
         "blockrank.evaluate",
+        "blockrank.mine",
         "blockrank.bench",
         "blockrank.cli",
     ],

@@ -1,5 +1,6 @@
 """Files in and out: JSON lines, plain text, TREC runs and judgements, judged collections."""
 
+from blockrank.data.array import json_array
 from blockrank.data.collection import Collection, Corpus, CorpusFile, open_collection, read_queries, write_collection
 from blockrank.data.files import Source, atomic_file, json_objects, named, packed_file, source_name, text_lines
 from blockrank.data.jsonl import (
@@ -12,6 +13,7 @@ from blockrank.data.jsonl import (
     request_line,
 )
 from blockrank.data.problems import Kind, Problem, Report, validate, validate_run
+from blockrank.data.training import TrainingRequest, read_training_requests, training_line, training_request
 from blockrank.data.trec import (
     RUN_TAG,
     Qrels,
@@ -37,9 +39,11 @@ __all__ = [
     "Report",
     "Run",
     "Source",
+    "TrainingRequest",
     "as_request",
     "atomic_file",
     "evaluation_order",
+    "json_array",
     "json_line",
     "json_objects",
     "named",
@@ -52,11 +56,14 @@ __all__ = [
     "read_requests",
     "read_run",
     "read_texts",
+    "read_training_requests",
     "request_line",
     "run_lines",
     "source_name",
     "strictly_decreasing",
     "text_lines",
+    "training_line",
+    "training_request",
     "trec_lines",
     "validate",
     "validate_run",

@@ -1,17 +1,18 @@
 """Sources of lines, and files that appear whole.
 
-A source is a path (gzip where it ends in `.gz`) or an open binary stream such as `sys.stdin.buffer`. Every problem of
-a source is an `InputError` of the form `FILE:LINE: what is wrong`.
+A source is a path (gzip where it ends in `.gz`, xz where it ends in `.xz`) or an open binary stream such as
+`sys.stdin.buffer`. Every problem of a source is an `InputError` of the form `FILE:LINE: what is wrong`.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import os
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,10 +80,24 @@ def text_lines(source: Source) -> Iterator[tuple[int, str]]:
 
 def byte_lines(source: Source) -> Iterator[tuple[int, bytes]]:
     """Line number (from 1) and bytes of each line, its end included. Raises `InputError` if it cannot be read."""
+    with _readable(source) as stream:
+        yield from enumerate(stream, start=1)
+
+
+def byte_pieces(source: Source, size: int = 1 << 18) -> Iterator[bytes]:
+    """The bytes of a source in pieces of at most `size`. Raises `InputError` if it cannot be read."""
+    with _readable(source) as stream:
+        while piece := stream.read(size):
+            yield piece
+
+
+@contextmanager
+def _readable(source: Source) -> Iterator[BinaryIO]:
+    """A source opened, whose failure while it is read is an `InputError`."""
     try:
         with _opened(source) as stream:
-            yield from enumerate(stream, start=1)
-    except (OSError, EOFError, zlib.error) as error:
+            yield stream
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{source_name(source)}: cannot be read: {reason}.") from None
 
@@ -96,13 +111,16 @@ def decoded(number: int, line: bytes) -> str:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Iterable[bytes]]:
-    """A path opened, and unpacked where it ends in `.gz`; a stream as it is, left open."""
+def _opened(source: Source) -> Iterator[BinaryIO]:
+    """A path opened, and unpacked where it ends in `.gz` or `.xz`; a stream as it is, left open."""
     if not isinstance(source, str | Path):
         yield source
     elif str(source).endswith(".gz"):
         with gzip.open(source, "rb") as packed:
-            yield packed
+            yield packed  # type: ignore[misc]  # read like any binary file
+    elif str(source).endswith(".xz"):
+        with lzma.open(source, "rb") as unpacked:
+            yield unpacked  # type: ignore[misc]
     else:
         with open(source, "rb") as plain:
             yield plain
@@ -140,5 +158,5 @@ def packed_file(path: str | Path) -> Iterator[BinaryIO]:
         if not str(path).endswith(".gz"):
             yield stream
             return
-        with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=stream, mtime=0) as packed:
             yield packed  # type: ignore[misc]  # written to like any binary file

@@ -44,7 +44,7 @@ _DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropou
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Hold back the libraries' own reports (unused upper layers, retries): what fails here says so in one sentence."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hub_level = hub_logging.get_verbosity()
@@ -83,7 +83,7 @@ def _spec_from_hub(name: str) -> RankSpec:
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model folder {name!r} does not exist.")
     try:
-        with _quiet():
+        with quiet_libraries():
             path = cached_file(name, SPEC_FILE)
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -123,7 +123,7 @@ def load_model(
     eight_bits, weight_type = resolve_types(dtype, places)
     check_layers(layers, dtype)
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
-    with _quiet(), torch.inference_mode(mode=False):
+    with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source)
         if not head:
             _cut(config, resolved.layer + 1)
@@ -157,14 +157,14 @@ def load_tokenizer(name_or_path: str | Path | None = None) -> tuple[PromptTokeni
 
     Raises `ModelError` where the checkpoint is unknown.
     """
-    with _quiet():
+    with quiet_libraries():
         _, tokenizer = _config_and_tokenizer(EMBEDDED_MODEL if name_or_path is None else name_or_path)
     return PromptTokenizer(tokenizer), tokenizer
 
 
 def load_config(name_or_path: str | Path | None = None) -> PreTrainedConfig:
     """The library's own config of a checkpoint; no weight is read. Raises `ModelError` where it is unknown."""
-    with _quiet():
+    with quiet_libraries():
         return _read(AutoConfig, EMBEDDED_MODEL if name_or_path is None else name_or_path)
 
 

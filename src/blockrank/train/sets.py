@@ -12,7 +12,6 @@ frame), with positives and mined negatives as rows of the pool (CSR), and option
 from __future__ import annotations
 
 import glob
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from blockrank.data import as_request, json_objects, positives_of
+from blockrank.data import json_objects, named, training_request
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
 from blockrank.prompt import Kind
 from blockrank.spec import RankSpec
@@ -201,7 +200,8 @@ class RequestFile:
     """JSONL of training requests: `{"query", "documents": [...], "positives": [indices], "teacher": [scores]?}`."""
 
     def __init__(self, path: str | Path, tokenizer: PromptTokenizer, spec: RankSpec, config: DataConfig) -> None:
-        self.name, self._tokenizer, self._spec, self._config = Path(path).stem, tokenizer, spec, config
+        self.name = Path(str(path).removesuffix(".gz")).stem
+        self._tokenizer, self._spec, self._config = tokenizer, spec, config
         self._rows = [_checked_row(value, f"{path}:{line}") for line, value in json_objects(path)]
         if not self._rows:
             raise InputError(f"{path} holds no request.")
@@ -232,24 +232,9 @@ class RequestFile:
 
 def _checked_row(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """One line with its documents and positives checked, or `InputError` naming file and line."""
-    try:
-        request = as_request(value, "0")
-        positives = positives_of(value, request)
-    except InputError as error:
-        raise InputError(f"{where}: not a training request: {error}") from None
-    count = len(request.candidates)
-    if not positives:
-        raise InputError(
-            f"{where}: positives must list indices of documents (0..{count - 1}), at least one, each once."
-        )
-    teacher = value.get("teacher", [0] * count)
-    if not isinstance(teacher, list) or not all(
-        type(score) in (int, float) and math.isfinite(score) for score in teacher
-    ):
-        raise InputError(f"{where}: teacher must list a finite number for each document.")
-    if len(teacher) != count:
-        raise InputError(f"{where}: teacher has {len(teacher)} scores for {count} documents.")
-    return {**value, "documents": list(request.candidates), "positives": list(positives)}
+    with named(where):
+        item = training_request(value, "0")
+    return {**value, "documents": list(item.request.candidates), "positives": list(item.positives)}
 
 
 def open_sources(config: DataConfig, tokenizer: PromptTokenizer, spec: RankSpec) -> list[ExampleSource]:
@@ -258,7 +243,7 @@ def open_sources(config: DataConfig, tokenizer: PromptTokenizer, spec: RankSpec)
     sources: list[ExampleSource] = []
     framer: Framer | None = None
     for path in paths:
-        if path.endswith(".jsonl"):
+        if path.removesuffix(".gz").endswith(".jsonl"):
             sources.append(RequestFile(path, tokenizer, spec, config))
         else:
             framer = framer or Framer(tokenizer, spec)

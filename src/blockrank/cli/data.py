@@ -1,0 +1,377 @@
+"""`blockrank data`: training requests from judged collections, teachers' scores, statistics, parts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from blockrank.cli.console import (
+    CutQueriesOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    SegmentOption,
+    VerboseOption,
+    load_ranker,
+    logs,
+    note,
+    write_data,
+)
+from blockrank.cli.data_text import example_lines, statistics_lines
+from blockrank.cli.eval import progress_bars
+from blockrank.data import TrainingRequest, packed_file, read_training_requests, training_line
+from blockrank.mine import (
+    CrossEncoderTeacher,
+    DropRule,
+    Encoder,
+    EncoderTeacher,
+    RankerTeacher,
+    RequestMaker,
+    RequestPlan,
+    StatisticsCollector,
+    Teacher,
+    Titles,
+    drop,
+    open_judged,
+    parse_negatives,
+    split_file,
+    teach,
+)
+from blockrank.types import InputError
+
+if TYPE_CHECKING:
+    from blockrank.mine.statistics import Measure
+
+data_app = typer.Typer(no_args_is_help=True, help="Make and look at training requests.")
+_EMBEDDED = "embedded"
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder in BEIR's or MS MARCO's layout, an ir_datasets id, a file of pairs, or one in DPR's form.",
+        show_default=False,
+    ),
+]
+RequestsArgument = Annotated[
+    Path, typer.Argument(metavar="REQUESTS", help="Training requests, .gz too.", show_default=False)
+]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="Written whole or not at all; packed if it ends in .gz.")
+]
+SplitOption = Annotated[str, typer.Option("--split", help="Queries and judgements of a folder to take.")]
+QrelsOption = Annotated[Path | None, typer.Option("--qrels", help="Judgements to use in place of the collection's.")]
+GivenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--given", metavar="FILE", help="Negatives of a collection: a run, or triples query_id, positive, negative."
+    ),
+]
+RelevanceOption = Annotated[
+    int, typer.Option("--min-relevance", min=1, help="A document of so much relevance is a positive.")
+]
+TitlesOption = Annotated[
+    str, typer.Option("--titles", metavar="keep|drop|share", help="Titles of pairs; share gives negatives the row's.")
+]
+CandidatesOption = Annotated[int, typer.Option("--candidates", min=2, help="Documents of a request.")]
+NegativesOption = Annotated[
+    str,
+    typer.Option("--negatives", metavar="KIND[=SHARE],...", help="Kinds: bm25, dense, given, siblings, random."),
+]
+DepthOption = Annotated[int, typer.Option("--depth", min=1, help="bm25 and dense draw from the best so many.")]
+SkipOption = Annotated[int, typer.Option("--skip-top", min=0, help="Leave out the first so many of those.")]
+PositivesOption = Annotated[int, typer.Option("--max-positives", min=1, help="Positives of a request.")]
+MostOption = Annotated[int | None, typer.Option("--max-queries", min=1, help="So many queries, drawn at random.")]
+FillOption = Annotated[bool, typer.Option("--fill/--no-fill", help="Draw at random what the kinds cannot give.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
+EncoderOption = Annotated[
+    str | None, typer.Option("--encoder", metavar="MODEL", help="Bi-encoder of sentence-transformers.")
+]
+CrossOption = Annotated[
+    str | None, typer.Option("--cross-encoder", metavar="MODEL", help="CrossEncoder of sentence-transformers.")
+]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help="Folder with blockrank.json, a hub name, or embedded."),
+]
+AboveOption = Annotated[
+    float | None,
+    typer.Option("--drop-above", help="Drop negatives over this share of the best positive's teacher score."),
+]
+MarginOption = Annotated[
+    float | None, typer.Option("--drop-margin", help="Drop negatives over the best positive's score less this.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Texts that an encoder reads at once.")]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="MODEL", help="Count tokens in place of words; embedded, a folder or a name."),
+]
+ExamplesOption = Annotated[int, typer.Option("--examples", min=0, help="Requests to show, from the first.")]
+SharesOption = Annotated[str, typer.Option("--shares", metavar="PART=SHARE,...", help="Parts and their shares.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """Which model teaches, and how models are loaded."""
+
+    teacher: str | None
+    cross_encoder: str | None
+    encoder: str | None
+    device: str | None = None
+    batch_size: int = 32
+    dtype: str | None = None
+    max_segment_tokens: int | None = None
+    cut_queries: bool = False
+
+    def load_encoder(self) -> Encoder | None:
+        """The bi-encoder, if one is named."""
+        return Encoder(self.encoder, device=self.device, batch_size=self.batch_size) if self.encoder else None
+
+    def load_teacher(self, encoder: Encoder | None) -> Teacher | None:
+        """The teacher that is named: a ranker, a cross-encoder, else the bi-encoder."""
+        if self.teacher is not None:
+            ranker = load_ranker(
+                None if self.teacher == _EMBEDDED else self.teacher,
+                device=self.device,
+                dtype=self.dtype,
+                max_segment_tokens=self.max_segment_tokens,
+                cut_queries=self.cut_queries,
+            )
+            return RankerTeacher(ranker, self.teacher)
+        if self.cross_encoder is not None:
+            return CrossEncoderTeacher(self.cross_encoder, device=self.device, batch_size=self.batch_size)
+        return EncoderTeacher(encoder) if encoder else None
+
+
+@data_app.command("requests")
+def requests_command(
+    source: SourceArgument,
+    output: OutputOption,
+    split: SplitOption = "train",
+    qrels: QrelsOption = None,
+    given: GivenOption = None,
+    min_relevance: RelevanceOption = 1,
+    titles: TitlesOption = "keep",
+    candidates: CandidatesOption = 30,
+    negatives: NegativesOption = "bm25",
+    depth: DepthOption = 50,
+    skip_top: SkipOption = 0,
+    max_positives: PositivesOption = 4,
+    max_queries: MostOption = None,
+    fill: FillOption = True,
+    seed: SeedOption = 0,
+    encoder: EncoderOption = None,
+    teacher: TeacherOption = None,
+    cross_encoder: CrossOption = None,
+    drop_above: AboveOption = None,
+    drop_margin: MarginOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    cut_queries: CutQueriesOption = False,
+    tokenizer: TokenizerOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Turn a judged collection, or a file of questions and passages, into training requests."""
+    _check_output(output)
+    plan = RequestPlan(candidates, parse_negatives(negatives), depth, skip_top, max_positives, max_queries, fill, seed)
+    rule = _rule(drop_above, drop_margin)
+    _check_requests(teacher, cross_encoder, encoder, rule)
+    if given is not None and "given" not in plan.negatives:
+        raise typer.BadParameter("--given is for --negatives given.")
+    models = _Models(teacher, cross_encoder, encoder, device, batch_size, cut_queries=cut_queries)
+    with (
+        logs(verbose),
+        open_judged(
+            source,
+            split=split,
+            qrels=qrels,
+            given=given,
+            depth=depth,
+            min_relevance=min_relevance,
+            titles=_titles(titles),
+        ) as judged,
+        progress_bars() as progress,
+    ):
+        measure = _measure(tokenizer)
+        bi_encoder = models.load_encoder()
+        teaching = models.load_teacher(bi_encoder) if rule else None
+        maker = RequestMaker(judged, plan, encoder=bi_encoder, teacher=teaching, rule=rule, progress=progress)
+        collector = _write(output, maker, seed)
+    _tell(collector, measure)
+    _tell_made(maker.counts, judged.left_out, candidates)
+    _tell_cut(teaching)
+
+
+@data_app.command("teach")
+def teach_command(
+    requests: RequestsArgument,
+    output: OutputOption,
+    teacher: TeacherOption = None,
+    cross_encoder: CrossOption = None,
+    encoder: EncoderOption = None,
+    drop_above: AboveOption = None,
+    drop_margin: MarginOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchOption = 32,
+    max_segment_tokens: SegmentOption = None,
+    cut_queries: CutQueriesOption = False,
+    tokenizer: TokenizerOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Store a teacher's score of every document with the requests."""
+    _check_output(output)
+    rule = _rule(drop_above, drop_margin)
+    if sum(name is not None for name in (teacher, cross_encoder, encoder)) != 1:
+        raise typer.BadParameter("give one of --teacher, --cross-encoder and --encoder.")
+    models = _Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries)
+    with logs(verbose), progress_bars() as progress:
+        total = sum(1 for _ in read_training_requests(requests))  # a broken line is told before a model is loaded
+        measure = _measure(tokenizer)
+        teaching = models.load_teacher(models.load_encoder())
+        assert teaching is not None, "one is named"
+        dropped = emptied = 0
+
+        def taught() -> Iterator[TrainingRequest]:
+            nonlocal dropped, emptied
+            for number, item in enumerate(teach(read_training_requests(requests), teaching), start=1):
+                progress("teaching", number, total)
+                kept = drop(item, rule, are_logs=teaching.are_logs) if rule else item
+                dropped += len(item.request.candidates) - len(kept.request.candidates)
+                if len(kept.positives) < len(kept.request.candidates) or kept is item:
+                    yield kept
+                else:
+                    emptied += 1
+
+        collector = _write(output, taught(), 0)
+    _tell(collector, measure)
+    if rule:
+        note(f"negatives dropped as too good: {dropped}.")
+    if emptied:
+        note(f"requests left out, no negative was left: {emptied}.")
+    _tell_cut(teaching)
+
+
+@data_app.command("show")
+def show_command(
+    requests: RequestsArgument,
+    examples: ExamplesOption = 3,
+    tokenizer: TokenizerOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what is in a file of training requests: statistics, and the first ones."""
+    with logs(verbose):
+        measure = _measure(tokenizer)
+        collector = StatisticsCollector(seed)
+        for item in read_training_requests(requests):
+            collector.add(item)
+        found = collector.result(measure, "tokens" if measure else "words")
+        if as_json:
+            write_data(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+            return
+        write_data("\n".join(statistics_lines(found)))
+        for item in islice(read_training_requests(requests), examples):
+            write_data("\n".join(["", *example_lines(item)]))
+
+
+@data_app.command("split")
+def split_command(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines with `query`, and `group` or not.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where NAME.PART.jsonl go.")],
+    shares: SharesOption = "train=0.9,dev=0.05,test=0.05",
+    seed: SeedOption = 0,
+    verbose: VerboseOption = False,
+) -> None:
+    """Divide a file by query: rows with one query or group share a part."""
+    wanted: dict[str, float] = {}
+    for item in shares.split(","):
+        part, _, share = item.strip().partition("=")
+        try:
+            wanted[part] = float(share)
+        except ValueError:
+            raise typer.BadParameter(f"--shares takes PART=SHARE, not {item!r}.") from None
+    with logs(verbose):
+        rows = split_file(file, output, wanted, seed=seed)
+    note(", ".join(f"{part} {count}" for part, count in rows.items()) + f" of {sum(rows.values())} rows.")
+
+
+def _check_requests(teacher: str | None, cross_encoder: str | None, encoder: str | None, rule: DropRule | None) -> None:
+    """Which models `requests` takes together."""
+    if teacher and cross_encoder:
+        raise typer.BadParameter("--teacher and --cross-encoder exclude each other.")
+    if rule and not (teacher or cross_encoder or encoder):
+        raise typer.BadParameter("--drop-above and --drop-margin need --teacher, --cross-encoder or --encoder.")
+    if (teacher or cross_encoder) and not rule:
+        raise typer.BadParameter("a teacher serves --drop-above and --drop-margin here; `data teach` stores scores.")
+
+
+def _titles(given: str) -> Titles:
+    if given not in ("keep", "drop", "share"):
+        raise typer.BadParameter(f"--titles is keep, drop or share, not {given!r}.")
+    return cast("Titles", given)
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix == ".xz":
+        raise typer.BadParameter(f"{output}: output is packed by gzip alone; let it end in .jsonl or .jsonl.gz.")
+
+
+def _rule(above: float | None, margin: float | None) -> DropRule | None:
+    return None if above is None and margin is None else DropRule(above, margin)
+
+
+def _measure(tokenizer: str | None) -> Measure | None:
+    """Length of a text in tokens, None for words."""
+    if tokenizer is None:
+        return None
+    from blockrank.model import load_tokenizer
+
+    prompt_tokenizer, _ = load_tokenizer(None if tokenizer == _EMBEDDED else tokenizer)
+    return lambda text: len(prompt_tokenizer.encode(text))
+
+
+def _write(output: Path, items: Iterable[TrainingRequest], seed: int) -> StatisticsCollector:
+    """Write requests as they come, and count them. Nothing is left behind where there is none or one fails."""
+    collector = StatisticsCollector(seed)
+    with packed_file(output) as stream:
+        for item in items:
+            stream.write(f"{training_line(item)}\n".encode())
+            collector.add(item)
+        if not len(collector):
+            raise InputError(f"{output}: no request was left to write.")
+    return collector
+
+
+def _tell(collector: StatisticsCollector, measure: Measure | None) -> None:
+    """Statistics on standard error."""
+    for line in statistics_lines(collector.result(measure, "tokens" if measure else "words")):
+        typer.echo(line, err=True)
+
+
+def _tell_made(counts: Counter[str], left_out: Mapping[str, int], candidates: int) -> None:
+    """What became of queries and negatives, where not all is as it was asked for."""
+    for reason, count in {**left_out, "without a negative": counts["left out"]}.items():
+        if count:
+            note(f"queries left out, {reason}: {count}.")
+    if counts["scored"]:
+        note(f"negatives dropped as too good: {counts['dropped']} of {counts['scored']} drawn.")
+    if counts["filled"]:
+        note(f"negatives drawn in place of a kind that had no more: {counts['filled']}.")
+    if counts["short"]:
+        note(f"requests with fewer than {candidates} candidates: {counts['short']}.")
+
+
+def _tell_cut(teacher: Teacher | None) -> None:
+    if isinstance(teacher, RankerTeacher) and teacher.cut:
+        note(f"documents and queries cut to fit the teacher's limits: {teacher.cut}; --verbose lists them.")

@@ -1,0 +1,39 @@
+"""Training requests from judged collections: negatives found, false ones dropped, teachers' scores, statistics."""
+
+from blockrank.mine.denoise import DropRule
+from blockrank.mine.encoder import Encoder, nearest
+from blockrank.mine.judged import Judged, JudgedQuery
+from blockrank.mine.negatives import KINDS, Negatives, RequestPlan, parse_negatives
+from blockrank.mine.pool import Pool
+from blockrank.mine.requests import RequestMaker
+from blockrank.mine.rows import Titles
+from blockrank.mine.sources import open_judged
+from blockrank.mine.split import split_file
+from blockrank.mine.statistics import RequestStatistics, Spread, StatisticsCollector
+from blockrank.mine.teach import CrossEncoderTeacher, EncoderTeacher, RankerTeacher, Teacher, drop, teach
+
+__all__ = [
+    "KINDS",
+    "CrossEncoderTeacher",
+    "DropRule",
+    "Encoder",
+    "EncoderTeacher",
+    "Judged",
+    "JudgedQuery",
+    "Negatives",
+    "Pool",
+    "RankerTeacher",
+    "RequestMaker",
+    "RequestPlan",
+    "RequestStatistics",
+    "Spread",
+    "StatisticsCollector",
+    "Teacher",
+    "Titles",
+    "drop",
+    "nearest",
+    "open_judged",
+    "parse_negatives",
+    "split_file",
+    "teach",
+]

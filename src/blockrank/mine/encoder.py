@@ -1,0 +1,115 @@
+"""A bi-encoder of sentence-transformers: vectors of queries and documents, and the nearest documents of a pool."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockrank.mine.pool import Pool
+from blockrank.types import MissingExtraError, ModelError
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+Floats = NDArray[np.float32]
+_DOCUMENTS, _QUERIES = 4096, 4096  # encoded, and compared, at a time
+
+
+class Encoder:
+    """Vectors whose product is the model's similarity: unit length where it compares by cosine.
+
+    name_or_folder: a model that sentence-transformers loads. kept_bytes: documents' vectors kept for when they come by
+    again. Raises `MissingExtraError` without the extra `mine`, `ModelError` where the model cannot be loaded.
+    """
+
+    def __init__(
+        self, name_or_folder: str, *, device: str | None = None, batch_size: int = 32, kept_bytes: int = 1 << 30
+    ) -> None:
+        self.name, self._batch_size, self._kept_bytes = name_or_folder, batch_size, kept_bytes
+        self._model = load("SentenceTransformer", name_or_folder, device)
+        similarity = str(self._model.similarity_fn_name or "cosine")
+        if similarity not in ("cosine", "dot"):
+            raise ModelError(f"{name_or_folder}: its similarity is {similarity!r}; cosine or dot is needed.")
+        self._unit = similarity == "cosine"
+        self._kept: dict[bytes, Floats] = {}
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+        return self._model.device
+
+    def queries(self, texts: Sequence[str]) -> Floats:
+        """Vectors (N, D) of queries, with the model's own prompt for them."""
+        return self._vectors(self._model.encode_query, texts)
+
+    def documents(self, texts: Sequence[str]) -> Floats:
+        """Vectors (C, D) of documents, with the model's own prompt for them."""
+        names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+        new = {name: text for name, text in zip(names, texts, strict=True) if name not in self._kept}
+        found = dict(zip(new, self._vectors(self._model.encode_document, list(new.values())), strict=True))
+        vectors_CD = np.stack([found[name] if name in found else self._kept[name] for name in names])
+        self._kept.update(found)
+        if over := len(self._kept) - self._kept_bytes // vectors_CD[0].nbytes:
+            for name in list(islice(self._kept, max(over, 0))):  # the oldest
+                del self._kept[name]
+        return vectors_CD
+
+    def _vectors(self, encode: Any, texts: Sequence[str]) -> Floats:
+        if not texts:
+            return np.zeros((0, 0), dtype=np.float32)
+        vectors_ND: Floats = encode(
+            list(texts), batch_size=self._batch_size, normalize_embeddings=self._unit, show_progress_bar=False
+        ).astype(np.float32)
+        if not np.isfinite(vectors_ND).all():
+            raise ModelError(f"{self.name}: its vectors are not finite.")
+        return vectors_ND
+
+
+def load(kind: str, name_or_folder: str, device: str | None) -> Any:
+    """A `SentenceTransformer` or a `CrossEncoder`. Raises as `Encoder`."""
+    from blockrank.model import quiet_libraries
+
+    try:
+        import sentence_transformers
+    except ImportError:
+        raise MissingExtraError(
+            "bi-encoders and cross-encoders need sentence-transformers: pip install 'blockrank[mine]'."
+        ) from None
+    with quiet_libraries():
+        try:
+            return getattr(sentence_transformers, kind)(name_or_folder, device=device)
+        except Exception as error:  # a missing folder, no network, broken weights: each library its own
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise ModelError(f"{name_or_folder}: sentence-transformers cannot load it: {reason}.") from None
+
+
+def nearest(
+    encoder: Encoder, queries: Sequence[str], pool: Pool, depth: int, progress: Progress | None = None
+) -> NDArray[np.int32]:
+    """Positions (N, depth) of the most similar documents with text, best first; -1 where there are no more.
+
+    The pool is encoded once, a few thousand documents at a time; memory is that of the queries' vectors and the result.
+    """
+    import torch
+
+    vectors_ND = torch.from_numpy(encoder.queries(queries)).to(encoder.device)
+    usable, depth = np.flatnonzero(pool.keys_C), min(depth, len(pool))
+    best_ND = torch.full((len(queries), depth), -torch.inf)
+    places_ND = torch.full((len(queries), depth), -1, dtype=torch.int32)
+    for first in range(0, len(usable), _DOCUMENTS):
+        places = usable[first : first + _DOCUMENTS].tolist()
+        documents_CD = torch.from_numpy(encoder.documents([pool[place].content for place in places]))
+        places_C = torch.tensor(places, dtype=torch.int32)
+        for start in range(0, len(queries), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            top = (vectors_ND[rows] @ documents_CD.to(encoder.device).T).topk(min(depth, len(places)), dim=1)
+            scores = torch.cat([best_ND[rows], top.values.cpu()], 1)
+            found = torch.cat([places_ND[rows], places_C[top.indices.cpu()]], 1)
+            best_ND[rows], order = scores.topk(depth, dim=1)
+            places_ND[rows] = found.gather(1, order)
+        if progress is not None:
+            progress("encoding", first + len(places), len(usable))
+    return places_ND.numpy()
