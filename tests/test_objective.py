@@ -212,6 +212,13 @@ def test_without_an_answer_there_are_no_ranks() -> None:
     assert query.ranks_A is None
 
 
+def test_the_docs_list_every_loss() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    for key in ("contrastive", "distil_loss", "lm_loss"):
+        for name in get_args(HINTS[key]):
+            assert f"\n| `{name}` |" in text
+
+
 # A whole run
 
 

@@ -118,8 +118,8 @@ def weighted_ranknet(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
 
 
 def ndcg_loss2(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
-    """NDCG-Loss2 of LambdaLoss (Wang et al., 2018), FIRST's "lambda": pairs weighted by what nDCG would lose if the
-    documents of the gap between them moved by one.
+    """NDCG-Loss2 of LambdaLoss (Wang et al., 2018), FIRST's "lambda": pairs weighted by their gains and by the discount
+    that nDCG gives to their distance.
 
     w_ij log2(1 + exp(s_j - s_i)), w_ij = |1/D(d) - 1/D(d + 1)| |G_i - G_j|; d the distance of i and j in the order of
     the log scores, D(x) = log2(1 + x), G the gains of `_gains`. They come from the teacher alone: the code of FIRST
