@@ -158,7 +158,7 @@ def test_an_answer_follows_the_signal_tokens() -> None:
     of = spec(template="blockrank", signal_tokens=2)
     texts = segments(of.prompt, RankRequest("q", ["a", "b", "c"]), answer=(2, 0))
     query = BYTES.tokenise(texts, of).segments[-1]
-    assert text(query).endswith("Final Answer: [0, 2]")
+    assert text(query).endswith("Final Answer: [2, 0]")
     assert text(replace(query, ids=query.ids[: query.signal_end])).endswith("Final Answer: [")
     layout = pack([BYTES.tokenise(texts, of)], of)
     assert byte_tokenizer().decode(layout.ids_T[layout.signal_G]) == " ["

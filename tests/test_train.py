@@ -25,7 +25,8 @@ from blockrank.model import RankModel
 from blockrank.spec import SPEC_FILE
 from blockrank.train.batch import ExampleStream, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
-from blockrank.train.run import is_checkpointing, train_from_config, training_loss
+from blockrank.train.objective import is_checkpointing, training_loss
+from blockrank.train.run import train_from_config
 from blockrank.train.sampling import sample_candidates
 from blockrank.train.sets import Example, RequestFile, open_sources
 from blockrank.train.teacher import Teacher, standardised

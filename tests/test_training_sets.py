@@ -25,7 +25,8 @@ from blockrank.prompt import segments
 from blockrank.spec import TEMPLATES, Template
 from blockrank.train.batch import collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
-from blockrank.train.run import build_trainer, check_answers, train_from_config, training_loss
+from blockrank.train.objective import check_answers, training_loss
+from blockrank.train.run import build_trainer, train_from_config
 from blockrank.train.sets import Framer, Lexicon, TrainingSet, open_sources
 from blockrank.weights import is_int8, read_int8
 

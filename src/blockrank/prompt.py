@@ -17,12 +17,14 @@ _FIELD = re.compile(r"\{(query|text|id)\}")
 class Piece:
     """A string that is tokenised on its own, and the character spans of it that came from the caller.
 
-    `content`: which of the spans is the document's content, None where none is.
+    `content`: which of the spans is the document's content, None where none is. `id_spans`: where the ids of an answer
+    stand, in the order written.
     """
 
     text: str
     bodies: tuple[tuple[int, int], ...] = ()
     content: int | None = None
+    id_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,27 @@ def _segment(kind: Kind, pieces: tuple[str, ...], values: dict[str, str], index:
     return SegmentText(kind, tuple(fill(piece, values) for piece in pieces), index)
 
 
+def _answer(template: Template, ids: list[str]) -> Piece:
+    """The opening of the answer and, if there are ids, the ids and the end."""
+    text, spans = template.answer, []
+    for place, name in enumerate(ids):
+        text += template.answer_separator if place else ""
+        spans.append((len(text), len(text) + len(name)))
+        text += name
+    return Piece(text + (template.answer_end if ids else ""), id_spans=tuple(spans))
+
+
 def segments(template: Template, request: RankRequest, answer: tuple[int, ...] | None = None) -> list[SegmentText]:
     """The C + 2 segments of a request: instruction, one a candidate in the order given, query.
 
-    `answer` lists the indices of relevant candidates; training passes them and the query segment then ends in their
-    numbers and the template's end, in the order of the candidates as in the released code (method, section 2).
+    `answer` lists indices of candidates; training passes them and the query segment then ends in their numbers, in the
+    order given, and the template's end (method, section 2).
     """
     query = {"query": request.query.strip()}
     numbers = [str(template.id_base + index) for index in range(len(request.candidates))]
     tail = [fill(piece, query) for piece in template.query]
     if template.answer:
-        ids = template.answer_separator.join(numbers[index] for index in sorted(answer or ()))
-        tail.append(Piece(template.answer + (ids + template.answer_end if answer else "")))
+        tail.append(_answer(template, [numbers[index] for index in answer or ()]))
     return [
         _segment("instruction", template.instruction, query),
         *(

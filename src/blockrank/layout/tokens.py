@@ -25,6 +25,8 @@ class Segment:
     `ids` are its tokens; `body_tokens` counts those that came from the caller, `cut` those dropped for the limit;
     `signal_end` (query segment) is the end of the tokens that may be read out: an answer may follow it in training.
     `spans_L2` (documents): each token's [start, end) in the characters of the document's content, -1 for frame.
+    `ranks_A` (query segment with an answer): for each token after `signal_end`, the place from 1 in the answer of the
+    id that the token is part of, 0 for separators and the end.
     """
 
     kind: Kind
@@ -33,6 +35,7 @@ class Segment:
     cut: int = 0
     signal_end: int = 0
     spans_L2: Ints | None = None
+    ranks_A: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,10 @@ class PromptTokenizer:
                 f"query is {body} tokens long and the limit is {spec.max_query_tokens}: shorten it, or allow it to be "
                 "cut (long_queries='cut')."
             )
-        return Segment(text.kind, joined, body, signal_end=self._signal_end(text, ids, spec))
+        end = self._signal_end(text, ids, spec)
+        answered = text.kind == "query" and end < len(joined)
+        ranks_A = _answer_ranks(parts[-1], len(joined) - end) if answered else None
+        return Segment(text.kind, joined, body, signal_end=end, ranks_A=ranks_A)
 
     def _document(
         self, text: SegmentText, ids: Ints, parts: Sequence[Encoded], spec: RankSpec, spans_L2: Ints | None
@@ -232,6 +238,15 @@ def _body_mask(parts: Sequence[Encoded]) -> NDArray[np.bool_]:
             inside |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
         masks.append(inside)
     return np.concatenate(masks)
+
+
+def _answer_ranks(answer: Encoded, count: int) -> Ints:
+    """`Segment.ranks_A` of the last `count` tokens of an answer; a token over the seam of id and frame is the id's."""
+    offsets = _offsets(answer)
+    ranks = np.zeros(len(offsets), dtype=np.int64)
+    for rank, (start, end) in enumerate(answer.piece.id_spans, 1):
+        ranks[(offsets[:, 0] < end) & (offsets[:, 1] > start) & (ranks == 0)] = rank
+    return ranks[len(ranks) - count :]
 
 
 def _content_spans(parts: Sequence[Encoded]) -> Ints:

@@ -55,7 +55,8 @@ class ExampleStream(Dataset[Example]):
 class Batch:
     """A packed training step. positives_BM, present_BM: as in `losses`, M the largest candidate list; teachers: score
     tables (B, M) of the teachers that every request of the batch has; label_A, context_A: answer tokens for the LM loss
-    and the stream positions that predict them."""
+    and the stream positions that predict them; rank_A: the place from 1 in its answer of the id that a token is part
+    of, 0 where it is of none."""
 
     layout: PackedLayout
     positives_BM: Tensor
@@ -63,6 +64,7 @@ class Batch:
     teachers: dict[str, Tensor]
     label_A: Tensor
     context_A: Tensor
+    rank_A: Tensor
 
 
 def collate(examples: Sequence[Example], spec: RankSpec) -> Batch:
@@ -72,7 +74,7 @@ def collate(examples: Sequence[Example], spec: RankSpec) -> Batch:
     present = np.arange(counts.max()) < counts[:, None]
     positives = np.zeros(present.shape, dtype=bool)
     positives[present] = np.concatenate([example.positives_C for example in examples])
-    context = _answer_context(examples, layout)
+    context, ranks = _answers(examples, layout)
     return Batch(
         layout,
         torch.from_numpy(positives),
@@ -80,6 +82,7 @@ def collate(examples: Sequence[Example], spec: RankSpec) -> Batch:
         _teacher_tables(examples, present),
         torch.from_numpy(layout.ids_T[context + 1]),
         torch.from_numpy(context),
+        torch.from_numpy(ranks),
     )
 
 
@@ -93,13 +96,17 @@ def _teacher_tables(examples: Sequence[Example], present: NDArray[np.bool_]) -> 
     return tables
 
 
-def _answer_context(examples: Sequence[Example], layout: PackedLayout) -> Ints:
-    """Positions whose next token is part of an answer: the opening and all that follows it."""
-    at = [np.zeros(0, dtype=np.int64)]
+def _answers(examples: Sequence[Example], layout: PackedLayout) -> tuple[Ints, Ints]:
+    """Positions whose next token is part of an answer, which is the opening and all that follows it, and the ranks of
+    those next tokens."""
+    context, ranks = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     queries = [i for i, kind in enumerate(layout.kinds_S) if kind == "query"]
     for example, segment in zip(examples, queries, strict=True):
         query = example.request.segments[-1]
-        if query.signal_end < len(query.ids):
+        count = len(query.ids) - query.signal_end
+        if count:
             start = int(layout.starts_S[segment])
-            at.append(np.arange(start + query.signal_end - 2, start + len(query.ids) - 1))
-    return np.concatenate(at)
+            context.append(np.arange(start + query.signal_end - 2, start + len(query.ids) - 1))
+            of_ids = query.ranks_A if query.ranks_A is not None else np.zeros(count, dtype=np.int64)
+            ranks += [np.zeros(1, dtype=np.int64), of_ids]
+    return np.concatenate(context), np.concatenate(ranks)

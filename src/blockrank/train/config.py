@@ -52,22 +52,48 @@ class DataConfig:
 class LossConfig:
     """Weights of the parts and their temperatures; a part of weight 0 is not computed.
 
-    contrastive: "info_nce" (the paper) or "cross_entropy" on the attention itself. lm: weight of the LM loss on the
-    answer. distil: weight of the list KL from teacher scores. teachers: weight of each teacher: "given" (scores in the
-    requests), "vectors" (a bi-encoder's, stored in training sets), "lexical" (BM25 over tokens of a training set),
-    "model" (a frozen checkpoint, `teacher_checkpoint`, over the same prompt). Several are standardised within a request
-    and added, so that `teacher_temperature` is in standard deviations; a single one is used as it is.
+    contrastive: "info_nce" (the paper) or "cross_entropy" on the attention itself.
+    lm: weight of the LM loss on the answer. lm_loss: "plain", or "importance": tokens of the first ids count more, and
+        those outside ids `lm_separator_weight`.
+    answer_order: the ids of an answer in the order of the "candidates" (the released code), or by "relevance": the
+        scores of the teacher "given", descending. answer_length: how many ids at most, positive or not; None lists the
+        positives.
+    distil: weight of the loss from teacher scores, `distil_loss`, a name in `losses.DISTIL_LOSSES`.
+    teachers: weight of each teacher: "given" (scores or graded labels in the requests), "labels" (1 for a positive, 0
+        for the others), "vectors" (a bi-encoder's, stored in training sets), "lexical" (BM25 over tokens of a training
+        set), "model" (a frozen checkpoint, `teacher_checkpoint`, over the same prompt). Several are standardised within
+        a request and added, so that `teacher_temperature` is in standard deviations; a single one is used as it is.
+    teacher_temperature, distil_temperature: divide the teachers' scores and the student's log scores.
     """
 
     contrastive: Literal["info_nce", "cross_entropy"] = "info_nce"
     contrastive_weight: float = 0.1
     temperature: float = 0.05
     lm: float = 1.0
+    lm_loss: Literal["plain", "importance"] = "plain"
+    lm_separator_weight: float = 1.0
+    answer_order: Literal["candidates", "relevance"] = "candidates"
+    answer_length: int | None = None
     distil: float = 0.0
+    distil_loss: Literal[
+        "list_kl", "margin_mse", "ranknet", "weighted_ranknet", "lambda", "lambda_rank", "listnet", "adr_mse"
+    ] = "list_kl"
     teachers: dict[str, float] = field(default_factory=dict)
     teacher_checkpoint: str | None = None
     teacher_temperature: float = 0.05
     distil_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "teacher_temperature", "distil_temperature"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"loss.{name} must be positive, not {getattr(self, name)}.")
+        if not 0 <= self.lm_separator_weight <= 1:
+            raise InputError(f"loss.lm_separator_weight must lie in [0, 1], not {self.lm_separator_weight}.")
+        if self.answer_length is not None and self.answer_length < 1:
+            raise InputError(f"loss.answer_length must be at least 1, not {self.answer_length}.")
+        if self.answer_order == "candidates" and (self.lm_loss == "importance" or self.answer_length is not None):
+            name = "lm_loss = 'importance'" if self.lm_loss == "importance" else "answer_length"
+            raise InputError(f"loss.{name} goes by the best ids of an answer: it needs answer_order = 'relevance'.")
 
 
 @dataclass(frozen=True)

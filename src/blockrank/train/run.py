@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 
 from blockrank.model import RankModel, load_model, resolve_spec
-from blockrank.signals import log_scores
 from blockrank.spec import RankSpec
-from blockrank.train import losses
 from blockrank.train.batch import Batch, ExampleStream, collate
 from blockrank.train.config import LossConfig, TrainConfig
+from blockrank.train.objective import check_answers, training_loss
 from blockrank.train.progress import use_log_lines
-from blockrank.train.sets import ExampleSource, RequestFile, open_sources
-from blockrank.train.teacher import Teacher, score_table
+from blockrank.train.sets import open_sources
+from blockrank.train.teacher import Teacher
 from blockrank.types import InputError, MissingExtraError
 
 try:
@@ -29,53 +27,6 @@ try:
     from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
-
-
-def training_loss(
-    model: RankModel,
-    batch: Batch,
-    config: LossConfig,
-    teacher: Teacher | None = None,
-    module: nn.Module | None = None,
-) -> dict[str, Tensor]:
-    """All parts of the loss of one packed step, and their weighted sum under "loss".
-
-    The read-out runs in float32 outside autocast, like everywhere else. Raises `InputError` where no part applies.
-    """
-    wants_lm = config.lm > 0 and len(batch.label_A) > 0
-    capture = model.forward(
-        batch.layout,
-        stop=not wants_lm and not is_checkpointing(model.module),
-        label_T=batch.context_A.to(model.device) if wants_lm else None,
-        module=module,
-    )
-    with torch.autocast(model.device.type, enabled=False):
-        scores_C = log_scores(capture.q_GNH, capture.k_PKH, batch.layout, model.spec, capture.scale)
-        parts = _parts(score_table(scores_C, batch), batch, config, teacher)
-        if wants_lm:
-            assert capture.logits is not None
-            parts["lm"] = losses.lm_loss(capture.logits, batch.label_A.to(model.device))
-    if not parts:
-        raise InputError("a batch holds no answers for loss.lm, and every other part of [loss] has weight 0.")
-    weights = {"contrastive": config.contrastive_weight, "distil": config.distil, "lm": config.lm}
-    parts["loss"] = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-    return parts
-
-
-def is_checkpointing(module: nn.Module) -> bool:
-    """Whether any layer recomputes its activations; a forward that stops half-way would leave that unfinished."""
-    return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-
-
-def _parts(table_BM: Tensor, batch: Batch, config: LossConfig, teacher: Teacher | None) -> dict[str, Tensor]:
-    parts = {}
-    if config.contrastive_weight:
-        form = losses.info_nce if config.contrastive == "info_nce" else losses.attention_cross_entropy
-        parts["contrastive"] = form(table_BM, batch.positives_BM.to(table_BM.device), config.temperature)
-    if config.distil and teacher is not None:
-        scores_BM = teacher.scores(batch, table_BM.device)
-        parts["distil"] = losses.list_kl(table_BM, scores_BM, config.teacher_temperature, config.distil_temperature)
-    return parts
 
 
 class RankTrainer(Trainer):  # type: ignore[misc]
@@ -142,7 +93,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         model.use_backend(config.model.backend, computing)
     model.module.train()
     assert model.tokenizer is not None
-    sources = open_sources(config.data, model.tokenizer, spec)
+    sources = open_sources(config.data, model.tokenizer, spec, config.loss)
     check_answers(config.loss, sources)
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     stream = ExampleStream(sources, arguments.max_steps * per_step, config.seed, config.data.weights)
@@ -154,18 +105,6 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         train_dataset=stream,
         data_collator=partial(_collate_for_trainer, spec=spec),
     )
-
-
-def check_answers(config: LossConfig, sources: Sequence[ExampleSource]) -> None:
-    """Refuse sources without answers where answers are all there is to learn: some batch would hold none."""
-    if config.contrastive_weight or config.distil:
-        return
-    for source in sources:
-        if not isinstance(source, RequestFile):
-            raise InputError(
-                f"the training set {source.name!r} holds no answers for loss.lm, and every other part of [loss] has "
-                "weight 0."
-            )
 
 
 def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teacher | None:

@@ -25,7 +25,7 @@ from blockrank.data import json_objects, named, training_request
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
 from blockrank.prompt import Kind
 from blockrank.spec import RankSpec
-from blockrank.train.config import DataConfig
+from blockrank.train.config import DataConfig, LossConfig
 from blockrank.train.sampling import sample_candidates
 from blockrank.types import InputError, RankRequest
 
@@ -199,10 +199,21 @@ class Lexicon:
 class RequestFile:
     """JSONL of training requests: `{"query", "documents": [...], "positives": [indices], "teacher": [scores]?}`."""
 
-    def __init__(self, path: str | Path, tokenizer: PromptTokenizer, spec: RankSpec, config: DataConfig) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        tokenizer: PromptTokenizer,
+        spec: RankSpec,
+        config: DataConfig,
+        loss: LossConfig | None = None,
+    ) -> None:
+        """`loss` says how answers are written. Raises `InputError` on a broken file or line, and on a line without the
+        teacher scores that an answer by relevance needs."""
         self.name = Path(str(path).removesuffix(".gz")).stem
         self._tokenizer, self._spec, self._config = tokenizer, spec, config
-        self._rows = [_checked_row(value, f"{path}:{line}") for line, value in json_objects(path)]
+        self._loss = loss or LossConfig()
+        by_relevance = bool(spec.prompt.answer) and self._loss.answer_order == "relevance"
+        self._rows = [_checked_row(value, f"{path}:{line}", by_relevance) for line, value in json_objects(path)]
         if not self._rows:
             raise InputError(f"{path} holds no request.")
 
@@ -224,27 +235,44 @@ class RequestFile:
             config.max_positives,
         )
         request = RankRequest(raw["query"], [raw["documents"][i] for i in rows])
-        answer = tuple(int(i) for i in np.flatnonzero(labels))
-        tokenised = self._tokenizer.tokenise_request(request, self._spec, answer if self._spec.prompt.answer else None)
         teachers = {"given": np.array(raw["teacher"], dtype=np.float32)[rows]} if "teacher" in raw else {}
+        answer = answer_of(labels, teachers.get("given"), self._loss) if self._spec.prompt.answer else None
+        tokenised = self._tokenizer.tokenise_request(request, self._spec, answer)
         return Example(tokenised, labels, teachers)
 
 
-def _checked_row(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+def answer_of(positives_C: NDArray[np.bool_], scores_C: Floats | None, loss: LossConfig) -> tuple[int, ...]:
+    """The candidates an answer lists, in the order it lists them; see `LossConfig.answer_order`.
+
+    scores_C: the teacher's. Equal ones: positives first, then as in the request.
+    """
+    if loss.answer_order == "candidates":
+        return tuple(np.flatnonzero(positives_C).tolist())
+    assert scores_C is not None, "lines were checked for teacher scores"
+    order = np.lexsort((~positives_C, -scores_C))
+    listed = order[positives_C[order]] if loss.answer_length is None else order[: loss.answer_length]
+    return tuple(listed.tolist())
+
+
+def _checked_row(value: Mapping[str, Any], where: str, needs_teacher: bool = False) -> dict[str, Any]:
     """One line with its documents and positives checked, or `InputError` naming file and line."""
+    if needs_teacher and "teacher" not in value:
+        raise InputError(f"{where}: loss.answer_order is 'relevance', which needs teacher, a score for each document.")
     with named(where):
         item = training_request(value, "0")
     return {**value, "documents": list(item.request.candidates), "positives": list(item.positives)}
 
 
-def open_sources(config: DataConfig, tokenizer: PromptTokenizer, spec: RankSpec) -> list[ExampleSource]:
-    """All sources a configuration names, globs expanded, in sorted order."""
+def open_sources(
+    config: DataConfig, tokenizer: PromptTokenizer, spec: RankSpec, loss: LossConfig | None = None
+) -> list[ExampleSource]:
+    """All sources a configuration names, globs expanded, in sorted order. loss: how answers are written."""
     paths = [path for pattern in config.sets for path in sorted(glob.glob(pattern)) or [pattern]]
     sources: list[ExampleSource] = []
     framer: Framer | None = None
     for path in paths:
         if path.removesuffix(".gz").endswith(".jsonl"):
-            sources.append(RequestFile(path, tokenizer, spec, config))
+            sources.append(RequestFile(path, tokenizer, spec, config, loss))
         else:
             framer = framer or Framer(tokenizer, spec)
             sources.append(TrainingSet(path, framer, config))

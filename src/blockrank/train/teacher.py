@@ -28,6 +28,8 @@ class Teacher:
         for name, weight in self._weights.items():
             if name == "model":
                 table = self._frozen_scores(batch)
+            elif name == "labels":
+                table = batch.positives_BM.to(device, non_blocking=True).float()
             elif name in batch.teachers:
                 table = batch.teachers[name].to(device, non_blocking=True)
             else:
