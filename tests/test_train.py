@@ -134,7 +134,7 @@ class Numbers:
     def __len__(self) -> int:
         return self._size
 
-    def example(self, row: int, generator: np.random.Generator) -> Example:
+    def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
         drawn = [np.array([row, int(generator.integers(1000))])] * 3
         return Example(tokenised(drawn), np.array([True]))
 
