@@ -124,7 +124,7 @@ def test_adapters_that_do_not_fit(work: Path, monkeypatch: pytest.MonkeyPatch) -
     state = load_file(beside / ADAPTERS)
     gone = next(name for name in state if "layers.0." in name)
     save_file({name: tensor for name, tensor in state.items() if name != gone}, beside / ADAPTERS)
-    with pytest.raises(ModelError, match="lack 1 tensors, such as .*lora_"):
+    with pytest.raises(ModelError, match=r"lack 1 tensors, such as .*lora_"):
         load_model(beside, device=CPU)
     (beside / ADAPTERS).unlink()
     with pytest.raises(ModelError, match="cannot be added"):

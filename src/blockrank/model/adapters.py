@@ -26,7 +26,7 @@ def import_peft() -> Any:
 
 
 def wrap(module: PreTrainedModel, settings: Any) -> Any:
-    """peft's wrapper around a model whose layers it has given adapters."""
+    """The wrapper of peft around a model whose layers it has given adapters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it asks transformers by names that will go one day
         return import_peft().get_peft_model(module, settings)

@@ -38,6 +38,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         raise InputError(f"[trainer]: {error}") from error
     if arguments.max_steps < 1:
         raise InputError("[trainer]: max_steps must be positive; the data stream has no natural end.")
+    if arguments.fsdp and arguments.device.type != "cuda":
+        raise InputError("[trainer]: fsdp needs GPUs; on processors accelerate replaces it by DDP, silently.")
     if arguments.device.type == "cuda" and arguments.n_gpu > 1:
         _log.info("one of %d GPUs is used: torchrun --nproc-per-node %d uses all.", arguments.n_gpu, arguments.n_gpu)
         arguments._n_gpu = 1  # the library would split batches over threads, which packed ones do not allow

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
 
 from blockrank.model import ADAPTER_CONFIG, RankModel, load_model, resolve_spec
-from blockrank.model.wrapping import is_sharded
 from blockrank.ranker import Ranker
 from blockrank.signals import log_scores
 from blockrank.spec import RankSpec
@@ -124,7 +124,10 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         assert isinstance(dev, DevSet)
         ranker = Ranker(self.rank_model.through(self.model))
         self.model.eval()
-        if self.args.world_size == 1 or is_sharded(self.model):
+        if isinstance(self.model, FSDPModule):
+            run = dev.run(ranker)
+            self.model.reshard()  # the outermost weights stay whole until a backward, which does not follow
+        elif self.args.world_size == 1:
             run = dev.run(ranker)
         else:
             parts = gather_object([dev.run(ranker, slice(self.args.process_index, None, self.args.world_size))])
@@ -136,9 +139,13 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the parts of the loss to the trainer's own log line."""
+        """Add the parts of the loss, means over all forwards of all processes, to the trainer's own log line."""
         if self._steps and "loss" in logs:
-            logs |= {f"loss_{name}": float(total) / self._steps for name, total in self._sums.items() if name != "loss"}
+            sums = [({name: float(total) for name, total in self._sums.items()}, self._steps)]
+            sums = gather_object(sums) if self.args.world_size > 1 else sums
+            forwards = sum(count for _, count in sums)
+            for name in dict.fromkeys(name for part, _ in sums for name in part if name != "loss"):
+                logs[f"loss_{name}"] = sum(part.get(name, 0.0) for part, _ in sums) / forwards
             self._sums, self._steps = {}, 0
         super().log(logs, *args, **kwargs)
 
@@ -148,6 +155,8 @@ class RankTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         # What would change the meaning of the folder: adapters of an earlier run; a model card without content.
         (folder / ("README.md" if self.is_adapted else ADAPTER_CONFIG)).unlink(missing_ok=True)
@@ -277,7 +286,11 @@ def train_from_config(path: str | Path, resume: bool = False) -> Path:
         raise InputError(f"there is no checkpoint to resume from in {config.output}; set save_steps in [trainer].")
     trainer = build_trainer(config)
     trainer.train(resume_from_checkpoint=str(newest) if newest is not None else None)
+    if trainer.is_fsdp_enabled:  # shards are for resuming; the result is one file
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output)
+    if trainer.args.world_size > 1:
+        trainer.accelerator.end_training()
     if config.lora is not None and config.lora.merge and trainer.args.should_save:
         merge_saved(Path(config.output), wants_head(config, trainer.rank_model.spec))
     return Path(config.output)
