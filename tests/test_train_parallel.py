@@ -52,7 +52,7 @@ def _one(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, 
     for state in (AcceleratorState, PartialState, GradientState):  # what earlier tests of this process left
         state._reset_state()
     torch.manual_seed(rank)
-    faulthandler.dump_traceback_later(10, exit=True)  # where it hangs, if it does
+    faulthandler.dump_traceback_later(60, exit=True)  # where it hangs, if it does
     try:
         work(*arguments)
     except BaseException:
@@ -115,7 +115,7 @@ def parallel_gradients(folder: Path, kind: str, answers: tuple[int, ...], checkp
     found = {name: whole(weight.grad) for name, weight in module.named_parameters()}
     if dist.get_rank() == 0:
         save_file(found, folder / "gradients.safetensors")
-    dist.destroy_process_group()
+    dist.barrier()
 
 
 def whole(gradient: Any) -> Tensor:
@@ -208,7 +208,9 @@ def test_torchrun_starts_the_command_line(work: Path) -> None:
     one, two = both(work, budget=False, lora=False)
     train_from_config(one)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", f"--master-port={free_port()}"]
-    found = subprocess.run([*launcher, "-m", "blockrank", "train", str(two)], capture_output=True, text=True)
+    found = subprocess.run(
+        [*launcher, "-m", "blockrank", "train", str(two)], capture_output=True, text=True, timeout=300
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout == ""
     assert found.stderr.count("progress: step 4: loss ") == 1

@@ -99,9 +99,10 @@ def _flat(lists: Iterable[Sequence[str]]) -> Iterable[str]:
 
 
 class LastEvaluation(TrainerCallback):  # type: ignore[misc]
-    """Evaluates the last step, too, whatever the interval."""
+    """Evaluates the last step, too, whatever the interval, and saves what was evaluated."""
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for an evaluation."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
+            control.should_save |= args.save_strategy == "steps"

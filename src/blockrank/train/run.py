@@ -289,8 +289,7 @@ def train_from_config(path: str | Path, resume: bool = False) -> Path:
     if trainer.is_fsdp_enabled:  # shards are for resuming; the result is one file
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output)
-    if trainer.args.world_size > 1:
-        trainer.accelerator.end_training()
     if config.lora is not None and config.lora.merge and trainer.args.should_save:
         merge_saved(Path(config.output), wants_head(config, trainer.rank_model.spec))
+    trainer.accelerator.wait_for_everyone()  # no process leaves before the result is there
     return Path(config.output)
