@@ -36,8 +36,8 @@ def prepared(folder: Path, tables: str, loss: str, **trainer: Any) -> Path:
     request_lines(folder)
     shards = trainer.pop("fsdp_config", None)
     values = {
-        "use_cpu": False, "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1, "save_strategy": "steps",
-        "save_steps": 2, "save_total_limit": 5, **trainer,
+        "use_cpu": False, "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1,
+        "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5, **trainer,
     }  # fmt: skip
     path = config_file(folder, loss, **values)
     text = path.read_text().replace("candidates = 4", "candidates = 4\nmax_tokens = 120")

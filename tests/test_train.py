@@ -25,7 +25,7 @@ from blockrank.model import RankModel
 from blockrank.spec import SPEC_FILE
 from blockrank.train.batch import ExampleStream, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
-from blockrank.train.run import is_checkpointing, train_from_config, training_loss
+from blockrank.train.run import build_trainer, is_checkpointing, train_from_config, training_loss
 from blockrank.train.sampling import sample_candidates
 from blockrank.train.sets import Example, RequestFile, open_sources
 from blockrank.train.teacher import Teacher, standardised
@@ -296,6 +296,14 @@ def test_progress_is_logged_and_leaves_standard_output_alone(
     train_from_config(config_file(work, "lm = 0.0", max_steps=2))
     assert capsys.readouterr().out == ""
     assert "step 2: loss " in caplog.text
+
+
+def test_checkpointing_is_never_reentrant(work: Path) -> None:
+    path = config_file(work, gradient_checkpointing=True)
+    path.write_text(f"{path.read_text()}\ngradient_checkpointing_kwargs = {{ use_reentrant = true }}\n")
+    arguments = build_trainer(TrainConfig.load(path)).args
+    assert getattr(arguments, RECOMPUTE) is True
+    assert getattr(arguments, f"{RECOMPUTE}_kwargs") == {"use_reentrant": False}
 
 
 def test_accumulated_steps_equal_large_ones(work: Path) -> None:

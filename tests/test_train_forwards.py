@@ -135,6 +135,7 @@ def full_file(work: Path, **trainer: Any) -> Path:
     return path
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it forks, which CUDA does not allow")
 def test_a_killed_run_that_goes_on_equals_an_uninterrupted_one(work: Path) -> None:
     path = full_file(work)
     whole = load_file(train_from_config(path) / "model.safetensors")

@@ -35,6 +35,7 @@ from blockrank.train.batch import collate
 from blockrank.train.config import LossConfig
 from blockrank.train.run import train_from_config, training_loss
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="it forks, which CUDA does not allow")
 PROCESSES = 2
 
 
@@ -196,11 +197,7 @@ def test_two_processes_equal_one_with_adapters(work: Path) -> None:
 
 def test_shards_need_gpus(work: Path) -> None:
     with pytest.raises(InputError, match="fsdp needs GPUs"):
-        in_one_process(config_file(work / "one", fsdp=True))
-
-
-def in_one_process(path: Path) -> None:
-    train_from_config(path)
+        train_from_config(config_file(work / "one", fsdp=True))
 
 
 @pytest.mark.slow
