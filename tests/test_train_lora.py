@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from blockrank import InputError, MissingExtraError, ModelError, Ranker, RankRequest
 from blockrank.cli import app
-from blockrank.model import load_model
+from blockrank.model import EMBEDDED_MODEL, load_model
 from blockrank.train.batch import collate
 from blockrank.train.config import TrainConfig
 from blockrank.train.run import build_trainer, train_from_config, training_loss
@@ -48,7 +48,7 @@ def test_adapters_merged_and_beside_rank_alike(work: Path, lm: float) -> None:
     """With the LM loss the adapters reach above the scoring layer, where ranking has no layers to add them to."""
     beside = train_from_config(lora_file(work, loss=f"lm = {lm}"))
     assert sorted(path.name for path in beside.iterdir() if "token" not in path.name) == [
-        "adapter_config.json", ADAPTERS, "blockrank.json", "training_args.bin",
+        "adapter_config.json", ADAPTERS, "blockrank.json",
     ]  # fmt: skip
     names = set(load_file(beside / ADAPTERS))
     assert all("lora_" in name for name in names)
@@ -108,6 +108,25 @@ def test_a_resumed_run_of_adapters_equals_an_uninterrupted_one(work: Path) -> No
     assert set(resumed) == set(whole)
     for name, weight in resumed.items():
         torch.testing.assert_close(weight, whole[name], atol=1e-7, rtol=0)
+
+
+def test_adapters_on_adapters(work: Path) -> None:
+    first = train_from_config(lora_file(work, max_steps=2)).rename(work / "first")
+    path = lora_file(work, max_steps=2)
+    path.write_text(path.read_text().replace(str(work / "base"), str(first)), encoding="utf-8")
+    second = train_from_config(path)
+    differences = [abs(a - b) for a, b in zip(scores(second), scores(first), strict=True)]
+    assert max(differences) > 1e-4
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)
+
+
+def test_adapters_of_the_embedded_model(work: Path) -> None:
+    """Its weights are stored in eight bits, and loaded in another way."""
+    path = lora_file(work, loss="lm = 0.0", max_steps=2)
+    path.write_text(path.read_text().replace(str(work / "base"), str(EMBEDDED_MODEL)), encoding="utf-8")
+    out = train_from_config(path)
+    differences = [abs(a - b) for a, b in zip(scores(out), scores(EMBEDDED_MODEL), strict=True)]
+    assert max(differences) > 1e-4
 
 
 def test_full_weights_over_old_adapters(work: Path) -> None:

@@ -51,6 +51,13 @@ def base_of(source: str | Path) -> str | Path:
     return str(base)
 
 
+def root_of(source: str | Path) -> str | Path:
+    """Where the layers of a checkpoint are: adapters may have been trained on adapters. Raises as `base_of`."""
+    while (base := base_of(source)) is not source:
+        source = base
+    return source
+
+
 def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """The model with the adapters of a folder added to its weights; those of layers that it lacks are left out.
 
@@ -60,9 +67,10 @@ def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         config.task_type = None  # another task's wrapper would want a head
+        config.base_model_name_or_path = None  # what the base is called does not matter here
         state = load_file(Path(folder) / ADAPTER_WEIGHTS)
         adapted = wrap(module, config)
-        wanted = peft.get_peft_model_state_dict(adapted)
+        wanted = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
         fitting = {_place(name, module, wanted): tensor for name, tensor in state.items()}
         if missing := sorted(set(wanted) - set(fitting)):
             raise ModelError(f"the adapters in {str(folder)!r} lack {len(missing)} tensors, such as {missing[0]}.")

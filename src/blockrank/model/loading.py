@@ -27,7 +27,7 @@ from transformers.utils import logging as hf_logging
 from blockrank import engine
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
-from blockrank.model.adapters import base_of, with_adapter
+from blockrank.model.adapters import base_of, root_of, with_adapter
 from blockrank.model.rank_model import RankModel
 from blockrank.seam import SEAM
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
@@ -166,7 +166,7 @@ def load_tokenizer(name_or_path: str | Path | None = None) -> tuple[PromptTokeni
 def load_config(name_or_path: str | Path | None = None) -> PreTrainedConfig:
     """The library's own config of a checkpoint; no weight is read. Raises `ModelError` where it is unknown."""
     with _quiet():
-        return _read(AutoConfig, base_of(EMBEDDED_MODEL if name_or_path is None else name_or_path))
+        return _read(AutoConfig, root_of(EMBEDDED_MODEL if name_or_path is None else name_or_path))
 
 
 def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, *, head: bool = False) -> PreTrainedModel:
@@ -247,7 +247,7 @@ def runs_fused(module: PreTrainedModel, layers: Layers | None, eight_bits: torch
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:
-    return _read(AutoConfig, base_of(source)), _read(AutoTokenizer, source)
+    return _read(AutoConfig, root_of(source)), _read(AutoTokenizer, source)
 
 
 def _read(kind: Any, source: str | Path) -> Any:
@@ -276,8 +276,9 @@ def _cut(config: PreTrainedConfig, layers: int) -> None:
 def _module(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:
     """The model with its weights and, where `source` is a folder of adapters, those added to its base."""
     base = base_of(source)
-    module = _weights(base, config, head, dtype)
-    return module if base is source else with_adapter(module, source)
+    if base is source:
+        return _weights(source, config, head, dtype)
+    return with_adapter(_module(base, config, head, dtype), source)
 
 
 def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:

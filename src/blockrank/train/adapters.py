@@ -16,7 +16,7 @@ from blockrank.train.config import LoraConfig
 from blockrank.types import InputError
 
 
-def with_adapters(module: PreTrainedModel, config: LoraConfig, seed: int) -> nn.Module:
+def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: int) -> nn.Module:
     """The model frozen, with adapters in its linear layers: peft's wrapper, whose forward is the model's.
 
     Raises `MissingExtraError` without peft, `InputError` where no layer has a name in `targets`.
@@ -32,9 +32,8 @@ def with_adapters(module: PreTrainedModel, config: LoraConfig, seed: int) -> nn.
         adapted: nn.Module = wrap(module, settings)
     except ValueError as error:
         raise InputError(f"[lora]: {error}") from error
-    base = Path(settings.base_model_name_or_path)
-    if base.is_dir():  # found again from any working directory
-        settings.base_model_name_or_path = str(base.resolve())
+    # Found again from any working directory.
+    settings.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     return adapted
 
 

@@ -83,7 +83,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     module: nn.Module = load_skeleton(config.model.base, spec, head=head)
     shape = _shape(module)
     if config.lora is not None:
-        module = with_adapters(module, config.lora, config.seed)
+        module = with_adapters(module, config.lora, config.model.base, config.seed)
     lanes = forwards_in_step(arguments)
     stream = forward_stream(config, sources, _SAMPLED_STEPS, lanes)
     batches = [collate(stream[index], spec) for index in range(len(stream))]

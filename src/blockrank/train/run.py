@@ -154,10 +154,13 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if not self.is_adapted:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:  # "auto" would look for the base on the hub, for changes to its vocabulary
+            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         if not self.args.should_save:
             return
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         # What would change the meaning of the folder: adapters of an earlier run; a model card without content.
         (folder / ("README.md" if self.is_adapted else ADAPTER_CONFIG)).unlink(missing_ok=True)
         self.rank_model.spec.save(folder)
@@ -188,7 +191,9 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
     computing = torch.bfloat16 if arguments.bf16 else torch.float32
     if config.model.backend or arguments.bf16:
         model.use_backend(config.model.backend, computing)
-    adapted = with_adapters(model.module, config.lora, config.seed) if config.lora is not None else None
+    adapted = (
+        with_adapters(model.module, config.lora, config.model.base, config.seed) if config.lora is not None else None
+    )
     model.module.train()
     assert model.tokenizer is not None
     sources = open_sources(config.data, model.tokenizer, spec)
