@@ -36,9 +36,11 @@ ORDER = (
     {"strategies"},
     {"ranker"},
     {"data", "environment", "fake", "page"},
-    {"retrieve", "serve", "train"},
+    {"retrieve", "serve"},
     {"analyze", "bench", "evaluate", "integrations", "mine"},
+    {"train"},  # a run is judged on a dev set, which is an evaluation
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # Loading a model ends in the probe, which runs that model: imported inside the function.

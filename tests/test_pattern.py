@@ -37,7 +37,7 @@ from blockrank.probe import probe_model
 from blockrank.signals import log_scores
 from blockrank.train.batch import Example, collate
 from blockrank.train.config import LossConfig
-from blockrank.train.run import training_loss
+from blockrank.train.objective import training_loss
 
 CAUSAL = golden_spec(pattern="causal", query_offset=None)
 LENGTHS = st.tuples(st.integers(0, 6), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 7)).map(

@@ -26,7 +26,7 @@ from blockrank.spec import SPEC_FILE
 from blockrank.train.batch import ExampleStream, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
 from blockrank.train.objective import is_checkpointing, training_loss
-from blockrank.train.run import train_from_config
+from blockrank.train.run import build_trainer, train_from_config
 from blockrank.train.sampling import sample_candidates
 from blockrank.train.sets import Example, RequestFile, open_sources
 from blockrank.train.teacher import Teacher, standardised
@@ -135,7 +135,7 @@ class Numbers:
     def __len__(self) -> int:
         return self._size
 
-    def example(self, row: int, generator: np.random.Generator) -> Example:
+    def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
         drawn = [np.array([row, int(generator.integers(1000))])] * 3
         return Example(tokenised(drawn), np.array([True]))
 
@@ -297,6 +297,14 @@ def test_progress_is_logged_and_leaves_standard_output_alone(
     train_from_config(config_file(work, "lm = 0.0", max_steps=2))
     assert capsys.readouterr().out == ""
     assert "step 2: loss " in caplog.text
+
+
+def test_checkpointing_is_never_reentrant(work: Path) -> None:
+    path = config_file(work, gradient_checkpointing=True)
+    path.write_text(f"{path.read_text()}\ngradient_checkpointing_kwargs = {{ use_reentrant = true }}\n")
+    arguments = build_trainer(TrainConfig.load(path)).args
+    assert getattr(arguments, RECOMPUTE) is True
+    assert getattr(arguments, f"{RECOMPUTE}_kwargs") == {"use_reentrant": False}
 
 
 def test_accumulated_steps_equal_large_ones(work: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_teacher_that_is_the_student_has_nothing_to_say(tmp_path: Path, tokeni
     save_file(tensors(tokenizer), tmp_path / "planets.safetensors")
     trainer = build_trainer(TrainConfig.load(config_file(tmp_path, "model = 1.0", 1.0)))
     assert trainer.teacher is not None
-    batch = collate([trainer.train_dataset[i] for i in range(2)], trainer.rank_model.spec)
+    batch = collate(trainer.train_dataset[0], trainer.rank_model.spec)
     parts = training_loss(trainer.rank_model, batch, trainer.loss_config, trainer.teacher)
     assert float(parts["distil"].detach()) == pytest.approx(0, abs=1e-5)
     assert float(parts["contrastive"].detach()) > 0

@@ -181,7 +181,7 @@ class Ranker(RequestRanker):
     ) -> Scored:
         """Packed requests scored, on the host: in one forward, or by halves where memory does not suffice."""
         try:
-            with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            with model.inference(), torch.autocast(model.device.type, enabled=False):
                 return self.scorer.score(model, pack(tokenised, self.spec), evidence=evidence).cpu()
         except torch.OutOfMemoryError:
             if len(requests) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockrank.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from blockrank.model.loading import (
     EMBEDDED_MODEL,
     Devices,
@@ -9,6 +10,7 @@ from blockrank.model.loading import (
     check_layers,
     load_config,
     load_model,
+    load_skeleton,
     load_tokenizer,
     quiet_libraries,
     resolve_device,
@@ -22,6 +24,8 @@ from blockrank.model.rank_model import RankModel
 from blockrank.seam import SEAM
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "EMBEDDED_MODEL",
     "SEAM",
     "Devices",
@@ -30,6 +34,7 @@ __all__ = [
     "check_layers",
     "load_config",
     "load_model",
+    "load_skeleton",
     "load_tokenizer",
     "quiet_libraries",
     "resolve_device",

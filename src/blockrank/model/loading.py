@@ -27,6 +27,7 @@ from transformers.utils import logging as hf_logging
 from blockrank import engine
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
+from blockrank.model.adapters import base_of, root_of, with_adapter
 from blockrank.model.rank_model import RankModel
 from blockrank.seam import SEAM
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
@@ -106,13 +107,13 @@ def load_model(
 ) -> RankModel:
     """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
 
-    name_or_path: a folder, a hub name, or None for the embedded model. head: keep every layer and the language-model
-    head (training with the LM loss, generation). device None: the first CUDA device, else the CPU; several devices (a
-    sequence, or names with commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own
-    elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose products are in eight bits. omit_dropout: set
-    every dropout of the config to 0. probe: check with a small forward that the model does what the layout says; see
-    `blockrank.probe`. layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where
-    the family allows it and no head is kept.
+    name_or_path: a folder, a hub name, or None for the embedded model; adapters in a folder are added to their base.
+    head: keep every layer and the language-model head (training with the LM loss, generation). device None: the first
+    CUDA device, else the CPU; several devices (a sequence, or names with commas between) each get the model. dtype
+    None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose
+    products are in eight bits. omit_dropout: set every dropout of the config to 0. probe: check with a small forward
+    that the model does what the layout says; see `blockrank.probe`. layers: "library" runs transformers' own layers,
+    "fused" ours, which only infer; None fuses where the family allows it and no head is kept.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -130,7 +131,7 @@ def load_model(
         for key in _DROPOUTS if omit_dropout else ():
             if hasattr(config, key):
                 setattr(config, key, 0.0)
-        module = _weights(source, config, head, weight_type)
+        module = _module(source, config, head, weight_type)
         fused = runs_fused(module, "library" if head and layers is None else layers, eight_bits)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
@@ -165,7 +166,17 @@ def load_tokenizer(name_or_path: str | Path | None = None) -> tuple[PromptTokeni
 def load_config(name_or_path: str | Path | None = None) -> PreTrainedConfig:
     """The library's own config of a checkpoint; no weight is read. Raises `ModelError` where it is unknown."""
     with quiet_libraries():
-        return _read(AutoConfig, EMBEDDED_MODEL if name_or_path is None else name_or_path)
+        return _read(AutoConfig, root_of(EMBEDDED_MODEL if name_or_path is None else name_or_path))
+
+
+def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, *, head: bool = False) -> PreTrainedModel:
+    """The model that `load_model` would give, without its weights: on the meta device, for counting."""
+    config = load_config(name_or_path)
+    if not head:
+        _cut(config, spec.layer + 1)
+    with torch.device("meta"):
+        skeleton: PreTrainedModel = (AutoModelForCausalLM if head else AutoModel).from_config(config)
+    return skeleton
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -236,7 +247,7 @@ def runs_fused(module: PreTrainedModel, layers: Layers | None, eight_bits: torch
 
 
 def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:
-    return _read(AutoConfig, source), _read(AutoTokenizer, source)
+    return _read(AutoConfig, root_of(source)), _read(AutoTokenizer, source)
 
 
 def _read(kind: Any, source: str | Path) -> Any:
@@ -260,6 +271,14 @@ def _cut(config: PreTrainedConfig, layers: int) -> None:
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
+
+
+def _module(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model with its weights and, where `source` is a folder of adapters, those added to its base."""
+    base = base_of(source)
+    if base is source:
+        return _weights(source, config, head, dtype)
+    return with_adapter(_module(base, config, head, dtype), source)
 
 
 def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from blockrank import engine
 from blockrank.attention import AttentionBackend, MergingBackend, get_backend
 from blockrank.layout import PackedLayout, PromptTokenizer
+from blockrank.model.wrapping import is_sharded, runs_whole, tied
 from blockrank.reuse import Store, complete, plan_reuse
 from blockrank.rows import RowBuffers
 from blockrank.seam import Capture, Done, Pass
@@ -47,6 +48,7 @@ class RankModel:
         self.replicas: tuple[RankModel, ...] = ()
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
         self.store: Store | None = None
+        self._outer: nn.Module = module
         self._check_spec()
 
     @property
@@ -100,6 +102,18 @@ class RankModel:
         changed.spec = spec
         changed._check_spec()
         return changed
+
+    def through(self, module: nn.Module) -> RankModel:
+        """The same model, called through a wrapper around it (adapters, DDP, FSDP2) wherever a forward names none."""
+        found = self._copy(decoder=self.decoder, replicas=self.replicas)
+        found._outer = module
+        return found
+
+    def inference(self) -> AbstractContextManager[None]:
+        """A context for forwards without gradients. Weights in shards do not take inference mode."""
+        if is_sharded(self._outer):
+            return torch.no_grad()
+        return torch.inference_mode()
 
     def on_each_device(self) -> tuple[RankModel, ...]:
         """The model and its replicas, each to be used alone."""
@@ -224,8 +238,9 @@ class RankModel:
 
         stop: end at the scoring layer, as soon as queries and keys are captured. label_T: stream positions whose
         next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
-        module: a wrapper around the model (accelerate, DDP) to call in its place. rows: buffers that hold keys and
-        values of the layout's cached rows, and get those of its tokens (in the library's layers).
+        module: a wrapper around the model (adapters, DDP, FSDP2) to call in its place; under those of them that need
+        it, the forward runs to its end whatever `stop` says. rows: buffers that hold keys and values of the layout's
+        cached rows, and get those of its tokens (in the library's layers).
         """
         self.check_positions(layout)
         fused = stop and label_T is None and not hidden and module is None and rows is None and self._runs_fused()
@@ -233,19 +248,24 @@ class RankModel:
             with torch.autocast(self.device.type, enabled=False):  # fused layers choose their types themselves
                 return engine.forward(self._decoders(layout), layout, self.spec, self.backend, self._graphs)
         self._refuse_eight_bits()
-        current = self.start_pass(layout, stop=stop and label_T is None and not hidden, rows=rows)
+        outer = module if module is not None else self._outer
+        whole = runs_whole(outer)
+        current = self.start_pass(layout, stop=stop and label_T is None and not hidden and not whole, rows=rows)
         extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
-        if label_T is not None:
-            extras["logits_to_keep"] = label_T
+        if self.module.get_output_embeddings() is not None:  # nobody asked for logits: those of the last token will do
+            extras["logits_to_keep"] = label_T if label_T is not None else 1
         outputs = None
         with suppress(Done):
-            outputs = (module or self.module)(**self.inputs(layout), blockrank=current, **extras)
+            outputs = outer(**self.inputs(layout), blockrank=current, **extras)
         if current.q_GNH is None or current.k_PKH is None:
             raise ModelError(
                 f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}."
             )
+        q_GNH = current.q_GNH
+        if whole and outputs is not None and torch.is_grad_enabled():
+            q_GNH = tied(q_GNH, outputs.values())
         return Capture(
-            current.q_GNH,
+            q_GNH,
             current.k_PKH,
             current.scale,
             layout,

@@ -47,8 +47,12 @@ class ExampleStream(Dataset[Example]):
         return len(self._row_I)
 
     def __getitem__(self, index: int) -> Example:
+        return self.example(index)
+
+    def example(self, index: int, candidates: int | None = None) -> Example:
+        """The request at `index`, with so many documents if given."""
         generator = np.random.default_rng((self._seed, index))
-        return self._sources[int(self._source_I[index])].example(int(self._row_I[index]), generator)
+        return self._sources[int(self._source_I[index])].example(int(self._row_I[index]), generator, candidates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ class DataConfig:
     candidates: documents in a request. hard: how many of the negatives come from the mined ones; the rest is drawn at
     random from the same set. dense: whether densely mined negatives join. drop_above: leave out a mined negative whose
     teacher score exceeds this share of the best positive's. max_document_tokens: cut of stored documents.
-    max_positives: how many of a query's positives enter a request.
+    max_positives: how many of a query's positives enter a request. max_tokens: tokens of the requests packed into one
+    forward, at most; a larger single request still runs, alone. curriculum: (share of the run, candidates) pairs: from
+    that share of the steps on, a request has so many documents.
     """
 
     sets: tuple[str, ...]
@@ -41,11 +44,30 @@ class DataConfig:
     drop_above: float | None = None
     max_document_tokens: int = 160
     max_positives: int = 4
+    max_tokens: int | None = None
+    curriculum: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("candidates", 2), ("hard", 0), ("max_document_tokens", 1), ("max_positives", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InputError(f"data.max_tokens must be positive, not {self.max_tokens}.")
+        self._check_curriculum()
+
+    def _check_curriculum(self) -> None:
+        if any(len(pair) != 2 or pair[1] < 2 or pair[1] != int(pair[1]) for pair in self.curriculum):
+            raise InputError(
+                "data.curriculum must list pairs of a share of the run and a number of candidates, from 2."
+            )
+        shares = [pair[0] for pair in self.curriculum]
+        if shares and (shares[0] != 0 or shares[-1] >= 1 or any(a >= b for a, b in itertools.pairwise(shares))):
+            raise InputError("the shares in data.curriculum must begin with 0, increase, and stay below 1.")
+
+    def candidates_at(self, step: int, steps: int) -> int:
+        """Documents in a request at a step of a run."""
+        reached = [int(count) for share, count in self.curriculum if step >= share * steps]
+        return reached[-1] if reached else self.candidates
 
 
 @dataclass(frozen=True)
@@ -97,14 +119,58 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of all weights. rank, alpha, dropout: theirs. targets: names of the linear layers that
+    get one, all of them if empty. merge: save weights with the adapters added to them, not the adapters alone."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"lora.rank must be at least 1, not {self.rank}.")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"lora.dropout must be in [0, 1), not {self.dropout}.")
+
+
+@dataclass(frozen=True)
+class DevConfig:
+    """What a run is judged by while it lasts: the weights with the best score are what is kept.
+
+    requests: JSONL of requests with `positives`, or a BEIR folder, of which `split` names the judgements and `run` the
+    first stage: "bm25", or a TREC run in the folder. every: steps between evaluations. patience: evaluations without a
+    better score after which the run ends. measure: what counts, higher being better. candidates: first so many
+    documents of a query.
+    """
+
+    requests: str
+    every: int = 500
+    patience: int = 5
+    measure: str = "nDCG@10"
+    candidates: int = 100
+    split: str = "dev"
+    run: str = "bm25"
+
+    def __post_init__(self) -> None:
+        for name in ("every", "patience", "candidates"):
+            if getattr(self, name) < 1:
+                raise InputError(f"dev.{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `trainer` is handed to `transformers.TrainingArguments` as it is (learning_rate, max_steps,
-    per_device_train_batch_size = requests a step, warmup_steps, bf16, ...)."""
+    """A whole run. `trainer` is handed to `transformers.TrainingArguments` (learning_rate, max_steps, warmup_steps,
+    bf16, fsdp, ...); per_device_train_batch_size is requests in a forward, under `data.max_tokens` at most."""
 
     output: str
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig | None = None
+    dev: DevConfig | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -129,10 +195,11 @@ def _build(kind: Any, raw: dict[str, Any], where: str) -> Any:
         raise InputError(f"{where}: unknown key {unknown[0]!r}; there are {sorted(known)}.")
     hints, values = get_type_hints(kind), {}
     for name, value in raw.items():
-        if is_dataclass(hints[name]):
+        table = next((item for item in (hints[name], *get_args(hints[name])) if is_dataclass(item)), None)
+        if table is not None:
             if not isinstance(value, dict):
                 raise InputError(f"{where}: {name} must be a table.")
-            value = _build(hints[name], value, f"{where} [{name}]")
+            value = _build(table, value, f"{where} [{name}]")
         elif not _fits(hints[name], value):
             raise InputError(f"{where}: {name} must be {_words(hints[name])}, not {value!r}.")
         values[name] = tuple(value) if isinstance(value, list) else value

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-import sys
+import json
+import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
 
-from blockrank.model import RankModel, load_model, resolve_spec
+from blockrank.model import ADAPTER_CONFIG, RankModel, load_model, resolve_spec
+from blockrank.ranker import Ranker
 from blockrank.spec import RankSpec
 from blockrank.train.batch import Batch, ExampleStream, collate
 from blockrank.train.config import LossConfig, TrainConfig
+from blockrank.train.dev import DevSet, LastEvaluation, open_dev_set
+from blockrank.train.forwards import ForwardStream
 from blockrank.train.objective import check_answers, training_loss
 from blockrank.train.progress import use_log_lines
-from blockrank.train.sets import open_sources
+from blockrank.train.sets import ExampleSource, open_sources
 from blockrank.train.teacher import Teacher
 from blockrank.types import InputError, MissingExtraError
 
 try:
     import accelerate  # noqa: F401  # transformers.Trainer imports it late and fails obscurely
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
+    from accelerate.utils import gather_object
+    from transformers import EarlyStoppingCallback, Trainer
 except ImportError as error:
     raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
+
+# The library's arguments look for accelerate themselves, and say less.
+from blockrank.train.adapters import merge_saved, with_adapters
+from blockrank.train.arguments import requests_in_forward, training_arguments
 
 
 class RankTrainer(Trainer):  # type: ignore[misc]
     """`transformers.Trainer` whose step is `training_loss` and whose checkpoints rank: weights, tokenizer, spec."""
 
-    def __init__(self, rank_model: RankModel, loss_config: LossConfig, teacher: Teacher | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        rank_model: RankModel,
+        loss_config: LossConfig,
+        teacher: Teacher | None,
+        dev: DevSet | None = None,
+        adapted: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.rank_model, self.loss_config, self.teacher = rank_model, loss_config, teacher
+        self.is_adapted = adapted is not None
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        super().__init__(model=rank_model.module, **kwargs)
+        super().__init__(model=rank_model.module if adapted is None else adapted, eval_dataset=dev, **kwargs)
         use_log_lines(self)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *_: Any, **__: Any) -> Tensor:
@@ -47,10 +66,38 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         self._steps += 1
         return parts["loss"]
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Rank the dev set with the weights as they are; its measure under `eval_...`, as the library's callbacks want.
+
+        Processes share the requests. Weights in shards are gathered layer by layer by all processes together, so there
+        each of them ranks everything.
+        """
+        dev, start = self.eval_dataset, time.perf_counter()
+        assert isinstance(dev, DevSet)
+        ranker = Ranker(self.rank_model.through(self.model))
+        self.model.eval()
+        if isinstance(self.model, FSDPModule):
+            run = dev.run(ranker)
+            self.model.reshard()  # the outermost weights stay whole until a backward, which does not follow
+        elif self.args.world_size == 1:
+            run = dev.run(ranker)
+        else:
+            parts = gather_object([dev.run(ranker, slice(self.args.process_index, None, self.args.world_size))])
+            run = {query_id: scores for part in parts for query_id, scores in part.items()}
+        self.model.train()
+        metrics = {f"eval_{dev.measure}": dev.score(run), "eval_seconds": time.perf_counter() - start}
+        self.log(dict(metrics))
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the parts of the loss to the trainer's own log line."""
+        """Add the parts of the loss, means over all forwards of all processes, to the trainer's own log line."""
         if self._steps and "loss" in logs:
-            logs |= {f"loss_{name}": float(total) / self._steps for name, total in self._sums.items() if name != "loss"}
+            sums = [({name: float(total) for name, total in self._sums.items()}, self._steps)]
+            sums = gather_object(sums) if self.args.world_size > 1 else sums
+            forwards = sum(count for _, count in sums)
+            for name in dict.fromkeys(name for part, _ in sums for name in part if name != "loss"):
+                logs[f"loss_{name}"] = sum(part.get(name, 0.0) for part, _ in sums) / forwards
             self._sums, self._steps = {}, 0
         super().log(logs, *args, **kwargs)
 
@@ -59,52 +106,90 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        folder = output_dir if output_dir is not None else self.args.output_dir
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if not self.is_adapted:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:  # "auto" would look for the base on the hub, for changes to its vocabulary
+            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        if not self.args.should_save:
+            return
+        # What would change the meaning of the folder: adapters of an earlier run; a model card without content.
+        (folder / ("README.md" if self.is_adapted else ADAPTER_CONFIG)).unlink(missing_ok=True)
         self.rank_model.spec.save(folder)
         self.rank_model.hf_tokenizer.save_pretrained(folder)
 
 
 def _collate_for_trainer(examples: list[Any], spec: RankSpec) -> dict[str, Batch]:
     """The trainer wants a mapping."""
-    return {"batch": collate(examples, spec)}
+    [forward] = examples
+    return {"batch": collate(forward, spec)}
 
 
 def build_trainer(config: TrainConfig) -> RankTrainer:
     """Model, data and trainer of a configuration, ready to run."""
-    arguments = _arguments(config)
-    spec = resolve_spec(config.model.base, None)
-    spec = RankSpec.from_dict({**spec.to_dict(), **config.model.spec})
-    wants_lm = config.loss.lm > 0 and bool(spec.prompt.answer)
-    if not wants_lm and not config.loss.contrastive_weight and not config.loss.distil:
-        raise InputError("every part of [loss] that this template allows has weight 0: there is nothing to learn.")
+    arguments = training_arguments(config)
+    spec = student_spec(config)
+    dev = open_dev_set(config.dev) if config.dev is not None else None
     model = load_model(
         config.model.base,
         spec=spec,
         device=arguments.device,
         dtype=torch.float32,  # master weights; bf16=true in [trainer] computes in bfloat16
         backend=None,
-        head=wants_lm,
+        head=wants_head(config, spec),
         omit_dropout=True,
         layers="library",  # fused ones do not differentiate, and their weights are shared views
     )
     computing = torch.bfloat16 if arguments.bf16 else torch.float32
     if config.model.backend or arguments.bf16:
         model.use_backend(config.model.backend, computing)
+    adapted = (
+        with_adapters(model.module, config.lora, config.model.base, config.seed) if config.lora is not None else None
+    )
     model.module.train()
     assert model.tokenizer is not None
     sources = open_sources(config.data, model.tokenizer, spec, config.loss)
     check_answers(config.loss, sources)
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    stream = ExampleStream(sources, arguments.max_steps * per_step, config.seed, config.data.weights)
-    return RankTrainer(
+    trainer = RankTrainer(
         model,
         config.loss,
         _teacher(config, model, computing),
+        dev,
+        adapted,
         args=arguments,
-        train_dataset=stream,
+        train_dataset=forward_stream(config, sources, arguments.max_steps, forwards_in_step(arguments)),
         data_collator=partial(_collate_for_trainer, spec=spec),
     )
+    if config.dev is not None:
+        trainer.add_callback(LastEvaluation())
+        trainer.add_callback(EarlyStoppingCallback(config.dev.patience))
+    return trainer
+
+
+def student_spec(config: TrainConfig) -> RankSpec:
+    """How the model is read. Raises `InputError` where there is nothing to learn."""
+    spec = resolve_spec(config.model.base, None)
+    spec = RankSpec.from_dict({**spec.to_dict(), **config.model.spec})
+    if not wants_head(config, spec) and not config.loss.contrastive_weight and not config.loss.distil:
+        raise InputError("every part of [loss] that this template allows has weight 0: there is nothing to learn.")
+    return spec
+
+
+def wants_head(config: TrainConfig, spec: RankSpec) -> bool:
+    """Whether the run needs the language-model head and all layers below it."""
+    return config.loss.lm > 0 and bool(spec.prompt.answer)
+
+
+def forwards_in_step(arguments: Any) -> int:
+    """Forwards of all processes together in one step of the optimiser."""
+    return int(arguments.gradient_accumulation_steps * arguments.world_size)
+
+
+def forward_stream(config: TrainConfig, sources: Sequence[ExampleSource], steps: int, lanes: int) -> ForwardStream:
+    """What each forward of a run of so many steps sees."""
+    requests = requests_in_forward(config)
+    examples = ExampleStream(sources, steps * lanes * requests, config.seed, config.data.weights)
+    return ForwardStream(examples, steps, lanes, requests, config.data)
 
 
 def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teacher | None:
@@ -122,27 +207,16 @@ def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teach
     return Teacher(config.loss.teachers, frozen)
 
 
-def _arguments(config: TrainConfig) -> TrainingArguments:
-    """Training arguments with the house's own defaults; checkpointing is always non-reentrant."""
-    values: dict[str, Any] = {
-        "max_steps": 1000, "per_device_train_batch_size": 16, "learning_rate": 3e-6, "lr_scheduler_type": "cosine",
-        "warmup_steps": 50, "max_grad_norm": 1.0, "weight_decay": 0.0, "logging_steps": 50, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": not sys.stderr.isatty(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }  # fmt: skip
-    values |= config.trainer
-    values |= {"output_dir": config.output, "seed": config.seed, "data_seed": config.seed}
-    # Reentrant checkpointing gives a right loss and a wrong gradient for captured queries and keys, silently.
-    newer = "activation_checkpointing_kwargs" in TrainingArguments.__dataclass_fields__
-    values[("activation" if newer else "gradient") + "_checkpointing_kwargs"] = {"use_reentrant": False}
-    values["remove_unused_columns"] = False
-    try:
-        arguments = TrainingArguments(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"[trainer]: {error}") from error
-    if arguments.max_steps < 1:
-        raise InputError("[trainer]: max_steps must be positive; the data stream has no natural end.")
-    return arguments
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run. Its state is written last: a checkpoint without it was cut short."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
 
 
 def train_from_config(path: str | Path, resume: bool = False) -> Path:
@@ -152,10 +226,15 @@ def train_from_config(path: str | Path, resume: bool = False) -> Path:
     `InputError` where there is none.
     """
     config = TrainConfig.load(path)
-    newest = get_last_checkpoint(config.output) if resume and Path(config.output).is_dir() else None
+    newest = newest_checkpoint(config.output) if resume else None
     if resume and newest is None:
         raise InputError(f"there is no checkpoint to resume from in {config.output}; set save_steps in [trainer].")
     trainer = build_trainer(config)
-    trainer.train(resume_from_checkpoint=newest)
+    trainer.train(resume_from_checkpoint=str(newest) if newest is not None else None)
+    if trainer.is_fsdp_enabled:  # shards are for resuming; the result is one file
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output)
+    if config.lora is not None and config.lora.merge and trainer.args.should_save:
+        merge_saved(Path(config.output), wants_head(config, trainer.rank_model.spec))
+    trainer.accelerator.wait_for_everyone()  # no process leaves before the result is there
     return Path(config.output)

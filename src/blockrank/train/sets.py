@@ -48,8 +48,8 @@ class ExampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def example(self, row: int, generator: np.random.Generator) -> Example:
-        """The request of one training query, its candidates drawn with `generator`."""
+    def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
+        """The request of one training query, its candidates drawn with `generator`, so many of them if given."""
 
 
 class Framer:
@@ -113,18 +113,16 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._data["query_starts"]) - 1
 
-    def example(self, row: int, generator: np.random.Generator) -> Example:
-        """Draw the candidates of a query and frame them."""
+    def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
+        """Draw the candidates of a query, `data.candidates` or as many as asked for, and frame them."""
         positives, hard = self._slice("positive", "positives", row), self._hard(row)
         config, barred = self._config, None
         if config.drop_above is not None and "document_vectors" in self._data:
             barred = self._too_good(row, positives, hard, config.drop_above)
-        given = self._given(row)
+        given, count = self._given(row), candidates or config.candidates
         # Where a teacher scored the listed rows, no other row has a score: all candidates come from them.
-        pool, wanted = (0, config.candidates) if given else (self._pool, config.hard)
-        rows, labels = sample_candidates(
-            generator, positives, hard, pool, config.candidates, wanted, config.max_positives, barred
-        )
+        pool, wanted = (0, count) if given else (self._pool, config.hard)
+        rows, labels = sample_candidates(generator, positives, hard, pool, count, wanted, config.max_positives, barred)
         bodies = [self._slice("document", "document_tokens", i)[: config.max_document_tokens] for i in rows]
         query = self._slice("query", "query_tokens", row)
         teachers = {"lexical": self._lexicon.scores(query, bodies)}
@@ -220,19 +218,14 @@ class RequestFile:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def example(self, row: int, generator: np.random.Generator) -> Example:
+    def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
         """Draw candidates from the request's own documents and tokenise them, the answer included."""
         raw, config = self._rows[row], self._config
+        count = candidates or config.candidates
         positives = np.array(raw["positives"], dtype=np.int64)
         hard = np.setdiff1d(np.arange(len(raw["documents"])), positives)
         rows, labels = sample_candidates(
-            generator,
-            positives,
-            hard,
-            len(raw["documents"]),
-            config.candidates,
-            config.candidates,
-            config.max_positives,
+            generator, positives, hard, len(raw["documents"]), count, count, config.max_positives
         )
         request = RankRequest(raw["query"], [raw["documents"][i] for i in rows])
         teachers = {"given": np.array(raw["teacher"], dtype=np.float32)[rows]} if "teacher" in raw else {}
