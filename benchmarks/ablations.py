@@ -1,5 +1,5 @@
-"""The paper's ablations at the size of a small language model: what the block mask, the attention loss, the LM loss, the
-query in the first segment, the layer and the query's position each do.
+"""The paper's ablations at the size of a small language model: what the block mask, the attention loss, the LM
+loss, the query in the first segment, the layer and the query's position each do.
 
     python benchmarks/ablations.py prepare --pairs DIR --out DATA
     python benchmarks/ablations.py base --gguf FILE --out BASE
@@ -50,8 +50,9 @@ logger = logging.getLogger("ablations")
 # Files of pairs, the most rows taken of each, and whether a passage gets its title.
 SOURCES = {
     "qed-nq": (9000, True), "squadshifts": (7000, False), "nq-oracle": (9000, True), "boolq-val": (9000, True),
-    "medquad": (3000, False), "fairytaleqa": (4000, True), "covid-qa": (9000, True), "stackexchange-small": (4000, False),
-    "fool-me-twice": (9000, True), "xquad-en": (9000, True), "clapnq-dev": (9000, True),
+    "medquad": (3000, False), "fairytaleqa": (4000, True), "covid-qa": (9000, True),
+    "stackexchange-small": (4000, False), "fool-me-twice": (9000, True), "xquad-en": (9000, True),
+    "clapnq-dev": (9000, True),
     "hybridqa-ottqa-dev": (9000, True),
 }  # fmt: skip
 PASSAGE_WORDS = 80

@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--documents 30] [--length 160] [--out FILE]
 
-Random weights of Mistral-7B's shape in bfloat16, gradients and an optimiser without state to speak of (Adafactor), so that
+Random weights of Mistral-7B's shape in bfloat16, gradients and an optimiser with next to no state (Adafactor), so that
 all of it fits one card. `full attention` is `AutoModelForCausalLM` with sdpa over the same tokens, the language-model
 loss on the answer; `both losses` the attention loss and the language-model loss under the block mask, all layers and
 the head; `attention loss` what the ranking is learnt by: the layers above the scoring layer are not there. Each also
