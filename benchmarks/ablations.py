@@ -100,6 +100,7 @@ VARIANTS = {
         Variant("half: offset 1024", {"query_offset": 1024}, share=SIDE),
     )
 }
+CURVES = ("full attention", "BlockRank")  # measured over all numbers of candidates
 
 
 # Data
@@ -216,7 +217,7 @@ def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path
             "max_steps": steps, "per_device_train_batch_size": options.requests, "learning_rate": options.rate,
             "warmup_steps": max(1, steps // 20), "logging_steps": 50, "bf16": torch.cuda.is_available(),
             "optim": "adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
-            "dataloader_num_workers": options.workers, "disable_tqdm": True, "dataloader_prefetch_factor": 4,
+            "dataloader_num_workers": options.workers, "disable_tqdm": True,
         },
         seed=seed,
     )  # fmt: skip
@@ -280,7 +281,7 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
     model = load_model(folder, device=device, dtype=dtype)
     ranker = Ranker(model)
     found: dict[str, Any] = {"attention": {}, "decode": {}, "ms": {}}
-    counts = [TESTED_ON] if variant.share < 1 else options.counts
+    counts = options.counts if variant.name in CURVES else [TESTED_ON]
     for count in counts:
         cut = [test.cut(count, np.random.default_rng((count, row))) for row, test in enumerate(tests)]
         longest = max(ranker.tokenise(test.request).length for test in cut[:20])
@@ -403,6 +404,7 @@ def main() -> None:
     runs.add_argument("--beams", type=int, nargs="*", default=[1, 10])
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("blockrank.ranker").setLevel(logging.ERROR)  # cuts are many, and the same for all variants
     {"prepare": prepare, "base": unpack_base, "run": run, "table": table}[options.verb](options)
 
 
