@@ -40,6 +40,23 @@ def mask(*rows: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool)
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_attention_computes_in_the_type_of_autocast(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RankModel(golden_module(family), None, golden_spec(), get_backend("sdpa", CPU, torch.float32), family)
+    seen: set[torch.dtype] = set()
+    attend = model.backend.attend
+
+    def recorded(*parts: Any) -> Tensor:
+        seen.update(part.dtype for part in parts[:3])
+        return attend(*parts)
+
+    monkeypatch.setattr(model.backend, "attend", recorded)
+    layout = pack([tokenised([np.arange(3, 3 + length) for length in (4, 6, 5, 7)])], model.spec)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.forward(layout, stop=False)
+    assert seen == {torch.bfloat16}, "rotary positions must not leave queries and keys in float32"
+
+
 # Teachers
 
 

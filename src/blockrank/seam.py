@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -100,8 +101,15 @@ def _attend(
         blockrank.scale = float(scale)
         if blockrank.stop:
             raise Done
+    q_TNH, k_PKH, v_PKH = _computing(q_TNH), _computing(k_PKH), _computing(v_PKH)
     out_TNH = blockrank.backend.attend(q_TNH, k_PKH, v_PKH, blockrank.plan, float(scale))
     return out_TNH[None], None
+
+
+def _computing(states: Tensor) -> Tensor:
+    """Under autocast, in its type: rotary positions leave queries and keys in that of the hidden states."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 def _refuse_extras(
