@@ -91,6 +91,8 @@ VARIANTS = {
         Variant("block mask, no LM loss", lm=0.0),
         Variant("BlockRank"),
         Variant("BlockRank, query last only", {"template": _QUERY_LAST}),
+        Variant("full attention + attention loss x 10", FULL, contrastive=1.0),
+        Variant("BlockRank, attention loss x 10", contrastive=1.0),
         Variant("half: BlockRank", share=SIDE),
         Variant("half: layer 10", {"layer": 10}, share=SIDE),
         Variant("half: layer 14", {"layer": 14}, share=SIDE),
@@ -278,7 +280,7 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
     """Everything that is measured of a trained model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = load_model(folder, device=device, dtype=dtype)
+    model = load_model(folder, device=device, dtype=dtype, probe=False)
     ranker = Ranker(model)
     found: dict[str, Any] = {"attention": {}, "decode": {}, "ms": {}}
     counts = options.counts if variant.name in CURVES else [TESTED_ON]
