@@ -320,7 +320,14 @@ def run(options: argparse.Namespace) -> None:
             settings = {
                 name: getattr(options, name) for name in ("steps", "requests", "rate", "backend")
             }  # of a whole run
-            content = {"variant": variant.name, "seed": seed, "settings": settings, "training": taken, **found}
+            content = {
+                "variant": variant.name,
+                "seed": seed,
+                "environment": environment(),
+                "settings": settings,
+                "training": taken,
+                **found,
+            }
             path.write_text(json.dumps(content), encoding="utf-8")
             shown = {k: round(100 * statistics.mean(v["P@1"]), 1) for k, v in found["attention"].items()}
             decoded = {k: round(100 * statistics.mean(v["P@1"]), 1) for k, v in found["decode"].items()}
@@ -377,7 +384,7 @@ def table(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
     if options.record:
         first = next(items[0] for items in runs.values() if items)
-        write_record(options.record, {**environment(), "settings": first["settings"], "rows": rows})
+        write_record(options.record, {**first["environment"], "settings": first["settings"], "rows": rows})
 
 
 def main() -> None:
