@@ -1,0 +1,142 @@
+"""Encoders: texts to vectors, by models of sentence-transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockrank.types import InputError, MissingExtraError, ModelError
+
+Floats = NDArray[np.float32]
+
+_BATCH = 32  # texts of one forward
+_FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")  # of an encoder, that can change its vectors
+
+
+class Encoder(Protocol):
+    """Texts to vectors whose product is the score.
+
+    identity: JSON-ready, equal for encoders with equal vectors; None where that cannot be told.
+    """
+
+    @property
+    def identity(self) -> object:
+        """What tells this encoder from others."""
+
+    def queries(self, texts: Sequence[str]) -> Floats:
+        """Vectors of queries, (Q, D)."""
+
+    def documents(self, texts: Sequence[str]) -> Floats:
+        """Vectors of documents, (N, D)."""
+
+
+class SentenceEncoder:
+    """A model of sentence-transformers: a folder or a hub name.
+
+    Queries and documents get the prompts that the model names for them. Vectors have unit length where the model is
+    compared by cosine; `score` says which.
+    """
+
+    def __init__(self, name_or_path: str | Path, *, device: str | None = None, batch_size: int = _BATCH) -> None:
+        """Load the model in float32. device: None chooses by the machine.
+
+        Raises `ModelError` where it cannot be loaded or is compared by a distance, `MissingExtraError` without the
+        extra.
+        """
+        library = _library()
+        self._name, self._batch_size = str(name_or_path), batch_size
+        with _quiet():
+            try:
+                self.model = library.SentenceTransformer(
+                    self._name,
+                    device=device,
+                    model_kwargs={"dtype": "float32"},
+                    local_files_only=Path(self._name).is_dir(),
+                )
+            except (OSError, ValueError, KeyError, ImportError) as error:
+                raise ModelError(f"{self._name} is no encoder of sentence-transformers: {_first_line(error)}") from None
+        self.score = str(self.model.similarity_fn_name)
+        if self.score not in ("cosine", "dot"):
+            raise ModelError(
+                f"{self._name} compares by {self.score!r}; retrieval needs an encoder of 'cosine' or 'dot'."
+            )
+
+    @property
+    def identity(self) -> object:
+        """Hash of the folder's files; of a hub name, its revision; None where there is none."""
+        if Path(self._name).is_dir():
+            return {"files": _files_hash(Path(self._name)), "score": self.score}
+        revision = getattr(self.model[0].auto_model.config, "_commit_hash", None)
+        return {"hub": self._name, "revision": revision, "score": self.score} if revision else None
+
+    def queries(self, texts: Sequence[str]) -> Floats:
+        """Vectors of queries, (Q, D)."""
+        return self._encoded(self.model.encode_query, texts)
+
+    def documents(self, texts: Sequence[str]) -> Floats:
+        """Vectors of documents, (N, D)."""
+        return self._encoded(self.model.encode_document, texts)
+
+    def _encoded(self, encode: Callable[..., Any], texts: Sequence[str]) -> Floats:
+        vectors_ND = encode(
+            list(texts),
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+            normalize_embeddings=self.score == "cosine",
+        )
+        found: Floats = np.asarray(vectors_ND, dtype=np.float32)
+        if not np.isfinite(found).all():
+            raise ModelError(f"{self._name}: the vectors of some texts are not finite.")
+        return found
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content. Raises `InputError` where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _files_hash(folder: Path) -> str:
+    """Of names and contents of the files that make an encoder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _FILES)
+    names = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:24]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the library's progress bar of loading."""
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _library() -> Any:
+    """sentence-transformers. Raises `MissingExtraError` without it."""
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            f"dense retrieval needs sentence-transformers ({error.name} is missing): pip install 'blockrank[dense]'."
+        ) from None
+    return sentence_transformers
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, as a sentence's end."""
+    return f"{str(error).strip() or type(error).__name__}".splitlines()[0].rstrip(".") + "."
