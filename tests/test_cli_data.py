@@ -324,7 +324,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_missing_extra_is_named(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     options = ("-o", tmp_path / "out.jsonl", "--candidates", 2, "--negatives", "dense", "--encoder", ENCODER)
-    assert "pip install 'blockrank[mine]'" in failed(run("requests", pairs, *options))
+    assert "pip install 'blockrank[dense]'" in failed(run("requests", pairs, *options))
     assert left_in(tmp_path) == {"pairs.jsonl"}
 
 

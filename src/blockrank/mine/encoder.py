@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.mine.pool import Pool
-from blockrank.types import MissingExtraError, ModelError
+from blockrank.retrieve.encoder import Floats, SentenceEncoder
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
-Floats = NDArray[np.float32]
 _DOCUMENTS, _QUERIES = 4096, 4096  # encoded, and compared, at a time
 
 
@@ -22,68 +21,37 @@ class Encoder:
     """Vectors whose product is the model's similarity: unit length where it compares by cosine.
 
     name_or_folder: a model that sentence-transformers loads. kept_bytes: documents' vectors kept for when they come by
-    again. Raises `MissingExtraError` without the extra `mine`, `ModelError` where the model cannot be loaded.
+    again. Raises as `SentenceEncoder`.
     """
 
     def __init__(
         self, name_or_folder: str, *, device: str | None = None, batch_size: int = 32, kept_bytes: int = 1 << 30
     ) -> None:
-        self.name, self._batch_size, self._kept_bytes = name_or_folder, batch_size, kept_bytes
-        self._model = load("SentenceTransformer", name_or_folder, device)
-        similarity = str(self._model.similarity_fn_name or "cosine")
-        if similarity not in ("cosine", "dot"):
-            raise ModelError(f"{name_or_folder}: its similarity is {similarity!r}; cosine or dot is needed.")
-        self._unit = similarity == "cosine"
+        self.name, self._kept_bytes = name_or_folder, kept_bytes
+        self._encoder = SentenceEncoder(name_or_folder, device=device, batch_size=batch_size)
         self._kept: dict[bytes, Floats] = {}
 
     @property
     def device(self) -> Any:
         """Where the model is."""
-        return self._model.device
+        return self._encoder.model.device
 
     def queries(self, texts: Sequence[str]) -> Floats:
         """Vectors (N, D) of queries, with the model's own prompt for them."""
-        return self._vectors(self._model.encode_query, texts)
+        return self._encoder.queries(texts)
 
     def documents(self, texts: Sequence[str]) -> Floats:
         """Vectors (C, D) of documents, with the model's own prompt for them."""
         names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
         new = {name: text for name, text in zip(names, texts, strict=True) if name not in self._kept}
-        found = dict(zip(new, self._vectors(self._model.encode_document, list(new.values())), strict=True))
+        vectors = self._encoder.documents(list(new.values())) if new else ()
+        found = dict(zip(new, vectors, strict=True))
         vectors_CD = np.stack([found[name] if name in found else self._kept[name] for name in names])
         self._kept.update(found)
         if over := len(self._kept) - self._kept_bytes // vectors_CD[0].nbytes:
             for name in list(islice(self._kept, max(over, 0))):  # the oldest
                 del self._kept[name]
         return vectors_CD
-
-    def _vectors(self, encode: Any, texts: Sequence[str]) -> Floats:
-        if not texts:
-            return np.zeros((0, 0), dtype=np.float32)
-        vectors_ND: Floats = encode(
-            list(texts), batch_size=self._batch_size, normalize_embeddings=self._unit, show_progress_bar=False
-        ).astype(np.float32)
-        if not np.isfinite(vectors_ND).all():
-            raise ModelError(f"{self.name}: its vectors are not finite.")
-        return vectors_ND
-
-
-def load(kind: str, name_or_folder: str, device: str | None) -> Any:
-    """A `SentenceTransformer` or a `CrossEncoder`. Raises as `Encoder`."""
-    from blockrank.model import quiet_libraries
-
-    try:
-        import sentence_transformers
-    except ImportError:
-        raise MissingExtraError(
-            "bi-encoders and cross-encoders need sentence-transformers: pip install 'blockrank[mine]'."
-        ) from None
-    with quiet_libraries():
-        try:
-            return getattr(sentence_transformers, kind)(name_or_folder, device=device)
-        except Exception as error:  # a missing folder, no network, broken weights: each library its own
-            reason = " ".join(str(error).split())[:300].rstrip(".")
-            raise ModelError(f"{name_or_folder}: sentence-transformers cannot load it: {reason}.") from None
 
 
 def nearest(

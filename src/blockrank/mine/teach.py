@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from blockrank.data import TrainingRequest
 from blockrank.mine.denoise import DropRule
-from blockrank.mine.encoder import Encoder, load
+from blockrank.mine.encoder import Encoder
+from blockrank.retrieve.encoder import load_sentence_model
 from blockrank.types import ModelError, RankRequest, RequestRanker
 
 _WINDOW = 64  # requests scored together
@@ -52,14 +53,14 @@ class RankerTeacher:
 class CrossEncoderTeacher:
     """A `CrossEncoder` of sentence-transformers with one output.
 
-    Raises `MissingExtraError` without the extra `mine`, `ModelError` where it cannot be loaded or has more outputs.
+    Raises `MissingExtraError` without the extra `dense`, `ModelError` where it cannot be loaded or has more outputs.
     """
 
     are_logs = False
 
     def __init__(self, name_or_folder: str, *, device: str | None = None, batch_size: int = 32) -> None:
         self.name, self._batch_size = name_or_folder, batch_size
-        self._model: Any = load("CrossEncoder", name_or_folder, device)
+        self._model: Any = load_sentence_model("CrossEncoder", name_or_folder, device)
         if self._model.num_labels != 1:
             raise ModelError(f"{name_or_folder} has {self._model.num_labels} outputs; a teacher needs one.")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,18 +48,8 @@ class SentenceEncoder:
         Raises `ModelError` where it cannot be loaded or is compared by a distance, `MissingExtraError` without the
         extra.
         """
-        library = _library()
         self._name, self._batch_size = str(name_or_path), batch_size
-        with _quiet():
-            try:
-                self.model = library.SentenceTransformer(
-                    self._name,
-                    device=device,
-                    model_kwargs={"dtype": "float32"},
-                    local_files_only=Path(self._name).is_dir(),
-                )
-            except (OSError, ValueError, KeyError, ImportError) as error:
-                raise ModelError(f"{self._name} is no encoder of sentence-transformers: {_first_line(error)}") from None
+        self.model = load_sentence_model("SentenceTransformer", self._name, device)
         self.score = str(self.model.similarity_fn_name)
         if self.score not in ("cosine", "dot"):
             raise ModelError(
@@ -112,29 +101,30 @@ def _files_hash(folder: Path) -> str:
     return hashlib.sha256(repr(names).encode()).hexdigest()[:24]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the library's progress bar of loading."""
-    from transformers.utils import logging as hf_logging
+def load_sentence_model(kind: str, name_or_path: str, device: str | None) -> Any:
+    """A `SentenceTransformer` or a `CrossEncoder` of sentence-transformers, in float32.
 
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
+    Raises `ModelError` where it cannot be loaded, `MissingExtraError` without the extra.
+    """
+    from blockrank.model import quiet_libraries
 
-
-def _library() -> Any:
-    """sentence-transformers. Raises `MissingExtraError` without it."""
     try:
         import sentence_transformers
     except ImportError as error:
         raise MissingExtraError(
-            f"dense retrieval needs sentence-transformers ({error.name} is missing): pip install 'blockrank[dense]'."
+            f"bi-encoders and cross-encoders need sentence-transformers ({error.name} is missing): "
+            "pip install 'blockrank[dense]'."
         ) from None
-    return sentence_transformers
+    with quiet_libraries():
+        try:
+            return getattr(sentence_transformers, kind)(
+                name_or_path,
+                device=device,
+                model_kwargs={"dtype": "float32"},
+                local_files_only=Path(name_or_path).is_dir(),
+            )
+        except Exception as error:  # a missing folder, no network, broken weights: each library its own
+            raise ModelError(f"{name_or_path}: sentence-transformers cannot load it: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:
