@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import logging
 import lzma
@@ -81,28 +82,27 @@ class Variant:
 
 
 FULL = {"pattern": "causal", "query_offset": None}
-SIDE = 0.5  # of a run's steps, for questions beside the main table
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("full attention", FULL, contrastive=0.0),
-        Variant("full attention + attention loss", FULL),
-        Variant("block mask, no attention loss", contrastive=0.0),
-        Variant("block mask, no LM loss", lm=0.0),
-        Variant("BlockRank"),
-        Variant("BlockRank, query last only", {"template": _QUERY_LAST}),
-        Variant("full attention + attention loss x 10", FULL, contrastive=1.0),
-        Variant("BlockRank, attention loss x 10", contrastive=1.0),
-        Variant("half: BlockRank", share=SIDE),
-        Variant("half: layer 10", {"layer": 10}, share=SIDE),
-        Variant("half: layer 14", {"layer": 14}, share=SIDE),
-        Variant("half: layer 22", {"layer": 22}, share=SIDE),
-        Variant("half: layer 27", {"layer": 27}, share=SIDE),
-        Variant("half: no offset", {"query_offset": None}, share=SIDE),
-        Variant("half: offset 1024", {"query_offset": 1024}, share=SIDE),
-    )
-}
-CURVES = ("full attention", "BlockRank")  # measured over all numbers of candidates
+ALONE = {"lm": 0.0, "share": 0.5}  # beside the main table: the attention loss alone, half of the steps
+MAIN = (
+    Variant("full attention", FULL, contrastive=0.0),
+    Variant("full attention + attention loss", FULL),
+    Variant("full attention + attention loss x 10", FULL, contrastive=1.0),
+    Variant("full attention, no LM loss", FULL, lm=0.0),
+    Variant("block mask, no attention loss", contrastive=0.0),
+    Variant("BlockRank"),
+    Variant("BlockRank, attention loss x 10", contrastive=1.0),
+    Variant("block mask, no LM loss", lm=0.0),
+)
+SIDE = (
+    Variant("half: layer 18, offset 4096", **ALONE),
+    Variant("half: query last only", {"template": _QUERY_LAST}, **ALONE),
+    *(Variant(f"half: layer {layer}", {"layer": layer}, **ALONE) for layer in (6, 10, 14, 22, 27)),
+    Variant("half: no offset", {"query_offset": None}, **ALONE),
+    Variant("half: offset 1024", {"query_offset": 1024}, **ALONE),
+)
+VARIANTS = {variant.name: variant for variant in (*MAIN, *SIDE)}
+CURVES = ("full attention, no LM loss", "BlockRank, attention loss x 10", "block mask, no LM loss")
+REFERENCES = {1.0: "block mask, no LM loss", ALONE["share"]: SIDE[0].name}  # what others are tested against, by share
 
 
 # Data
@@ -216,7 +216,8 @@ def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path
         data=DataConfig((str(options.data / "train.jsonl.gz"),), candidates=TRAINED_ON, max_positives=2),
         loss=LossConfig(contrastive_weight=variant.contrastive, lm=variant.lm),
         trainer={
-            "max_steps": steps, "per_device_train_batch_size": options.requests, "learning_rate": options.rate,
+            "max_steps": steps, "per_device_train_batch_size": options.requests // options.accumulate,
+            "gradient_accumulation_steps": options.accumulate, "learning_rate": options.rate,
             "warmup_steps": max(1, steps // 20), "logging_steps": 50, "bf16": torch.cuda.is_available(),
             "optim": "adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
             "dataloader_num_workers": options.workers, "disable_tqdm": True,
@@ -292,8 +293,8 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
         began = time.perf_counter()
         found["attention"][count] = measures(list(attention_orders(ranker, cut)), cut)
         found["ms"][f"attention {count}"] = round(1000 * (time.perf_counter() - began) / len(cut), 2)
-    if variant.share < 1:
-        return found
+    if variant.lm == 0:
+        return found  # its upper layers were never trained
     cut = [test.cut(TESTED_ON, np.random.default_rng((TESTED_ON, row))) for row, test in enumerate(tests)]
     headed = load_model(folder, head=True, device=device, dtype=dtype, probe=False)
     for beams in options.beams:
@@ -307,35 +308,39 @@ def run(options: argparse.Namespace) -> None:
     """Train and measure what is not measured yet."""
     tests = read_tests(options.data / "test.jsonl.gz")[: options.tests]
     options.out.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        for variant in VARIANTS.values():
-            path = options.out / f"{variant.name.replace(' ', '-').replace(':', '').replace(',', '')}-{seed}.json"
-            if path.exists() or (options.only and variant.name not in options.only):
-                continue
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = Path(temporary)
-                taken = train(variant, seed, options, folder)
-                began = time.perf_counter()
-                found = measure(variant, folder / "trained", tests, options)
-            settings = {
-                name: getattr(options, name) for name in ("steps", "requests", "rate", "backend")
-            }  # of a whole run
-            content = {
-                "variant": variant.name,
-                "seed": seed,
-                "environment": environment(),
-                "settings": settings,
-                "training": taken,
-                **found,
-            }
-            path.write_text(json.dumps(content), encoding="utf-8")
-            shown = {k: round(100 * statistics.mean(v["P@1"]), 1) for k, v in found["attention"].items()}
-            decoded = {k: round(100 * statistics.mean(v["P@1"]), 1) for k, v in found["decode"].items()}
-            logger.info(
-                "%s, seed %d: attention P@1 %s, decoded %s; trained %.0f s, measured %.0f s, %s",
-                *(variant.name, seed, shown, decoded, taken["seconds"], time.perf_counter() - began),
-                taken["losses"][-1:],
-            )
+    began_all = time.perf_counter()
+    chosen = [variant for variant in VARIANTS.values() if not options.only or variant.name in options.only]
+    jobs = list(itertools.product(options.seeds, chosen))
+    for seed, variant in jobs[options.part[0] :: options.part[1]]:
+        path = options.out / f"{variant.name.replace(' ', '-').replace(':', '').replace(',', '')}-{seed}.json"
+        if path.exists():
+            continue
+        if time.perf_counter() - began_all > options.seconds:
+            break
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            taken = train(variant, seed, options, folder)
+            began = time.perf_counter()
+            found = measure(variant, folder / "trained", tests, options)
+        settings = {
+            name: getattr(options, name) for name in ("steps", "requests", "accumulate", "rate", "backend", "part")
+        }  # of a whole run
+        content = {
+            "variant": variant.name,
+            "seed": seed,
+            "environment": environment(),
+            "settings": settings,
+            "training": taken,
+            **found,
+        }
+        path.write_text(json.dumps(content), encoding="utf-8")
+        shown = {k: round(100 * statistics.mean(v["P@1"]), 1) for k, v in found["attention"].items()}
+        decoded = {k: round(100 * statistics.mean(v["P@1"]), 1) for k, v in found["decode"].items()}
+        logger.info(
+            "%s, seed %d: attention P@1 %s, decoded %s; trained %.0f s, measured %.0f s, %s",
+            *(variant.name, seed, shown, decoded, taken["seconds"], time.perf_counter() - began),
+            taken["losses"][-1:],
+        )
 
 
 # Tables
@@ -363,14 +368,14 @@ def table(options: argparse.Namespace) -> None:
     for name, items in runs.items():
         if not items:
             continue
-        reference = runs["BlockRank" if VARIANTS[name].share == 1 else "half: BlockRank"]
+        reference = runs[REFERENCES[VARIANTS[name].share]]
         row: dict[str, Any] = {"variant": name, "seeds": len(items)}
         for measured in ("P@1", "RR@10"):
             own = [item["attention"][count][measured] for item in items]
             row[f"attention {measured}"] = _mean_sd(own)
             base = [item["attention"][count][measured] for item in reference]
             if reference and items != reference:
-                row[f"p against BlockRank, {measured}"] = round(_p(own, base), 4)
+                row[f"p against the reference, {measured}"] = round(_p(own, base), 4)
             for beams in items[0]["decode"]:
                 row[f"decode {beams} {measured}"] = _mean_sd([item["decode"][beams][measured] for item in items])
         row["candidates"] = {
@@ -403,8 +408,11 @@ def main() -> None:
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--only", nargs="*")
     runs.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    runs.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run, from I")
+    runs.add_argument("--seconds", type=float, default=math.inf, help="start no run later than this")
     runs.add_argument("--steps", type=int, default=300)
     runs.add_argument("--requests", type=int, default=16)
+    runs.add_argument("--accumulate", type=int, default=1, help="parts that a step's requests are taken in")
     runs.add_argument("--rate", type=float, default=5e-5)
     runs.add_argument("--backend", default=None)
     runs.add_argument("--workers", type=int, default=8)

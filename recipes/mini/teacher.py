@@ -250,22 +250,34 @@ def score(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for pool in open_pools(options.sets, *_tokenizers(options, teacher)):
         began = time.perf_counter()
-        generator = np.random.default_rng(options.seed)
-        positives, negatives = [], []
-        for row in range(len(pool.queries)):
-            known, hard = pool.positives(row), pool.mined(row)
-            filler = generator.integers(len(pool.documents), size=RANDOM_NEGATIVES)
-            filler = filler[~np.isin(filler, np.concatenate([known, hard]))]
-            positives.append(known)
-            negatives.append(np.concatenate([hard, np.unique(filler)]))
-        tensors = dict(pool.tensors)
-        for name, rows in (("positive", positives), ("negative", negatives)):
-            tensors[f"{name}s"] = np.concatenate(rows).astype(np.int32)
-            tensors[f"{name}_starts"] = np.r_[0, np.cumsum([len(part) for part in rows])].astype(np.int64)
-            tensors[f"{name}_scores"] = _scores(teacher, pool, rows, options.budget)
-        del tensors["dense"]  # among the negatives now
-        save_file(tensors, options.out / f"{pool.name}.safetensors")
+        listed = listed_rows(pool, options.seed)
+        values = [_scores(teacher, pool, rows, options.budget) for rows in listed]
+        save_file(scored_tensors(pool, listed, values), options.out / f"{pool.name}.safetensors")
         logger.info("%s: %d queries, %.1f s", pool.name, len(pool.queries), time.perf_counter() - began)
+
+
+def listed_rows(pool: Pool, seed: int) -> tuple[list[Array], list[Array]]:
+    """The documents of each query that get a score: its positives; its mined, its dense and a few random negatives."""
+    generator = np.random.default_rng(seed)
+    positives, negatives = [], []
+    for row in range(len(pool.queries)):
+        known, hard = pool.positives(row), pool.mined(row)
+        filler = generator.integers(len(pool.documents), size=RANDOM_NEGATIVES)
+        filler = filler[~np.isin(filler, np.concatenate([known, hard]))]
+        positives.append(known)
+        negatives.append(np.concatenate([hard, np.unique(filler)]))
+    return positives, negatives
+
+
+def scored_tensors(pool: Pool, listed: tuple[list[Array], list[Array]], values: Sequence[Array]) -> dict[str, Array]:
+    """The tensors of a set with its listed rows and their scores."""
+    tensors = dict(pool.tensors)
+    for name, rows, scores in zip(("positive", "negative"), listed, values, strict=True):
+        tensors[f"{name}s"] = np.concatenate(rows).astype(np.int32)
+        tensors[f"{name}_starts"] = np.r_[0, np.cumsum([len(part) for part in rows])].astype(np.int64)
+        tensors[f"{name}_scores"] = scores
+    del tensors["dense"]  # among the negatives now
+    return tensors
 
 
 def _scores(teacher: CrossEncoder, pool: Pool, rows: Sequence[Array], budget: int) -> Array:
