@@ -99,7 +99,8 @@ def test_adapters_on_two_gpus(tmp_path: Path, way: str) -> None:
 
 
 def test_a_run_of_shards_goes_on(tmp_path: Path) -> None:
-    path = prepared(tmp_path / "one", DEV, "lm = 0.0", fsdp=True)
+    # Plain gradient descent has no state, and an optimiser's empty state is one that the library cannot load in shards.
+    path = prepared(tmp_path / "one", DEV, "lm = 0.0", fsdp=True, optim="adamw_torch", learning_rate=1e-3)
     launched(path, 2)
     whole = load_file(tmp_path / "one" / "out" / "model.safetensors")
     for item in (tmp_path / "one" / "out" / "checkpoint-4").iterdir():

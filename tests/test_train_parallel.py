@@ -24,7 +24,7 @@ from test_train import RECOMPUTE, SPEC, base_model, config_file, example, logged
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -105,9 +105,11 @@ def parallel_gradients(folder: Path, kind: str, answers: tuple[int, ...], checkp
         outer: nn.Module = DistributedDataParallel(module)
     else:
         mesh = init_device_mesh("cpu", (PROCESSES,))
+        halves = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if kind == "fsdp2-bf16" else {}
+        policy = MixedPrecisionPolicy(**halves)
         for layer in module.model.layers:
-            fully_shard(layer, mesh=mesh)
-        outer = fully_shard(module, mesh=mesh)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        outer = fully_shard(module, mesh=mesh, mp_policy=policy)
     for _ in range(2):  # what a pass leaves behind, one for ranking too, must not hurt the next one
         module.zero_grad()
         model = RankModel(module, None, SPEC, get_backend("sdpa", CPU, torch.float32)).through(outer)
@@ -135,6 +137,17 @@ def test_gradients_of_processes_equal_those_of_one(tmp_path: Path, kind: str, an
     for name, weight in module.named_parameters():
         expected = weight.grad if weight.grad is not None else torch.zeros_like(weight)
         torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_gradients_of_shards_in_bfloat16(tmp_path: Path) -> None:
+    """FSDP2 casts what goes into a layer, and copies what it goes through to find it."""
+    in_processes(parallel_gradients, tmp_path, "fsdp2-bf16", ANSWERS["all"], False)
+    module = recomputing(golden_module("qwen3"), False)
+    step(module, None, ANSWERS["all"], range(2), 0.5)
+    found = load_file(tmp_path / "gradients.safetensors")
+    pairs = [(found[name].flatten(), weight.grad.flatten()) for name, weight in module.named_parameters()]
+    one, two = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    assert (one - two).norm() < 0.05 * two.norm()
 
 
 # Runs

@@ -6,7 +6,7 @@ built. The layout's plan travels as a model keyword argument, which also survive
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,25 +31,32 @@ class Done(Exception):  # noqa: N818  # it ends a forward; nothing went wrong
     """Raised by the seam at the scoring layer once queries and keys are in hand: nothing above is needed."""
 
 
-@dataclass(slots=True)
 class Pass:
     """One forward through the seam: what to attend with, what to capture, and what was captured.
 
     rows: where keys and values of the new tokens are written, and those of the `cached_rows` before them are read.
+    No dataclass: FSDP2 in mixed precision copies those on their way in, and what is captured would stay in the copy.
     """
 
-    backend: AttentionBackend
-    plan: Any
-    layer: int
-    signal_G: Tensor
-    stop: bool
-    longest_position: int
-    rows: RowBuffers | None = None
-    cached_rows: int = 0
-    q_GNH: Tensor | None = None
-    k_PKH: Tensor | None = None
-    scale: float = 1.0
-    layers_seen: list[int] = field(default_factory=list)
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        plan: Any,
+        layer: int,
+        signal_G: Tensor,
+        *,
+        stop: bool,
+        longest_position: int,
+        rows: RowBuffers | None = None,
+        cached_rows: int = 0,
+    ) -> None:
+        self.backend, self.plan, self.layer, self.signal_G = backend, plan, layer, signal_G
+        self.stop, self.longest_position = stop, longest_position
+        self.rows, self.cached_rows = rows, cached_rows
+        self.q_GNH: Tensor | None = None
+        self.k_PKH: Tensor | None = None
+        self.scale = 1.0
+        self.layers_seen: list[int] = []
 
 
 @dataclass(frozen=True, slots=True)

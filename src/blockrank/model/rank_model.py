@@ -181,10 +181,10 @@ class RankModel:
             self.backend.plan(layout, self.device),
             self.spec.layer,
             torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
-            stop,
-            int(layout.positions_T.max()),
-            rows,
-            layout.cached_rows,
+            stop=stop,
+            longest_position=int(layout.positions_T.max()),
+            rows=rows,
+            cached_rows=layout.cached_rows,
         )
 
     def inputs(self, layout: PackedLayout) -> dict[str, Any]:
