@@ -304,26 +304,35 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
     return found
 
 
+def claimed(path: Path) -> bool:
+    """Whether a run is this process's own: several may share a folder. What a process leaves unfinished stays claimed."""
+    try:
+        path.with_suffix(".claim").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def run(options: argparse.Namespace) -> None:
     """Train and measure what is not measured yet."""
     tests = read_tests(options.data / "test.jsonl.gz")[: options.tests]
     options.out.mkdir(parents=True, exist_ok=True)
     began_all = time.perf_counter()
     chosen = [variant for variant in VARIANTS.values() if not options.only or variant.name in options.only]
-    jobs = list(itertools.product(options.seeds, chosen))
-    for seed, variant in jobs[options.part[0] :: options.part[1]]:
+    began_all = time.perf_counter()
+    for seed, variant in itertools.product(options.seeds, chosen):
         path = options.out / f"{variant.name.replace(' ', '-').replace(':', '').replace(',', '')}-{seed}.json"
-        if path.exists():
-            continue
         if time.perf_counter() - began_all > options.seconds:
             break
+        if path.exists() or not claimed(path):
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             taken = train(variant, seed, options, folder)
             began = time.perf_counter()
             found = measure(variant, folder / "trained", tests, options)
         settings = {
-            name: getattr(options, name) for name in ("steps", "requests", "accumulate", "rate", "backend", "part")
+            name: getattr(options, name) for name in ("steps", "requests", "accumulate", "rate", "backend")
         }  # of a whole run
         content = {
             "variant": variant.name,
@@ -408,7 +417,6 @@ def main() -> None:
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--only", nargs="*")
     runs.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    runs.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run, from I")
     runs.add_argument("--seconds", type=float, default=math.inf, help="start no run later than this")
     runs.add_argument("--steps", type=int, default=300)
     runs.add_argument("--requests", type=int, default=16)
