@@ -305,7 +305,7 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
 
 
 def claimed(path: Path) -> bool:
-    """Whether a run is this process's own: several may share a folder. What a process leaves unfinished stays claimed."""
+    """Whether a run is this process's own: several may share a folder. A run that was cut off stays claimed."""
     try:
         path.with_suffix(".claim").touch(exist_ok=False)
     except FileExistsError:
@@ -317,7 +317,6 @@ def run(options: argparse.Namespace) -> None:
     """Train and measure what is not measured yet."""
     tests = read_tests(options.data / "test.jsonl.gz")[: options.tests]
     options.out.mkdir(parents=True, exist_ok=True)
-    began_all = time.perf_counter()
     chosen = [variant for variant in VARIANTS.values() if not options.only or variant.name in options.only]
     began_all = time.perf_counter()
     for seed, variant in itertools.product(options.seeds, chosen):
