@@ -1,20 +1,22 @@
 """A bigger encoder as a late-interaction teacher: its token states, read as the embedded model reads its own.
 
-    python recipes/mini/late.py dev --encoders FOLDER ... --collections DIR [--queries 100]
-    python recipes/mini/late.py score --encoder FOLDER --tokenizer FOLDER --sets IN_DIR --out OUT_DIR
+    python recipes/mini/late.py dev --encoders FOLDER ... --collections DIR --out CHOSEN.json [--queries 100]
+    python recipes/mini/late.py score --encoders FOLDER ... --chosen CHOSEN.json --tokenizer FOLDER --sets DIR --out DIR
 
 A document's score is the mean over query tokens of the log-sum-exp of `scale` times the cosines with the document's
 tokens, less `power` times the logarithm of its length (LOG.md, the untrained read-out). Every document is encoded once.
 
-`dev` prints nDCG@10 of every encoder, of its mean states, and of the best sums of them with BM25 (each standardised
-within a query), over folders in BEIR layout with `runs/bm25s_top100.trec`. `score` writes `positive_scores` and
-`negative_scores` beside the rows they belong to, as `teacher.py` does for a cross-encoder.
+`dev` prints nDCG@10 of every encoder and of its mean states over folders in BEIR layout (`runs/bm25s_top100.trec`), and
+keeps each encoder's best scale and power and the best weights of a sum with BM25, all standardised within a query.
+`score` writes that sum, BM25 left out, as `positive_scores` and `negative_scores` beside the rows they belong to, as
+`teacher.py` does for a cross-encoder.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import statistics
 import sys
@@ -28,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.numpy import save_file
-from teacher import Pool, listed_rows, open_pools, scored_tensors
+from teacher import listed_rows, open_pools, scored_tensors
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
@@ -39,7 +41,7 @@ from blockrank.evaluate.measures import per_query
 logger = logging.getLogger("late")
 
 RUN = Path("runs") / "bm25s_top100.trec"
-ELEMENTS = 1 << 28  # of token states gathered at a time
+ELEMENTS, WIDTH = 1 << 28, 768  # numbers in token states gathered at a time; of one state at most
 
 Array = npt.NDArray[Any]
 
@@ -104,25 +106,50 @@ def interaction(
     queries: States, documents: States, pairs: Sequence[Array], scales: Sequence[float], powers: Sequence[float]
 ) -> Array:
     """Scores (pairs, scales x powers) of the documents listed for each query, one query after the other."""
-    columns = []
-    lengths = (documents.starts[1:] - documents.starts[:-1]).float()
-    for query, listed in enumerate(pairs):
-        own = queries.rows[queries.starts[query] : queries.starts[query + 1]]
-        index = torch.from_numpy(np.asarray(listed)).to(own.device)
-        sizes = lengths[index].long()
-        longest = int(sizes.max())
-        parts = []
-        step = max(1, ELEMENTS // (longest * own.shape[1]))
-        for begin in range(0, len(index), step):
-            chunk, size = index[begin : begin + step], sizes[begin : begin + step]
-            place = torch.arange(longest, device=own.device)
-            real = place < size[:, None]
-            rows = documents.rows[torch.where(real, documents.starts[chunk][:, None] + place, 0)]
-            cosines = torch.einsum("qd,ckd->cqk", own, rows).float().masked_fill(~real[:, None], -torch.inf)
-            values = [(scale * cosines).logsumexp(2).mean(1) for scale in scales]
-            parts.append(torch.stack([v - p * size.float().log() for v in values for p in powers], 1))
-        columns.append(torch.cat(parts))
-    return torch.cat(columns).cpu().numpy()
+    parts, begin = [], 0
+    longest = int((documents.starts[1:] - documents.starts[:-1]).max())
+    while begin < len(pairs):
+        end, most = begin, 0
+        while end < len(pairs) and (end - begin + 1) * max(most, len(pairs[end])) * longest * WIDTH <= ELEMENTS:
+            most, end = max(most, len(pairs[end])), end + 1
+        end = max(end, begin + 1)
+        parts += _group(queries, documents, range(begin, end), pairs[begin:end], scales, powers)
+        begin = end
+    return np.concatenate(parts)
+
+
+def _group(
+    queries: States,
+    documents: States,
+    rows: range,
+    pairs: Sequence[Array],
+    scales: Sequence[float],
+    powers: Sequence[float],
+) -> list[Array]:
+    """The scores of some queries, padded: B queries of Q tokens, C documents each of K tokens."""
+    device = queries.rows.device
+    listed = np.zeros((len(pairs), max(map(len, pairs))), dtype=np.int64)
+    for place, own in enumerate(pairs):
+        listed[place, : len(own)] = own
+    q_BQD, real_BQ, _ = _padded(queries, torch.arange(rows.start, rows.stop, device=device))
+    k_NKD, real_NK, length_N = _padded(documents, torch.from_numpy(listed.reshape(-1)).to(device))
+    k_BCKD = k_NKD.view(*listed.shape, *k_NKD.shape[1:])
+    cosines = torch.einsum("bqd,bckd->bcqk", q_BQD, k_BCKD).float()
+    cosines = cosines.masked_fill(~real_NK.view(*listed.shape, 1, -1), -torch.inf)
+    share = real_BQ[:, None] / real_BQ.sum(1)[:, None, None]
+    length_BC = length_N.view(listed.shape).float().log()
+    values = [((scale * cosines).logsumexp(3) * share).sum(2) for scale in scales]
+    table = torch.stack([value - power * length_BC for value in values for power in powers], 2).cpu().numpy()
+    return [table[place, : len(own)] for place, own in enumerate(pairs)]
+
+
+def _padded(states: States, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States (n, longest, D) of some texts, which of them are real (n, longest), and lengths (n,)."""
+    first = states.starts[index]
+    length = states.starts[index + 1] - first
+    place = torch.arange(int(length.max()), device=index.device)
+    real = place < length[:, None]
+    return states.rows[torch.where(real, first[:, None] + place, 0)], real, length
 
 
 # Training sets
@@ -131,27 +158,37 @@ def interaction(
 def score(options: argparse.Namespace) -> None:
     """Write copies of the sets with scores."""
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    encoder = Encoder(options.encoder, options.device, tokenizer)
+    chosen = json.loads(options.chosen.read_text(encoding="utf-8"))
+    encoders = [Encoder(folder, options.device, tokenizer) for folder in options.encoders]
+    encoders = [encoder for encoder in encoders if chosen["weights"][encoder.name]]
     options.out.mkdir(parents=True, exist_ok=True)
     for pool in open_pools(options.sets, tokenizer, None):
         began = time.perf_counter()
         listed = listed_rows(pool, options.seed)
-        documents = encoder.states([ids[: options.max_document] for ids in pool.documents])
-        encoded = time.perf_counter()
-        values = [_late_scores(encoder, pool, documents, rows, options) for rows in listed]
+        rows = [np.concatenate(parts) for parts in zip(*listed, strict=True)]
+        total = np.zeros(sum(map(len, rows)), dtype=np.float32)
+        for encoder in encoders:
+            documents = encoder.states([ids[: options.max_document] for ids in pool.documents])
+            scale, power = chosen["readouts"][encoder.name]
+            scores = interaction(encoder.states(pool.queries), documents, rows, [scale], [power])[:, 0]
+            total += chosen["weights"][encoder.name] * standardised(scores, rows)
+            del documents
+        parts = np.split(total, np.cumsum([len(part) for part in rows])[:-1])
+        cut = [len(part) for part in listed[0]]
+        values = [np.concatenate([part[:n] for part, n in zip(parts, cut, strict=True)]),
+                  np.concatenate([part[n:] for part, n in zip(parts, cut, strict=True)])]  # fmt: skip
         save_file(scored_tensors(pool, listed, values), options.out / f"{pool.name}.safetensors")
         logger.info(
-            "%s: %d documents encoded in %.1f s, %d queries in %.1f s",
-            *(pool.name, len(pool.documents), encoded - began, len(pool.queries), time.perf_counter() - encoded),
+            "%s: %d documents, %d queries, %.1f s",
+            *(pool.name, len(pool.documents), len(pool.queries), time.perf_counter() - began),
         )
 
 
-def _late_scores(
-    encoder: Encoder, pool: Pool, documents: States, rows: Sequence[Array], options: argparse.Namespace
-) -> Array:
-    """Scores of every row of every query."""
-    queries = encoder.states(pool.queries)
-    return interaction(queries, documents, rows, [options.scale], [options.power])[:, 0].astype(np.float32)
+def standardised(scores: Array, rows: Sequence[Any]) -> Array:
+    """Zero mean and unit variance within each query, whose scores are as many as it has rows."""
+    parts = np.split(scores, np.cumsum([len(part) for part in rows])[:-1])
+    found: Array = np.concatenate([(part - part.mean()) / max(float(part.std()), 1e-6) for part in parts])
+    return found
 
 
 # Development collections
@@ -178,11 +215,6 @@ class Judged:
     def quality(self, scores: Array) -> float:
         """Mean nDCG@10."""
         return statistics.mean(row["nDCG@10"] for row in per_query(self.run(scores), self.qrels, ["nDCG@10"]).values())
-
-    def standardised(self, scores: Array) -> Array:
-        """Zero mean and unit variance within a query."""
-        parts = np.split(scores, np.cumsum([len(ids) for ids in self.doc_ids])[:-1])
-        return np.concatenate([(part - part.mean()) / max(float(part.std()), 1e-6) for part in parts])
 
 
 def open_judged(folder: Path, most: int) -> Judged:
@@ -221,12 +253,14 @@ def dev(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{'':28}{''.join(f'{item.name[:10]:>12}' for item in judged)}{'mean':>12}\n")
     for name, columns in tables.items():
         _print(name, [item.quality(column) for item, column in zip(judged, columns, strict=True)])
-    best = {"BM25": tables["BM25"]}
+    best, readouts = {"BM25": tables["BM25"]}, {}
     for folder in options.encoders:
-        own = {name: t for name, t in tables.items() if name.startswith(f"{folder.name} ") and "mean" not in name}
-        best[folder.name] = max(own.values(), key=lambda t: _mean(judged, t))
-        best[f"{folder.name} mean"] = tables[f"{folder.name} mean"]
-    _sums(judged, best)
+        own = [name for name in tables if name.startswith(f"{folder.name} ") and not name.endswith("mean")]
+        chosen = max(own, key=lambda name: _mean(judged, tables[name]))
+        best[folder.name] = tables[chosen]
+        readouts[folder.name] = [float(part) for part in chosen.split()[1:]]
+    weights = _best_sum(judged, best)
+    options.out.write_text(json.dumps({"readouts": readouts, "weights": weights}), encoding="utf-8")
 
 
 def _mean(judged: Sequence[Judged], columns: Sequence[Array]) -> float:
@@ -237,26 +271,26 @@ def _print(name: str, values: Sequence[float]) -> None:
     sys.stdout.write(f"{name:28}{''.join(f'{value:12.4f}' for value in [*values, statistics.mean(values)])}\n")
 
 
-def _sums(judged: Sequence[Judged], tables: dict[str, list[Array]]) -> None:
-    """The ten best sums of standardised scores, found by moving one weight at a time."""
+def _best_sum(judged: Sequence[Judged], tables: dict[str, list[Array]]) -> dict[str, float]:
+    """The weights of the best sum of standardised scores, found by moving one at a time."""
     parts = {
-        name: [item.standardised(column) for item, column in zip(judged, columns, strict=True)]
+        name: [standardised(column, item.doc_ids) for item, column in zip(judged, columns, strict=True)]
         for name, columns in tables.items()
     }
 
-    def value(weights: dict[str, float]) -> float:
-        sums = [sum(weights[name] * parts[name][i] for name in parts) for i in range(len(judged))]
-        return _mean(judged, sums)
+    def sums(weights: dict[str, float]) -> list[Array]:
+        return [sum(weights[name] * parts[name][i] for name in parts) for i in range(len(judged))]
 
-    weights = dict.fromkeys(parts, 0.3)
-    best = value(weights)
-    for _ in range(3):
-        for name in parts:
-            for weight in (0.0, 0.1, 0.2, 0.4, 0.7, 1.0):
-                tried = {**weights, name: weight}
-                if any(tried.values()) and (found := value(tried)) > best + 1e-5:
-                    best, weights = found, tried
-        sys.stdout.write(f"sum {best:.4f} {weights}\n")
+    weights = dict.fromkeys(parts, 1.0)
+    best = _mean(judged, sums(weights))
+    for _ in range(2):
+        for name, weight in itertools.product(parts, (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)):
+            tried = {**weights, name: weight}
+            if any(tried.values()) and (found := _mean(judged, sums(tried))) > best + 1e-5:
+                best, weights = found, tried
+    _print("sum", [item.quality(column) for item, column in zip(judged, sums(weights), strict=True)])
+    sys.stdout.write(f"{weights}\n")
+    return weights
 
 
 def main() -> None:
@@ -266,16 +300,16 @@ def main() -> None:
     scored, measured = verbs.add_parser("score"), verbs.add_parser("dev")
     for part in (scored, measured):
         part.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    scored.add_argument("--encoder", type=Path, required=True)
+    scored.add_argument("--encoders", type=Path, nargs="+", required=True)
+    scored.add_argument("--chosen", type=Path, required=True, help="what `dev` wrote")
     scored.add_argument("--tokenizer", type=Path, required=True, help="folder of the sets' tokenizer")
     scored.add_argument("--sets", type=Path, required=True, help="folder of sets with vectors")
     scored.add_argument("--out", type=Path, required=True)
-    scored.add_argument("--scale", type=float, default=20.0)
-    scored.add_argument("--power", type=float, default=0.5)
     scored.add_argument("--max-document", type=int, default=128)
     scored.add_argument("--seed", type=int, default=0)
     measured.add_argument("--encoders", type=Path, nargs="+", required=True)
     measured.add_argument("--collections", type=Path, required=True)
+    measured.add_argument("--out", type=Path, required=True)
     measured.add_argument("--queries", type=int, default=100)
     measured.add_argument("--scales", type=float, nargs="*", default=[15.0, 20.0, 30.0, 45.0])
     measured.add_argument("--powers", type=float, nargs="*", default=[0.5, 0.75, 1.0])
