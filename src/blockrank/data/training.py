@@ -16,9 +16,9 @@ from blockrank.types import InputError, RankRequest
 class TrainingRequest:
     """A request with what is known of its C candidates.
 
-    positives: indices of the relevant ones; none where nothing is judged. teacher: a score for each candidate, or None. origins: where
-    each candidate came from (`positive`, `bm25`, ...), or empty. group: requests of one group belong together, such as
-    those of one page; empty where that is not known.
+    positives: indices of the relevant ones; none where nothing is judged. teacher: a score for each candidate, or None.
+    origins: where each candidate came from (`positive`, `bm25`, ...), or empty. group: requests of one group belong
+    together, such as those of one page; empty where that is not known.
     """
 
     request: RankRequest
@@ -85,7 +85,8 @@ def read_training_requests(source: Source, *, judged: bool = True) -> Iterator[T
     """Training requests of a JSON lines file, one at a time.
 
     Each line is as `read_requests` takes it, with `positives` (indices) or `answer_ids` (doc_ids) and optionally
-    `teacher`, `origins` and `group`. judged: a request without positives is refused. Raises `InputError` on a broken line or a source without requests.
+    `teacher`, `origins` and `group`. judged: a request without positives is refused. Raises `InputError` on a broken
+    line or a source without requests.
     """
     name, index = source_name(source), 0
     for number, value in json_objects(source):

@@ -80,9 +80,7 @@ class Distillation:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}.")
         if self.batch_size % self.accumulate:
-            raise InputError(
-                f"accumulate must divide batch_size ({self.batch_size}), which {self.accumulate} does not."
-            )
+            raise InputError(f"accumulate must divide batch_size ({self.batch_size}); {self.accumulate} does not.")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup must be a share of the steps, from 0 to 1, not {self.warmup}.")
 
