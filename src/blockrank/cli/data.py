@@ -195,9 +195,8 @@ def teach_command(
         raise typer.BadParameter("give one of --teacher, --cross-encoder and --encoder.")
     models = _Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries)
     with logs(verbose), progress_bars() as progress:
-        total = sum(
-            1 for _ in read_training_requests(requests, judged=False)
-        )  # a broken line is told before a model is loaded
+        # A broken line is told before a model is loaded.
+        total = sum(1 for _ in read_training_requests(requests, judged=False))
         measure = _measure(tokenizer)
         teaching = models.load_teacher(models.load_encoder())
         assert teaching is not None, "one is named"

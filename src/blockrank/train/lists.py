@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from blockrank.data import json_objects, named, training_request
+from blockrank.data import TrainingRequest, json_objects, named, training_request
 from blockrank.types import InputError
 
 Features = dict[str, Any]  # what a model of sentence-transformers makes of texts before its forward
@@ -47,20 +47,17 @@ class ScoredLists(Dataset[ScoredList]):
         return self.lists[index]
 
 
-def read_lists(path: str | Path) -> ScoredLists:
-    """The lists of a file of training requests, positives or not.
+def scored_lists(items: Iterable[TrainingRequest], source: str = "requests") -> ScoredLists:
+    """The lists of requests with a teacher's scores; positives are not looked at. source: what messages call them.
 
-    Raises `InputError` naming file and line where one is broken or has no teacher's scores, and where no request has
-    two documents.
+    Raises `InputError` on a request without scores, and where none has two documents.
     """
     places: dict[str, int] = {}
     lists: list[ScoredList] = []
     single = 0
-    for line, value in json_objects(path):
-        with named(f"{path}:{line}"):
-            item = training_request(value, str(line), judged=False)
-            if item.teacher is None:
-                raise InputError("there is no teacher; `blockrank data teach` stores a score for each document.")
+    for item in items:
+        if item.teacher is None:
+            raise InputError(f"{source}: the query_id {item.query_id!r} has no teacher's scores.")
         if len(item.teacher) < 2:
             single += 1
             continue
@@ -68,8 +65,22 @@ def read_lists(path: str | Path) -> ScoredLists:
         teacher_C = np.array(item.teacher, dtype=np.float32)
         lists.append(ScoredList(item.query, np.array(rows, dtype=np.int32), teacher_C))
     if not lists:
-        raise InputError(f"{path}: there is no request with two documents in it.")
+        raise InputError(f"{source}: no request has two documents: there is no order to learn.")
     return ScoredLists(lists, list(places), single)
+
+
+def read_lists(path: str | Path) -> ScoredLists:
+    """`scored_lists` of a file of training requests. Raises `InputError` naming the file, and the line if it is one."""
+
+    def items() -> Iterator[TrainingRequest]:
+        for line, value in json_objects(path):
+            with named(f"{path}:{line}"):
+                item = training_request(value, str(line), judged=False)
+                if item.teacher is None:
+                    raise InputError("there is no teacher; `blockrank data teach` stores a score for each document.")
+            yield item
+
+    return scored_lists(items(), str(path))
 
 
 @dataclass(frozen=True, slots=True)
