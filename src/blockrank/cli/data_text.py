@@ -46,7 +46,7 @@ def _judged(found: RequestStatistics) -> str:
     """Where positives stand, and how many requests have none."""
     if found.unjudged == found.requests:
         return "nothing is judged"
-    unjudged = f"; {found.unjudged} requests have none" if found.unjudged else ""
+    unjudged = f"; requests without any: {found.unjudged}" if found.unjudged else ""
     return f"mean place {found.positive_place:.2f} (0.50 tells nothing){unjudged}"
 
 

@@ -21,9 +21,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from blockrank.types import InputError, MissingExtraError
+
+try:  # before all that imports the library's trainer, which fails obscurely without accelerate
+    import accelerate  # noqa: F401
+    import sentence_transformers  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(f"distillation needs {error.name}: pip install 'blockrank[distil]'.") from error
+
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from blockrank import __version__
 from blockrank.model import quiet_libraries
@@ -31,14 +39,6 @@ from blockrank.retrieve.encoder import SentenceEncoder
 from blockrank.train.lists import ListCollator, ScoredLists, list_logits, read_lists
 from blockrank.train.losses import list_kl
 from blockrank.train.progress import use_log_lines
-from blockrank.types import InputError, MissingExtraError
-
-try:
-    import accelerate  # noqa: F401  # transformers.Trainer imports it late and fails obscurely
-    import sentence_transformers  # noqa: F401
-    from transformers import Trainer
-except ImportError as error:
-    raise MissingExtraError(f"distillation needs {error.name}: pip install 'blockrank[distil]'.") from error
 
 RECORD = "distil.json"
 _COSINE, _DOT = 0.05, 1.0  # temperatures of similarities: cosines differ by a few hundredths
