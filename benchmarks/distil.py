@@ -152,6 +152,7 @@ def grid(options: argparse.Namespace, teacher: str) -> list[Distillation]:
             temperature=temperature,
             teacher_temperature=teacher_temperature,
             batch_size=options.batch_size,
+            accumulate=options.accumulate,
             seed=options.seed,
         )
         for epochs, rate, temperature, teacher_temperature in itertools.product(
@@ -215,6 +216,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=20, help="of BM25 and of the bi-encoder")
     parser.add_argument("--max-queries", type=int, default=None, help="queries for training of a collection")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--accumulate", type=int, default=1, help="forwards of a step; more take less memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranker-row", action="store_true", help="measure the ranker itself, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
