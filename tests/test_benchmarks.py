@@ -79,20 +79,17 @@ def test_distil(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     for name in ("one", "two"):
         write_collection(tmp_path / name, documents, queries, {"q1": {"mars": 1}, "q2": {"saturn": 1}})
     output = tmp_path / "distil.json"
+    systems = ["ranker, own document left out", "own document (no ranker)"]
     run(
         monkeypatch, "--collections", str(tmp_path), "--tune", "one", "--test", "two", "--candidates", "3",
-        "--depth", "3", "--epochs", "1", "--teacher-temperatures", "1", "2", "--device", "cpu", "--ranker-row",
-        "--out", str(output), script="distil.py",
+        "--depth", "3", "--take", "sentences", "--teachers", *systems, "--teacher-temperatures", "2", "--device", "cpu",
+        "--ranker-row", "--out", str(output), script="distil.py",
     )  # fmt: skip
     found = json.loads(output.read_text(encoding="utf-8"))
-    assert [row["system"] for row in found["rows"]] == 2 * [
-        "bi-encoder before", "ranker over the best 100", "ranker", "ranker, own document left out",
-        "own document (no ranker)",
-    ]  # fmt: skip
-    assert [row["use"] for row in found["rows"]] == ["tune"] * 5 + ["test"] * 5
+    assert [row["system"] for row in found["rows"]] == 2 * ["bi-encoder before", "ranker over the best 100", *systems]
+    assert [row["use"] for row in found["rows"]] == ["tune"] * 4 + ["test"] * 4
     assert all(0 <= row["nDCG@10"] <= 1 and row["R@100"] == 1 for row in found["rows"])
-    assert [row["teacher"] for row in found["tuning"]] == ["ranker"] * 2 + ["ranker, own document left out"] * 2 + [
-        "own document (no ranker)"
-    ]
-    assert found["settings"].keys() == {row["system"] for row in found["rows"][2:5]}
-    assert "requests" in capsys.readouterr().out
+    assert [row["requests"] for row in found["rows"] if "requests" in row] == [4] * 4
+    assert [(row["teacher"], row["take"]) for row in found["tuning"]] == [(name, "sentences") for name in systems]
+    assert list(found["settings"]) == systems
+    assert systems[0] in capsys.readouterr().out
