@@ -92,7 +92,7 @@ class Distillation:
 @dataclass(frozen=True, slots=True)
 class Distilled:
     """What was trained on: requests used, requests left out for having one document, distinct documents; the steps;
-    and the mean loss over the first and over the last steps that were logged together."""
+    and the mean loss over the first and over the last fifth of them."""
 
     requests: int
     single: int
@@ -139,7 +139,9 @@ def train_encoder(
         trainer.train()
     encoder.model.eval()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Distilled(len(lists), lists.single, len(lists.texts), steps, losses[0], losses[-1])
+    fifth = math.ceil(len(losses) / 5)
+    first, last = (sum(part) / fifth for part in (losses[:fifth], losses[-fifth:]))
+    return Distilled(len(lists), lists.single, len(lists.texts), steps, first, last)
 
 
 def _arguments(settings: Distillation, steps: int, folder: str, device: str | None) -> TrainingArguments:
