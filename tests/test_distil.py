@@ -182,6 +182,15 @@ def test_the_seed_decides_and_a_divided_step_is_the_same_step(tiny: Path, reques
     assert float(moved.norm()) > 0
 
 
+def test_a_run_in_bfloat16_leaves_an_encoder_in_float32(tiny: Path, tmp_path: Path) -> None:
+    encoder = SentenceEncoder(tiny, device="cpu")
+    train_encoder(encoder, scored_lists(ITEMS), Distillation(bf16=True, learning_rate=1e-3), device="cpu")
+    encoder.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    saved = SentenceEncoder(tmp_path / "saved", device="cpu")
+    assert np.array_equal(encoder.documents([MARS, VENUS]), saved.documents([MARS, VENUS]))
+    assert not np.array_equal(encoder.documents([MARS]), SentenceEncoder(tiny, device="cpu").documents([MARS]))
+
+
 def test_requests_of_one_document_are_left_out_and_counted() -> None:
     lists = scored_lists([ITEMS[0], taught("one", (MARS, -1.0)), ITEMS[1]])
     assert (len(lists), lists.single, len(lists.texts)) == (2, 1, 3)

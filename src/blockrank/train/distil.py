@@ -122,7 +122,7 @@ class ListTrainer(Trainer):  # type: ignore[misc]
 def train_encoder(
     encoder: SentenceEncoder, lists: ScoredLists, settings: Distillation, *, device: str | None = None
 ) -> Distilled:
-    """Train the encoder's model in place and leave it ready to encode.
+    """Train the encoder's model in place and leave it ready to encode, in float32.
 
     device: `cpu`, `cuda` or None, which chooses by the machine. Raises `InputError` on another one, and under torchrun.
     """
@@ -137,6 +137,8 @@ def train_encoder(
         )
         use_log_lines(trainer)
         trainer.train()
+    # Its forward would go on computing in bfloat16.
+    trainer.accelerator.unwrap_model(encoder.model, keep_fp32_wrapper=False)
     encoder.model.eval()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     fifth = math.ceil(len(losses) / 5)
@@ -144,12 +146,16 @@ def train_encoder(
     return Distilled(len(lists), lists.single, len(lists.texts), steps, first, last)
 
 
-def _arguments(settings: Distillation, steps: int, folder: str, device: str | None) -> TrainingArguments:
-    """The library's arguments. Raises `InputError` as `train_encoder`."""
+def _check_device(device: str | None) -> None:
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"device must be cpu or cuda, not {device!r}; CUDA_VISIBLE_DEVICES says which GPU.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but there is none here.")
+        raise InputError("device is cuda, but torch finds no GPU here.")
+
+
+def _arguments(settings: Distillation, steps: int, folder: str, device: str | None) -> TrainingArguments:
+    """The library's arguments. Raises `InputError` as `train_encoder`."""
+    _check_device(device)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=folder,
@@ -195,6 +201,7 @@ def distil(
     encoder cannot be loaded.
     """
     settings = settings or Distillation()
+    _check_device(device)
     with _new_folder(Path(output)) as part:
         lists = read_lists(requests)
         student = SentenceEncoder(encoder, device=device)
