@@ -255,16 +255,16 @@ def main() -> None:
             picks[teacher] = grid(options, teacher)[0]
         sys.stdout.write(f"{teacher}: {picks[teacher]}\n")
     takes = {setting.take for setting in picks.values()}
-    rows = []
+    settings = {teacher: asdict(pick) for teacher, pick in picks.items()}
+    rows: list[dict[str, Any]] = []
     for name in (*options.tune, *options.test):
         found = next((item for item in tuned if item.name == name), None) or prepare(name, takes, options)
         for row in rows_of(found, picks, options):
             rows.append({**row, "use": "tune" if name in options.tune else "test"})
             sys.stdout.write(f"{rows[-1]}\n")
             sys.stdout.flush()
-    if options.out:
-        chosen_settings = {teacher: asdict(pick) for teacher, pick in picks.items()}
-        write_record(options.out, {**environment(), "settings": chosen_settings, "tuning": tuning, "rows": rows})
+        if options.out:  # after each collection: what is measured is not lost
+            write_record(options.out, {**environment(), "settings": settings, "tuning": tuning, "rows": rows})
 
 
 if __name__ == "__main__":
