@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from blockrank import Document
 from blockrank.bench import timing
+from blockrank.data import write_collection
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--model", "tiny", "--device", "cpu", "--repeats", "1")
@@ -20,11 +22,11 @@ def small_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_SMALL_CEILING", (64, 2))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, script: str = "gpu_latency.py") -> None:
     """Run a script as from its checkout."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setattr(sys, "argv", ["gpu_latency.py", *arguments])
-    runpy.run_path(str(FOLDER / "gpu_latency.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
 
 
 def test_gpu_latency(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -63,3 +65,31 @@ def test_parts_of_gpu_latency(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, *TINY, "--parts", "devices")
     assert "the part devices needs --devices 2 or more" in capsys.readouterr().err
+
+
+def test_distil(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    texts = {
+        "mars": "Mars looks red in the sky. Iron oxide in its soil is the cause.",
+        "venus": "Venus is the hottest planet. Its dense air traps heat.",
+        "saturn": "Saturn has rings made of ice. They are thin.",
+        "git": "Changes can be put aside for later. The command is called stash.",
+    }
+    documents = [Document(text, name) for name, text in texts.items()]
+    queries = {"q1": "why is Mars red", "q2": "rings of ice"}
+    for name in ("one", "two"):
+        write_collection(tmp_path / name, documents, queries, {"q1": {"mars": 1}, "q2": {"saturn": 1}})
+    output = tmp_path / "distil.json"
+    systems = ["ranker, own document left out", "own document (no ranker)"]
+    run(
+        monkeypatch, "--collections", str(tmp_path), "--tune", "one", "--test", "two", "--candidates", "3",
+        "--depth", "3", "--take", "sentences", "--teachers", *systems, "--teacher-temperatures", "2", "--device", "cpu",
+        "--ranker-row", "--out", str(output), script="distil.py",
+    )  # fmt: skip
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert [row["system"] for row in found["rows"]] == 2 * ["bi-encoder before", "ranker over the best 100", *systems]
+    assert [row["use"] for row in found["rows"]] == ["tune"] * 4 + ["test"] * 4
+    assert all(0 <= row["nDCG@10"] <= 1 and row["R@100"] == 1 for row in found["rows"])
+    assert [row["requests"] for row in found["rows"] if "requests" in row] == [4] * 4
+    assert [(row["teacher"], row["take"]) for row in found["tuning"]] == [(name, "sentences") for name in systems]
+    assert list(found["settings"]) == systems
+    assert systems[0] in capsys.readouterr().out

@@ -14,6 +14,7 @@ from blockrank.cli.analyze import analyze_command
 from blockrank.cli.bench import bench_command
 from blockrank.cli.console import Commands
 from blockrank.cli.data import data_app
+from blockrank.cli.distil import distil_command
 from blockrank.cli.doctor import doctor_command
 from blockrank.cli.eval import eval_command
 from blockrank.cli.inspect import inspect_command
@@ -33,6 +34,7 @@ app.command("doctor")(doctor_command)
 app.command("search")(search_command)
 app.command("train")(train_command)
 app.add_typer(data_app, name="data")
+app.command("distil")(distil_command)
 app.command("validate")(validate_command)
 app.command("eval")(eval_command)
 app.command("analyze")(analyze_command)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -24,6 +25,35 @@ from blockrank.cli.console import (
     note,
     write_data,
 )
+from blockrank.cli.data_options import (
+    AboveOption,
+    BatchOption,
+    CandidatesOption,
+    CrossOption,
+    DepthOption,
+    EncoderOption,
+    ExamplesOption,
+    FillOption,
+    FromDocumentsOption,
+    GivenOption,
+    MarginOption,
+    MostOption,
+    NegativesOption,
+    OutputOption,
+    PositivesOption,
+    QrelsOption,
+    QueriesOption,
+    RelevanceOption,
+    RequestsArgument,
+    SeedOption,
+    SharesOption,
+    SkipOption,
+    SourceArgument,
+    SplitOption,
+    TeacherOption,
+    TitlesOption,
+    TokenizerOption,
+)
 from blockrank.cli.data_text import example_lines, statistics_lines
 from blockrank.cli.eval import progress_bars
 from blockrank.data import TrainingRequest, packed_file, read_training_requests, training_line
@@ -32,6 +62,7 @@ from blockrank.mine import (
     DropRule,
     Encoder,
     EncoderTeacher,
+    Judged,
     RankerTeacher,
     RequestMaker,
     RequestPlan,
@@ -40,6 +71,7 @@ from blockrank.mine import (
     Titles,
     drop,
     open_judged,
+    open_unjudged,
     parse_negatives,
     split_file,
     teach,
@@ -48,73 +80,10 @@ from blockrank.types import InputError
 
 if TYPE_CHECKING:
     from blockrank.mine.statistics import Measure
+    from blockrank.mine.unjudged import Taken
 
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at training requests.")
 _EMBEDDED = "embedded"
-
-SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="A folder in BEIR's or MS MARCO's layout, an ir_datasets id, a file of pairs, or one in DPR's form.",
-        show_default=False,
-    ),
-]
-RequestsArgument = Annotated[
-    Path, typer.Argument(metavar="REQUESTS", help="Training requests, .gz too.", show_default=False)
-]
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="Written whole or not at all; packed if it ends in .gz.")
-]
-SplitOption = Annotated[str, typer.Option("--split", help="Queries and judgements of a folder to take.")]
-QrelsOption = Annotated[Path | None, typer.Option("--qrels", help="Judgements to use in place of the collection's.")]
-GivenOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--given", metavar="FILE", help="Negatives of a collection: a run, or triples query_id, positive, negative."
-    ),
-]
-RelevanceOption = Annotated[
-    int, typer.Option("--min-relevance", min=1, help="A document of so much relevance is a positive.")
-]
-TitlesOption = Annotated[
-    str, typer.Option("--titles", metavar="keep|drop|share", help="Titles of pairs; share gives negatives the row's.")
-]
-CandidatesOption = Annotated[int, typer.Option("--candidates", min=2, help="Documents of a request.")]
-NegativesOption = Annotated[
-    str,
-    typer.Option("--negatives", metavar="KIND[=SHARE],...", help="Kinds: bm25, dense, given, siblings, random."),
-]
-DepthOption = Annotated[int, typer.Option("--depth", min=1, help="bm25 and dense draw from the best so many.")]
-SkipOption = Annotated[int, typer.Option("--skip-top", min=0, help="Leave out the first so many of those.")]
-PositivesOption = Annotated[int, typer.Option("--max-positives", min=1, help="Positives of a request.")]
-MostOption = Annotated[int | None, typer.Option("--max-queries", min=1, help="So many queries, drawn at random.")]
-FillOption = Annotated[bool, typer.Option("--fill/--no-fill", help="Draw at random what the kinds cannot give.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
-EncoderOption = Annotated[
-    str | None, typer.Option("--encoder", metavar="MODEL", help="Bi-encoder of sentence-transformers.")
-]
-CrossOption = Annotated[
-    str | None, typer.Option("--cross-encoder", metavar="MODEL", help="CrossEncoder of sentence-transformers.")
-]
-TeacherOption = Annotated[
-    str | None,
-    typer.Option("--teacher", metavar="MODEL", help="Folder with blockrank.json, a hub name, or embedded."),
-]
-AboveOption = Annotated[
-    float | None,
-    typer.Option("--drop-above", help="Drop negatives over this share of the best positive's teacher score."),
-]
-MarginOption = Annotated[
-    float | None, typer.Option("--drop-margin", help="Drop negatives over the best positive's score less this.")
-]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Texts that an encoder reads at once.")]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option("--tokenizer", metavar="MODEL", help="Count tokens in place of words; embedded, a folder or a name."),
-]
-ExamplesOption = Annotated[int, typer.Option("--examples", min=0, help="Requests to show, from the first.")]
-SharesOption = Annotated[str, typer.Option("--shares", metavar="PART=SHARE,...", help="Parts and their shares.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +125,8 @@ def requests_command(
     output: OutputOption,
     split: SplitOption = "train",
     qrels: QrelsOption = None,
+    queries: QueriesOption = None,
+    from_documents: FromDocumentsOption = None,
     given: GivenOption = None,
     min_relevance: RelevanceOption = 1,
     titles: TitlesOption = "keep",
@@ -178,25 +149,17 @@ def requests_command(
     tokenizer: TokenizerOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Turn a judged collection, or a file of questions and passages, into training requests."""
+    """Turn a judged collection, a file of questions and passages, or a collection alone into training requests."""
     _check_output(output)
     plan = RequestPlan(candidates, parse_negatives(negatives), depth, skip_top, max_positives, max_queries, fill, seed)
     rule = _rule(drop_above, drop_margin)
     _check_requests(teacher, cross_encoder, encoder, rule)
-    if given is not None and "given" not in plan.negatives:
-        raise typer.BadParameter("--given is for --negatives given.")
+    _check_given(given, plan)
     models = _Models(teacher, cross_encoder, encoder, device, batch_size, cut_queries=cut_queries)
+    settings = _JudgedSettings(split, qrels, given, depth, min_relevance, _titles(titles))
     with (
         logs(verbose),
-        open_judged(
-            source,
-            split=split,
-            qrels=qrels,
-            given=given,
-            depth=depth,
-            min_relevance=min_relevance,
-            titles=_titles(titles),
-        ) as judged,
+        _opened(source, queries, from_documents, seed, settings, rule) as judged,
         progress_bars() as progress,
     ):
         measure = _measure(tokenizer)
@@ -233,7 +196,8 @@ def teach_command(
         raise typer.BadParameter("give one of --teacher, --cross-encoder and --encoder.")
     models = _Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries)
     with logs(verbose), progress_bars() as progress:
-        total = sum(1 for _ in read_training_requests(requests))  # a broken line is told before a model is loaded
+        # A broken line is told before a model is loaded.
+        total = sum(1 for _ in read_training_requests(requests, judged=False))
         measure = _measure(tokenizer)
         teaching = models.load_teacher(models.load_encoder())
         assert teaching is not None, "one is named"
@@ -241,9 +205,9 @@ def teach_command(
 
         def taught() -> Iterator[TrainingRequest]:
             nonlocal dropped, emptied
-            for number, item in enumerate(teach(read_training_requests(requests), teaching), start=1):
+            for number, item in enumerate(teach(read_training_requests(requests, judged=False), teaching), start=1):
                 progress("teaching", number, total)
-                kept = drop(item, rule, are_logs=teaching.are_logs) if rule else item
+                kept = drop(item, rule, are_logs=teaching.are_logs) if rule and item.positives else item
                 dropped += len(item.request.candidates) - len(kept.request.candidates)
                 if len(kept.positives) < len(kept.request.candidates) or kept is item:
                     yield kept
@@ -272,14 +236,14 @@ def show_command(
     with logs(verbose):
         measure = _measure(tokenizer)
         collector = StatisticsCollector(seed)
-        for item in read_training_requests(requests):
+        for item in read_training_requests(requests, judged=False):
             collector.add(item)
         found = collector.result(measure, "tokens" if measure else "words")
         if as_json:
             write_data(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
             return
         write_data("\n".join(statistics_lines(found)))
-        for item in islice(read_training_requests(requests), examples):
+        for item in islice(read_training_requests(requests, judged=False), examples):
             write_data("\n".join(["", *example_lines(item)]))
 
 
@@ -304,6 +268,40 @@ def split_command(
     with logs(verbose):
         rows = split_file(file, output, wanted, seed=seed)
     note(", ".join(f"{part} {count}" for part, count in rows.items()) + f" of {sum(rows.values())} rows.")
+
+
+@dataclass(frozen=True, slots=True)
+class _JudgedSettings:
+    """What says how judgements are read."""
+
+    split: str
+    qrels: Path | None
+    given: Path | None
+    depth: int
+    min_relevance: int
+    titles: Titles
+
+
+def _opened(
+    source: str, queries: Path | None, taken: str | None, seed: int, settings: _JudgedSettings, rule: DropRule | None
+) -> AbstractContextManager[Judged]:
+    """The source with its judgements, or without where queries come from elsewhere."""
+    if queries is None and taken is None:
+        return open_judged(source, **asdict(settings))
+    if queries is not None and taken is not None:
+        raise typer.BadParameter("--queries and --from-documents exclude each other.")
+    if queries is not None and rule:
+        raise typer.BadParameter("--drop-above and --drop-margin need positives, which --queries has not.")
+    if settings.qrels is not None or settings.given is not None or settings.titles != "keep":
+        raise typer.BadParameter("--qrels, --given and --titles are for what is judged.")
+    if taken not in (None, "titles", "sentences"):
+        raise typer.BadParameter(f"--from-documents is titles or sentences, not {taken!r}.")
+    return open_unjudged(source, queries, take=cast("Taken", taken or "titles"), seed=seed)
+
+
+def _check_given(given: Path | None, plan: RequestPlan) -> None:
+    if given is not None and "given" not in plan.negatives:
+        raise typer.BadParameter("--given is for --negatives given.")
 
 
 def _check_requests(teacher: str | None, cross_encoder: str | None, encoder: str | None, rule: DropRule | None) -> None:

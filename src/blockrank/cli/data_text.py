@@ -16,7 +16,7 @@ def statistics_lines(found: RequestStatistics) -> list[str]:
     rows = [
         ("requests", f"{found.requests}", f"{found.repeated_queries} repeat a query" if found.repeated_queries else ""),
         ("candidates", _spread(found.candidates), f"{found.distinct_documents} texts in {found.documents} places"),
-        ("positives", _spread(found.positives), f"mean place {found.positive_place:.2f} (0.50 tells nothing)"),
+        ("positives", _spread(found.positives), _judged(found)),
     ]
     if found.groups:
         rows.append(("groups", f"{found.groups}", ""))
@@ -24,19 +24,30 @@ def statistics_lines(found: RequestStatistics) -> list[str]:
         total = sum(found.origins.values())
         ordered = sorted(found.origins.items(), key=lambda item: -item[1])
         rows.append(("origins", ", ".join(f"{name} {count / total:.1%}" for name, count in ordered), ""))
-    rows.append(("titled", f"positives {found.titled_positives:.1%}, negatives {found.titled_negatives:.1%}", ""))
+    if found.unjudged < found.requests:
+        titled = f"positives {found.titled_positives:.1%}, negatives {found.titled_negatives:.1%}"
+        rows.append(("titled", titled, ""))
     if found.same_as_positive:
         rows.append(("equal texts", f"{found.same_as_positive} negatives have the text of a positive", ""))
     if found.taught:
-        agrees = f"its best is a positive in {found.teacher_agrees:.1%}"
+        agrees = "" if found.teacher_agrees is None else f"its best is a positive in {found.teacher_agrees:.1%}"
         rows.append(("teacher", f"{found.taught} requests", agrees))
     rows += [
         (f"query {found.unit}", _spread(found.query_length), f"of {found.sampled} requests"),
         (f"document {found.unit}", _spread(found.document_length), "title and text"),
     ]
-    first = "not computed without blockrank[search]" if found.bm25_first is None else f"{found.bm25_first:.1%}"
-    rows.append(("BM25 is right", first, f"a positive first among its candidates; by chance {found.chance:.1%}"))
+    if found.unjudged < found.requests:
+        first = "not computed without blockrank[search]" if found.bm25_first is None else f"{found.bm25_first:.1%}"
+        rows.append(("BM25 is right", first, f"a positive first among its candidates; by chance {found.chance:.1%}"))
     return aligned(rows)
+
+
+def _judged(found: RequestStatistics) -> str:
+    """Where positives stand, and how many requests have none."""
+    if found.unjudged == found.requests:
+        return "nothing is judged"
+    unjudged = f"; requests without any: {found.unjudged}" if found.unjudged else ""
+    return f"mean place {found.positive_place:.2f} (0.50 tells nothing){unjudged}"
 
 
 def _spread(found: Spread) -> str:

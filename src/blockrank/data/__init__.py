@@ -1,7 +1,15 @@
 """Files in and out: JSON lines, plain text, TREC runs and judgements, judged collections."""
 
 from blockrank.data.array import json_array
-from blockrank.data.collection import Collection, Corpus, CorpusFile, open_collection, read_queries, write_collection
+from blockrank.data.collection import (
+    Collection,
+    Corpus,
+    CorpusFile,
+    open_collection,
+    open_corpus,
+    read_queries,
+    write_collection,
+)
 from blockrank.data.files import Source, atomic_file, json_objects, named, packed_file, source_name, text_lines
 from blockrank.data.jsonl import (
     as_request,
@@ -48,6 +56,7 @@ __all__ = [
     "json_objects",
     "named",
     "open_collection",
+    "open_corpus",
     "packed_file",
     "positives_of",
     "read_documents",

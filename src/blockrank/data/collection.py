@@ -67,6 +67,20 @@ def open_collection(source: str | Path, *, split: str = "test", qrels: str | Pat
     return collection
 
 
+def open_corpus(source: str | Path) -> Corpus:
+    """The documents alone of what `open_collection` takes, or of a file as its `corpus.jsonl`, ids under `doc_id` too.
+
+    Raises `InputError` where there is none, `MissingExtraError` without ir-datasets.
+    """
+    if Path(source).is_dir():
+        return CorpusFile(_found(Path(source), "corpus.jsonl"))
+    if Path(source).is_file():
+        return CorpusFile(Path(source), ("_id", "doc_id", "id"))
+    if isinstance(source, Path) or source.startswith(("/", ".")):
+        raise InputError(f"{source}: there is no such file or folder.")
+    return DatasetCorpus(source, _loaded_dataset(source, "docs"))
+
+
 def _open_folder(folder: Path, split: str, qrels: str | Path | None) -> Collection:
     corpus = CorpusFile(_found(folder, "corpus.jsonl"))
     queries = read_queries(_found(folder, "queries.jsonl"))
@@ -94,16 +108,20 @@ def read_queries(source: Source) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """Documents of a BEIR corpus file: `{"_id", "title", "text"}` on each line; other keys become metadata."""
+    """Documents of a BEIR corpus file: `{"_id", "title", "text"}` on each line; other keys become metadata.
+
+    id_keys: what an id may be called instead.
+    """
 
     path: Path
+    id_keys: tuple[str, ...] = ("_id",)
 
     def documents(self) -> Iterator[Document]:
         """Every document, in the order of the file.
 
         Raises `InputError` on a broken line, an id that was there before, or a file without documents.
         """
-        return _records(self.path, "documents")
+        return _records(self.path, "documents", self.id_keys)
 
     def read(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         """The documents of these ids, in the order given, by one pass over the file.
@@ -124,7 +142,7 @@ def _in_order(wanted: Iterable[str], found: Mapping[str, Document], place: str) 
     return {doc_id: found[doc_id] for doc_id in wanted}
 
 
-def _records(source: Source, what: str) -> Iterator[Document]:
+def _records(source: Source, what: str, id_keys: tuple[str, ...] = ("_id",)) -> Iterator[Document]:
     """What stands on each line of a BEIR file, which has ids, texts and perhaps titles for queries as for documents.
 
     Raises `InputError` as its callers say.
@@ -132,7 +150,7 @@ def _records(source: Source, what: str) -> Iterator[Document]:
     seen: set[str | None] = set()
     for number, value in json_objects(source):
         with named(f"{source_name(source)}:{number}"):
-            record = _record(value)
+            record = _record(value, id_keys)
             if record.doc_id in seen:
                 raise InputError(f"the _id {record.doc_id!r} was there before.")
         seen.add(record.doc_id)
@@ -141,16 +159,17 @@ def _records(source: Source, what: str) -> Iterator[Document]:
         raise InputError(f"{source_name(source)}: there are no {what} in it.")
 
 
-def _record(value: Mapping[str, Any]) -> Document:
+def _record(value: Mapping[str, Any], id_keys: tuple[str, ...]) -> Document:
     """One line of a BEIR file. An empty text passes: collections have some, and a ranker refuses the ones it gets."""
-    for key in ("_id", "text"):
+    id_key = next((key for key in id_keys if key in value), "_id")
+    for key in (id_key, "text"):
         if key not in value:
             raise InputError(f"there is no {key!r}; the keys are {sorted(value)}.")
-    found = value["_id"]
+    found = value[id_key]
     if type(found) is int:
         found = str(found)
     title = value.get("title") or ""
-    for key, text in (("_id", found), ("text", value["text"]), ("title", title)):
+    for key, text in ((id_key, found), ("text", value["text"]), ("title", title)):
         if not isinstance(text, str):
             raise InputError(f"{key} must be a string, not {type(text).__name__}.")
         try:
@@ -161,8 +180,8 @@ def _record(value: Mapping[str, Any]) -> Document:
     return Document(value["text"], found, title, metadata)
 
 
-def _open_dataset(name: str, qrels: str | Path | None) -> Collection:
-    """A data set of ir_datasets."""
+def _loaded_dataset(name: str, *parts: str) -> Any:
+    """A data set of ir_datasets that has these parts."""
     try:
         import ir_datasets
     except ImportError:
@@ -174,9 +193,18 @@ def _open_dataset(name: str, qrels: str | Path | None) -> Collection:
             dataset = ir_datasets.load(name)
         except KeyError:
             raise InputError(f"{name} is neither a folder nor a data set that ir_datasets knows.") from None
-        for part in ("docs", "queries"):
+        for part in parts:
             if not dataset.has(part):
                 raise InputError(f"{name} has no {part} in ir_datasets.")
+    return dataset
+
+
+def _open_dataset(name: str, qrels: str | Path | None) -> Collection:
+    """A data set of ir_datasets with its queries and judgements."""
+    dataset = _loaded_dataset(name, "docs", "queries")
+    import ir_datasets
+
+    with _reading(name):
         queries = {query.query_id: query.default_text() for query in dataset.queries_iter()}
         if qrels is not None:
             judged = read_qrels(qrels)

@@ -16,9 +16,9 @@ from blockrank.types import InputError, RankRequest
 class TrainingRequest:
     """A request with what is known of its C candidates.
 
-    positives: indices of the relevant ones, at least one. teacher: a score for each candidate, or None. origins: where
-    each candidate came from (`positive`, `bm25`, ...), or empty. group: requests of one group belong together, such as
-    those of one page; empty where that is not known.
+    positives: indices of the relevant ones; none where nothing is judged. teacher: a score for each candidate, or None.
+    origins: where each candidate came from (`positive`, `bm25`, ...), or empty. group: requests of one group belong
+    together, such as those of one page; empty where that is not known.
     """
 
     request: RankRequest
@@ -50,12 +50,15 @@ class TrainingRequest:
         )
 
 
-def training_request(value: Mapping[str, Any], default_id: str) -> TrainingRequest:
-    """The training request of one line. Raises `InputError`, without a place."""
+def training_request(value: Mapping[str, Any], default_id: str, *, judged: bool = True) -> TrainingRequest:
+    """The training request of one line. Raises `InputError`, without a place.
+
+    judged: a request without positives is refused.
+    """
     with named("not a training request"):
         request = as_request(value, default_id)
         positives, count = positives_of(value, request), len(request.candidates)
-    if not positives:
+    if judged and not positives:
         raise InputError(f"positives must list indices of documents (0..{count - 1}), at least one, each once.")
     origins = value.get("origins") or []
     if not isinstance(origins, list) or not all(isinstance(name, str) for name in origins):
@@ -78,16 +81,17 @@ def _teacher(value: Mapping[str, Any], count: int) -> tuple[float, ...] | None:
     return tuple(scores)
 
 
-def read_training_requests(source: Source) -> Iterator[TrainingRequest]:
+def read_training_requests(source: Source, *, judged: bool = True) -> Iterator[TrainingRequest]:
     """Training requests of a JSON lines file, one at a time.
 
     Each line is as `read_requests` takes it, with `positives` (indices) or `answer_ids` (doc_ids) and optionally
-    `teacher`, `origins` and `group`. Raises `InputError` on a broken line or a source without requests.
+    `teacher`, `origins` and `group`. judged: a request without positives is refused. Raises `InputError` on a broken
+    line or a source without requests.
     """
     name, index = source_name(source), 0
     for number, value in json_objects(source):
         with named(f"{name}:{number}"):
-            found = training_request(value, str(index))
+            found = training_request(value, str(index), judged=judged)
         index += 1
         yield found
     if not index:

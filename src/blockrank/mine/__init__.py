@@ -11,6 +11,7 @@ from blockrank.mine.sources import open_judged
 from blockrank.mine.split import split_file
 from blockrank.mine.statistics import RequestStatistics, Spread, StatisticsCollector
 from blockrank.mine.teach import CrossEncoderTeacher, EncoderTeacher, RankerTeacher, Teacher, drop, teach
+from blockrank.mine.unjudged import open_unjudged
 
 __all__ = [
     "KINDS",
@@ -33,6 +34,7 @@ __all__ = [
     "drop",
     "nearest",
     "open_judged",
+    "open_unjudged",
     "parse_negatives",
     "split_file",
     "teach",

@@ -125,7 +125,12 @@ class RequestMaker:
 
     def _request(self, query: JudgedQuery, places: Sequence[tuple[int, str]]) -> TrainingRequest:
         """A request of documents of the pool, each with its origin."""
+        own_form = self._judged.own_form or (lambda document: document)
         documents = [self._judged.pool[place] for place, _ in places]
+        documents = [
+            own_form(document) if origin == POSITIVE else document
+            for document, (_, origin) in zip(documents, places, strict=True)
+        ]
         origins = tuple(origin for _, origin in places)
         positives = tuple(index for index, origin in enumerate(origins) if origin == POSITIVE)
         request = RankRequest(query.query, documents, query.query_id)
@@ -134,7 +139,7 @@ class RequestMaker:
     def _settled(self, draft: TrainingRequest) -> TrainingRequest:
         """A draft without what the rule drops, cut to its size, its order kept."""
         dropped: set[int] = set()
-        if self._rule is not None and self._teacher is not None:
+        if self._rule is not None and self._teacher is not None and draft.positives:
             assert draft.teacher is not None, "the teacher has scored it"
             dropped.update(self._rule.too_good(draft.teacher, draft.positives, are_logs=self._teacher.are_logs))
             self.counts["scored"] += len(draft.teacher) - len(draft.positives)

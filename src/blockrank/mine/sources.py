@@ -62,8 +62,8 @@ def open_judged(
             raise InputError(f"{source}: there is no such file or folder.")
         if titles != "keep":
             raise InputError(f"{source} is a collection: titles can be changed in files of pairs alone.")
-        is_marco = any((path / f"collection.tsv{end}").is_file() for end in ("", ".gz"))
-        opened = _open_marco(path, split, qrels) if is_marco else open_collection(source, split=split, qrels=qrels)
+        marco = marco_corpus(path)
+        opened = _open_marco(path, marco, split, qrels) if marco else open_collection(source, split=split, qrels=qrels)
         negatives = read_given(given, depth) if given is not None else {}
         yield _judged(opened, Path(folder), negatives, str(given), min_relevance)
 
@@ -107,11 +107,16 @@ def _place(pool: Pool, doc_id: str, query_id: str, what: str) -> int:
 # MS MARCO
 
 
-def _open_marco(folder: Path, split: str, qrels: str | Path | None) -> Collection:
+def marco_corpus(folder: Path) -> TsvCorpus | None:
+    """The `collection.tsv` of a folder, plain or packed; None where there is none."""
+    found = [path for path in _either(folder, "collection.tsv") if path.is_file()]
+    return TsvCorpus(found[0]) if found else None
+
+
+def _open_marco(folder: Path, corpus: TsvCorpus, split: str, qrels: str | Path | None) -> Collection:
     """A folder as MS MARCO's passage task has it."""
-    queries = dict(_pairs(_marco_file(folder, "queries", split), "query_id"))
+    queries = dict(read_pairs(_marco_file(folder, "queries", split), "query_id"))
     judged: Qrels = read_qrels(qrels if qrels is not None else _marco_file(folder, "qrels", split))
-    corpus = TsvCorpus(next(path for path in _either(folder, "collection.tsv") if path.is_file()))
     return Collection(folder.resolve().name, queries, judged, corpus, str(folder))
 
 
@@ -137,7 +142,7 @@ class TsvCorpus:
 
     def documents(self) -> Iterator[Document]:
         """Every document, in the order of the file. Raises `InputError` on a broken line or a repeated id."""
-        return (Document(text, doc_id) for doc_id, text in _pairs(self.path, "doc_id"))
+        return (Document(text, doc_id) for doc_id, text in read_pairs(self.path, "doc_id"))
 
     def read(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         """The documents of these ids, in the order given. Raises `InputError` naming one that is missing."""
@@ -148,7 +153,7 @@ class TsvCorpus:
         return {doc_id: found[doc_id] for doc_id in wanted}
 
 
-def _pairs(path: Path, what: str) -> Iterator[tuple[str, str]]:
+def read_pairs(path: Path, what: str) -> Iterator[tuple[str, str]]:
     """Id and text of each line. Raises `InputError` on a line without a tab, an id that was there before, or none."""
     seen: set[str] = set()
     for number, line in text_lines(path):

@@ -39,11 +39,13 @@ class Spread:
 class RequestStatistics:
     """Statistics of training requests.
 
-    repeated_queries: requests whose query came before, but for case and white space. documents, distinct_documents:
+    repeated_queries: requests whose query came before, but for case and white space. unjudged: requests without
+    positives, which are left out of everything that is said of positives. documents, distinct_documents:
     candidates in all, and by their texts. same_as_positive: negatives with the text of a positive of their request.
     positive_place: mean place of the positives among the candidates, from 0 to 1; 0.5 says that places tell nothing.
     origins: candidates by where they came from. titled_positives, titled_negatives: shares with a title, which a model
-    could tell them by. taught: requests with teacher scores; teacher_agrees: share of those whose best is a positive.
+    could tell them by. taught: requests with teacher scores; teacher_agrees: share of those whose best is a positive,
+    None where none has any.
 
     Of a sample of at most `SAMPLE` requests: query_length and document_length in `unit`; bm25_first: share in which
     BM25 puts a positive before every negative (None without the extra), chance: the same for a random order.
@@ -51,6 +53,7 @@ class RequestStatistics:
 
     requests: int
     repeated_queries: int
+    unjudged: int
     groups: int
     documents: int
     distinct_documents: int
@@ -108,9 +111,11 @@ class StatisticsCollector:
             kind = "positives" if index in positives else "negatives"
             self._counts[f"titled {kind}"] += bool(document.title)
             self._counts["same"] += kind == "negatives" and keys[index] in of_positives
-        self._places += sum(positives) / len(positives) / max(len(documents) - 1, 1)
+        self._counts["judged"] += bool(positives)
+        self._places += sum(positives) / max(len(positives), 1) / max(len(documents) - 1, 1)
         if item.teacher is not None:
             self._counts["taught"] += 1
+            self._counts["taught judged"] += bool(positives)
             self._counts["agrees"] += int(np.argmax(item.teacher)) in positives
         self._keep(item)
 
@@ -125,29 +130,30 @@ class StatisticsCollector:
         """The statistics of at least one request. measure: length of a text, by default in words; unit: its name."""
         measure = measure or count_words
         total, positives, counts = sum(self._sizes), sum(self._positives), self._counts
-        sampled = self._sample
+        sampled, judged = self._sample, [item for item in self._sample if item.positives]
         texts = [document.content for item in sampled for document in item.request.candidates]
         return RequestStatistics(
             requests=len(self._sizes),
             repeated_queries=len(self._sizes) - len(self._queries),
+            unjudged=len(self._sizes) - counts["judged"],
             groups=len(self._groups - {""}),
             documents=total,
             distinct_documents=len(self._texts),
             candidates=Spread.of(self._sizes),
             positives=Spread.of(self._positives),
             same_as_positive=counts["same"],
-            positive_place=self._places / len(self._sizes),
+            positive_place=self._places / max(counts["judged"], 1),
             origins=dict(self._origins),
-            titled_positives=counts["titled positives"] / positives,
+            titled_positives=counts["titled positives"] / max(positives, 1),
             titled_negatives=counts["titled negatives"] / max(total - positives, 1),
             taught=counts["taught"],
-            teacher_agrees=counts["agrees"] / counts["taught"] if counts["taught"] else None,
+            teacher_agrees=counts["agrees"] / counts["taught judged"] if counts["taught judged"] else None,
             sampled=len(sampled),
             unit=unit,
             query_length=Spread.of([measure(item.query) for item in sampled]),
             document_length=Spread.of([measure(text) for text in texts]),
-            bm25_first=bm25_first(sampled),
-            chance=float(np.mean([len(item.positives) / len(item.request.candidates) for item in sampled])),
+            bm25_first=bm25_first(judged) if judged else None,
+            chance=sum(len(item.positives) / len(item.request.candidates) for item in judged) / max(len(judged), 1),
         )
 
 
