@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,15 @@ def test_a_plan_fails_as_the_run_would(work: Path) -> None:
     assert "cannot be read" in failed(CliRunner().invoke(app, ["train", str(path), "--dry-run"]))
     assert CliRunner().invoke(app, ["train", str(path), "--json"]).exit_code == 2
     assert CliRunner().invoke(app, ["train", str(path), "--dry-run", "--resume"]).exit_code == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_missing_trainer_is_named(tmp_path: Path, options: list[str]) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("", encoding="utf-8")
+    code = "import sys; sys.modules['accelerate'] = None; from blockrank.cli import main; sys.exit(main())"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "train", str(config), *options], capture_output=True, text=True, timeout=120
+    )
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr == "blockrank: error: training needs accelerate: pip install 'blockrank[train]'.\n"

@@ -8,6 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from blockrank.types import MissingExtraError
+
+try:  # as in `blockrank.train.run`
+    import accelerate  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
+
 import numpy as np
 import torch
 from torch import nn

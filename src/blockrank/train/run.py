@@ -9,14 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from blockrank.types import InputError, MissingExtraError
+
+try:  # before all that imports the library's trainer, which fails obscurely without accelerate
+    from accelerate.utils import gather_object
+except ImportError as error:
+    raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
+from transformers import EarlyStoppingCallback, Trainer
 
 from blockrank.model import ADAPTER_CONFIG, RankModel, load_model, resolve_spec
 from blockrank.ranker import Ranker
 from blockrank.spec import RankSpec
+from blockrank.train.adapters import merge_saved, with_adapters
+from blockrank.train.arguments import requests_in_forward, training_arguments
 from blockrank.train.batch import Batch, ExampleStream, collate
 from blockrank.train.config import LossConfig, TrainConfig
 from blockrank.train.dev import DevSet, LastEvaluation, open_dev_set
@@ -25,18 +35,6 @@ from blockrank.train.objective import check_answers, training_loss
 from blockrank.train.progress import use_log_lines
 from blockrank.train.sets import ExampleSource, open_sources
 from blockrank.train.teacher import Teacher
-from blockrank.types import InputError, MissingExtraError
-
-try:
-    import accelerate  # noqa: F401  # transformers.Trainer imports it late and fails obscurely
-    from accelerate.utils import gather_object
-    from transformers import EarlyStoppingCallback, Trainer
-except ImportError as error:
-    raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
-
-# The library's arguments look for accelerate themselves, and say less.
-from blockrank.train.adapters import merge_saved, with_adapters
-from blockrank.train.arguments import requests_in_forward, training_arguments
 
 
 class RankTrainer(Trainer):  # type: ignore[misc]
