@@ -121,10 +121,11 @@ def test_adapters_on_adapters(work: Path) -> None:
     assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)
 
 
-def test_adapters_of_the_embedded_model(work: Path) -> None:
-    """Its weights are stored in eight bits, and loaded in another way."""
-    path = lora_file(work, loss="lm = 0.0", max_steps=2)
-    path.write_text(path.read_text().replace(str(work / "base"), str(EMBEDDED_MODEL)), encoding="utf-8")
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_adapters_of_the_embedded_model(work: Path, merge: str) -> None:
+    """Its weights are stored in eight bits, and loaded in another way; its name stands for its folder."""
+    path = lora_file(work, f"rank = 4\nmerge = {merge}", "lm = 0.0", max_steps=2)
+    path.write_text(path.read_text().replace(str(work / "base"), "embedded"), encoding="utf-8")
     out = train_from_config(path)
     differences = [abs(a - b) for a, b in zip(scores(out), scores(EMBEDDED_MODEL), strict=True)]
     assert max(differences) > 1e-4

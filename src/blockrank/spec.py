@@ -14,6 +14,7 @@ from blockrank.types import InputError, ModelError
 
 SPEC_FILE = "blockrank.json"
 SPEC_VERSION = 1
+EMBEDDED = "embedded"  # the name of the embedded model, wherever a folder or a hub name can be
 
 Attend = Literal["causal", "bidirectional"]
 

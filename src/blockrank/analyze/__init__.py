@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from blockrank.analyze.analysis import analyze
-from blockrank.analyze.loading import EMBEDDED, Analysed, load_analysed
+from blockrank.analyze.loading import Analysed, load_analysed
 from blockrank.analyze.report import write_analysis
 from blockrank.analyze.result import Analysis
 from blockrank.analyze.settings import AnalysisSettings
 
-__all__ = ["EMBEDDED", "Analysed", "Analysis", "AnalysisSettings", "analyze", "load_analysed", "write_analysis"]
+__all__ = ["Analysed", "Analysis", "AnalysisSettings", "analyze", "load_analysed", "write_analysis"]

@@ -10,7 +10,6 @@ from blockrank.model import RankModel, load_config, load_model, resolve_spec
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 
-EMBEDDED = "embedded"
 _ROOM = 2048  # positions for a query segment behind the query offset
 
 
@@ -53,26 +52,25 @@ def load_analysed(
     template: the prompt of a checkpoint without `blockrank.json`; everything else is then `RankSpec`'s default. Raises
     `InputError` where both a template and a spec are given, `ModelError` as `load_model` does.
     """
-    source = None if name == EMBEDDED else name
-    own = _own_spec(source)
+    own = _own_spec(name)
     if own is not None and template is not None:
         raise InputError(f"{name} says itself how it is prompted ({SPEC_FILE}); a template is for models that do not.")
-    config = load_config(source)
+    config = load_config(name)
     base = own or _default_spec(template or DEFAULT_TEMPLATE, getattr(config, "max_position_embeddings", None))
     # Queries over the limit are cut and counted: they must not end the analysis.
     spec = replace(base, layer=config.num_hidden_layers - 1, heads=None, long_queries="cut")
-    model = load_model(source, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe)
+    model = load_model(name, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe)
     return Analysed(str(name), model, own, base)
 
 
-def _own_spec(source: str | Path | None) -> RankSpec | None:
+def _own_spec(source: str | Path) -> RankSpec | None:
     """The checkpoint's own spec. Raises `ModelError` where it has one that cannot be read."""
-    if source is not None and Path(source).is_dir() and not (Path(source) / SPEC_FILE).is_file():
+    if Path(source).is_dir() and not (Path(source) / SPEC_FILE).is_file():
         return BUILT_IN_SPECS.get(str(source))
     try:
         return resolve_spec(source, None)
     except ModelError:
-        if source is None or Path(source).is_dir():
+        if Path(source).is_dir():
             raise
         return None  # whether there is such a model at all is found out when it is loaded
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from blockrank.spec import EMBEDDED
 from blockrank.types import InputError
 
-EMBEDDED = "embedded"
 HF_FULL = "hf-full"
 FP8, INT8 = "fp8", "int8"
 DTYPES = ("float32", "bfloat16", "float16", FP8, INT8)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from blockrank.attention import get_backend
 from blockrank.bench.flops import Arithmetic
-from blockrank.bench.settings import EMBEDDED, BenchSettings
+from blockrank.bench.settings import BenchSettings
 from blockrank.bench.shapes import KNOWN_SHAPES
 from blockrank.model import (
     Layers,
@@ -43,11 +43,6 @@ class Subject:
     random: bool
 
     @property
-    def source(self) -> str | None:
-        """What `load_model` is to load."""
-        return None if self.name == EMBEDDED else self.name
-
-    @property
     def vocabulary(self) -> int:
         """V."""
         return int(self.config.vocab_size)
@@ -63,9 +58,8 @@ def find_subject(name: str, **spec_changes: Any) -> Subject:
         shape = KNOWN_SHAPES[name]
         spec = _changed(shape.spec, spec_changes)
         return Subject(name, AutoConfig.for_model(shape.family, **shape.values), spec, random=True)
-    source = None if name == EMBEDDED else name
-    spec = _changed(resolve_spec(source, None), spec_changes)  # first: its sentence for a model that is nowhere is good
-    return Subject(name, load_config(source), spec, random=False)
+    spec = _changed(resolve_spec(name, None), spec_changes)  # first: its sentence for a model that is nowhere is good
+    return Subject(name, load_config(name), spec, random=False)
 
 
 def _changed(spec: RankSpec, changes: dict[str, Any]) -> RankSpec:
@@ -93,7 +87,7 @@ def rank_model(subject: Subject, devices: Sequence[torch.device], settings: Benc
         model.replicas = tuple(others)
     else:
         model = load_model(
-            subject.source,
+            subject.name,
             spec=subject.spec,
             device=devices,
             dtype=settings.dtype,
@@ -138,7 +132,7 @@ def plain_model(subject: Subject, device: torch.device, dtype: str | None) -> Pr
     if subject.random:
         return _random_module(subject.config, layers, "sdpa", device, weights or torch.bfloat16)
     spec = replace(subject.spec, layer=layers - 1)
-    module = load_model(subject.source, spec=spec, device=device, dtype=weights, probe=False, layers="library").module
+    module = load_model(subject.name, spec=spec, device=device, dtype=weights, probe=False, layers="library").module
     parts = {type(part).__module__.split(".")[0] for part in module.modules()}
     assert parts <= {"torch", "transformers"}, f"the peer must be a plain model, not hold parts of {sorted(parts)}"
     module.set_attn_implementation("sdpa")

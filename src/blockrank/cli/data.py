@@ -83,7 +83,6 @@ if TYPE_CHECKING:
     from blockrank.mine.unjudged import Taken
 
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at training requests.")
-_EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class _Models:
         """The teacher that is named: a ranker, a cross-encoder, else the bi-encoder."""
         if self.teacher is not None:
             ranker = load_ranker(
-                None if self.teacher == _EMBEDDED else self.teacher,
+                self.teacher,
                 device=self.device,
                 dtype=self.dtype,
                 max_segment_tokens=self.max_segment_tokens,
@@ -335,7 +334,7 @@ def _measure(tokenizer: str | None) -> Measure | None:
         return None
     from blockrank.model import load_tokenizer
 
-    prompt_tokenizer, _ = load_tokenizer(None if tokenizer == _EMBEDDED else tokenizer)
+    prompt_tokenizer, _ = load_tokenizer(tokenizer)
     return lambda text: len(prompt_tokenizer.encode(text))
 
 

@@ -243,12 +243,12 @@ def rerankers(models: Sequence[str | None], options: dict[str, Any]) -> Iterator
     """The rerankers that `--model` asks for. Raises `ModelError` where there is no such model."""
     from blockrank.evaluate.plan import Reranker
     from blockrank.evaluate.settings import model_identity
-    from blockrank.model import EMBEDDED_MODEL, resolve_spec
+    from blockrank.model import located, resolve_spec
 
     for given in models:
         label, model = labelled(given)
         spec = resolve_spec(model, None)
-        folder = EMBEDDED_MODEL if model is None else Path(model)
+        folder = Path(located(model))
         files = model_identity(folder) if folder.is_dir() else {"hub": str(model)}
         settings = {"model": files, "spec": spec.to_dict(), "options": options}
         yield Reranker(label or folder.resolve().name, partial(load_ranker, model, **options), settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from blockrank.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from blockrank.model.loading import (
-    EMBEDDED_MODEL,
     Devices,
     Layers,
     check_layers,
@@ -21,6 +20,7 @@ from blockrank.model.loading import (
     runs_fused,
 )
 from blockrank.model.rank_model import RankModel
+from blockrank.model.sources import EMBEDDED_MODEL, located
 from blockrank.seam import SEAM
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "located",
     "quiet_libraries",
     "resolve_device",
     "resolve_devices",

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from blockrank.model.sources import located
 from blockrank.types import MissingExtraError, ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -48,7 +49,7 @@ def base_of(source: str | Path) -> str | Path:
         raise ModelError(f"{path} names no base model.")
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise ModelError(f"the base model of the adapters in {str(source)!r} is not there any more: {base}.")
-    return str(base)
+    return located(str(base))
 
 
 def root_of(source: str | Path) -> str | Path:

@@ -29,12 +29,12 @@ from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
 from blockrank.model.adapters import base_of, root_of, with_adapter
 from blockrank.model.rank_model import RankModel
+from blockrank.model.sources import located
 from blockrank.seam import SEAM
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 from blockrank.weights import is_int8, read_int8
 
-EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "mini"
 # Names of types of eight bits: what products run in, and what everything else is in.
 EIGHT_BITS = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.int8, torch.float32)}
 Layers = Literal["fused", "library"]
@@ -69,7 +69,7 @@ def resolve_spec(name_or_path: str | Path | None, spec: RankSpec | str | None) -
         if spec not in BUILT_IN_SPECS:
             raise InputError(f"spec {spec!r} is unknown; built in are {sorted(BUILT_IN_SPECS)}.")
         return BUILT_IN_SPECS[spec]
-    folder = EMBEDDED_MODEL if name_or_path is None else Path(name_or_path)
+    folder = Path(located(name_or_path))
     if not (folder / SPEC_FILE).is_file() and str(name_or_path) in BUILT_IN_SPECS:
         return BUILT_IN_SPECS[str(name_or_path)]
     if folder.is_dir():
@@ -107,7 +107,8 @@ def load_model(
 ) -> RankModel:
     """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
 
-    name_or_path: a folder, a hub name, or None for the embedded model; adapters in a folder are added to their base.
+    name_or_path: a folder, a hub name, or None or "embedded" for the embedded model; adapters in a folder are
+    added to their base.
     head: keep every layer and the language-model head (training with the LM loss, generation). device None: the first
     CUDA device, else the CPU; several devices (a sequence, or names with commas between) each get the model. dtype
     None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose
@@ -119,7 +120,7 @@ def load_model(
     the dtype or the backend cannot be used.
     """
     resolved = resolve_spec(name_or_path, spec)
-    source = EMBEDDED_MODEL if name_or_path is None else name_or_path
+    source = located(name_or_path)
     places = resolve_devices(device)
     eight_bits, weight_type = resolve_types(dtype, places)
     check_layers(layers, dtype)
@@ -159,14 +160,14 @@ def load_tokenizer(name_or_path: str | Path | None = None) -> tuple[PromptTokeni
     Raises `ModelError` where the checkpoint is unknown.
     """
     with quiet_libraries():
-        _, tokenizer = _config_and_tokenizer(EMBEDDED_MODEL if name_or_path is None else name_or_path)
+        _, tokenizer = _config_and_tokenizer(located(name_or_path))
     return PromptTokenizer(tokenizer), tokenizer
 
 
 def load_config(name_or_path: str | Path | None = None) -> PreTrainedConfig:
     """The library's own config of a checkpoint; no weight is read. Raises `ModelError` where it is unknown."""
     with quiet_libraries():
-        return _read(AutoConfig, root_of(EMBEDDED_MODEL if name_or_path is None else name_or_path))
+        return _read(AutoConfig, root_of(located(name_or_path)))
 
 
 def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, *, head: bool = False) -> PreTrainedModel:
