@@ -30,10 +30,12 @@ class Scored:
 
     def apart(self, rows_BM: Sequence[Sequence[int]]) -> list[Scored]:
         """The parts of several requests; `rows_BM`: of each request the number of tokens of each document."""
-        scores_BC = self.scores_C.split([len(rows) for rows in rows_BM])
+        scores_BC = torch.split(self.scores_C, [len(rows) for rows in rows_BM])
         if self.shares_R is None:
             return [Scored(scores_C) for scores_C in scores_BC]
-        return [Scored(*parts) for parts in zip(scores_BC, self.shares_R.split([*map(sum, rows_BM)]), strict=True)]
+        return [
+            Scored(*parts) for parts in zip(scores_BC, torch.split(self.shares_R, [*map(sum, rows_BM)]), strict=True)
+        ]
 
     def then(self, other: Scored) -> Scored:
         """These documents followed by others."""
