@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +23,6 @@ from blockrank.cli.console import (
     note,
 )
 from blockrank.types import InputError
-
-if TYPE_CHECKING:
-    from blockrank.ranker import Ranker
 
 KEY_VARIABLE = "BLOCKRANK_API_KEY"
 _MIB = 1 << 20
@@ -100,34 +98,20 @@ def serve_command(
     from blockrank.serve.settings import ServeSettings
 
     settings = ServeSettings(
-        served_name=name or model_name(model),
-        aliases=tuple(alias or ()),
-        keys=keys,
-        max_body_bytes=int(max_body_mib * _MIB),
-        max_documents=max_documents,
-        max_document_chars=max_document_chars,
-        max_queue_tokens=max_queue_tokens,
-        batch_tokens=batch_tokens,
-        batching=batching,
-        cache_bytes=int(cache_mib * _MIB),
-        timeout_s=timeout,
-        drain_s=drain,
-    )
-
-    def load() -> list[Ranker]:
-        return [
-            load_ranker(
-                model,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-                max_segment_tokens=max_segment_tokens,
-                cut_queries=cut_queries,
-            )
-        ]
-
+        served_name=name or model_name(model), aliases=tuple(alias or ()), keys=keys,
+        max_body_bytes=int(max_body_mib * _MIB), max_documents=max_documents, max_document_chars=max_document_chars,
+        max_queue_tokens=max_queue_tokens, batch_tokens=batch_tokens, batching=batching,
+        cache_bytes=int(cache_mib * _MIB), timeout_s=timeout, drain_s=drain,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
+        "cut_queries": cut_queries,
+    }  # fmt: skip
     with server_logs("json" if log_format == "json" else "text", verbose=verbose):
-        run(settings, load, host=host, port=port)
+        ended = run(settings, lambda: [load_ranker(model, **options)], host=host, port=port)
+    if not ended:  # the interpreter would end under a thread that computes, and be aborted
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def read_keys(path: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -28,7 +28,6 @@ from blockrank.serve.settings import ServeSettings
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
-_DISCARDED = 4  # of a body over the limit, so many times the limit is read and dropped before the refusal is sent
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +67,7 @@ def create_app(
     _add_other_routes(app, service)
     _add_errors(app, service)
     routes = frozenset(str(getattr(route, "path", "")) for route in app.routes)
-    app.add_middleware(Front, keys=settings.keys, metrics=metrics, routes=routes)
+    app.add_middleware(Front, settings=settings, metrics=metrics, routes=routes)
     return app
 
 
@@ -171,10 +170,7 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
 
 
 async def read_body(request: Request, settings: ServeSettings) -> bytes:
-    """The body of a request. Raises `Refusal` where it is compressed, over the limit or too slow, or the client left.
-
-    Of a body over the limit some more is read and dropped: a client that is still sending would not see the refusal.
-    """
+    """The body of a request. Raises `Refusal` where it is compressed, too large or too slow, or the client left."""
     limit = settings.max_body_bytes
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refusal(415, "body", "a compressed body is not read here: send it as it is.")
@@ -183,18 +179,13 @@ async def read_body(request: Request, settings: ServeSettings) -> bytes:
         async with asyncio.timeout(settings.body_timeout_s):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= limit:
-                    chunks.append(chunk)
-                elif size > _DISCARDED * limit:
-                    break
-                else:
-                    chunks.clear()
+                if size > limit:
+                    raise Refusal(413, "body", f"the body is larger than the limit of {limit} bytes.")
+                chunks.append(chunk)
     except TimeoutError:
         raise Refusal(408, "body", f"the body did not arrive within {settings.body_timeout_s:g} s.") from None
     except ClientDisconnect:
         raise _left() from None
-    if size > limit:
-        raise Refusal(413, "body", f"the body is larger than the limit of {limit} bytes.")
     return b"".join(chunks)
 
 

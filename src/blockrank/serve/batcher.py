@@ -7,10 +7,11 @@ that neither starves the other.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition
 from typing import TYPE_CHECKING
@@ -47,11 +48,15 @@ class Job:
         self.abandoned = True
         self.future.cancel()
 
+    def finish(self, scored: Scored) -> None:
+        """End it with scores, if it has not ended."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(scored)
+
     def fail(self, error: Exception) -> None:
         """End it without scores, if it has not ended."""
-        if self.future.cancelled() or self.future.done():
-            return
-        self.future.set_exception(error)
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
 
 
 class Batcher:

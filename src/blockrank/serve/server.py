@@ -92,8 +92,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise ServerError(f"cannot listen on {host}, port {port}: {error.strerror or error}.") from None
 
 
-def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> None:
-    """Serve until a signal. Raises `ServerError` where loading failed, a device was lost, or the port is taken."""
+def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
+    """Serve until a signal. Returns whether all threads have ended: one that loads or runs a forward cannot be told to.
+
+    Raises `ServerError` where loading failed, a device was lost, or the port is taken.
+    """
     servers: list[Server] = []
 
     def on_failure(sentence: str) -> None:
@@ -107,3 +110,5 @@ def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> None:
     server.run([listener])
     if server.failure is not None:
         raise ServerError(server.failure)
+    service: Service = server.config.app.state.service  # type: ignore[union-attr]
+    return not service.is_busy

@@ -35,7 +35,7 @@ _QUEUE_BATCHES = 16
 _CHARS_PER_TOKEN = 4  # for estimates before anything is tokenised
 _MOST_THREADS = 8
 _DRAIN_STEP = 0.02  # seconds between two looks at what is under way
-_JOIN_S = 5.0
+_JOIN_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +77,8 @@ class Service:
         self._admission = Admission(settings.max_requests, settings.max_queue_tokens or 1)
         self._batcher: Batcher | None = None
         self._workers: list[Worker] = []
+        self._jobs: set[Job] = set()
+        self._loading: Thread | None = None
         self._ranker: Ranker | None = None
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, "blockrank-request")
@@ -109,7 +111,8 @@ class Service:
 
     def start(self) -> None:
         """Begin to load, in a thread that the end of the process does not wait for."""
-        Thread(target=self._start, name="blockrank-load", daemon=True).start()
+        self._loading = Thread(target=self._start, name="blockrank-load", daemon=True)
+        self._loading.start()
 
     def _start(self) -> None:
         started = time.monotonic()
@@ -168,17 +171,29 @@ class Service:
             await asyncio.sleep(_DRAIN_STEP)
         if self.under_way:
             _log.warning("%d requests were not finished in time", self.under_way)
+        self._drop()
+
+    def _drop(self) -> None:
+        """Refuse all that is left."""
+        if self._batcher is not None:
+            self._batcher.close(_draining)
+        for job in self._jobs:
+            job.fail(_draining())
 
     async def close(self) -> None:
         """Drop what is left and end the threads."""
         if self._state != "failed":
             self._state = "draining"
-        if self._batcher is not None:
-            self._batcher.close(_draining)
+        self._drop()
         for worker in self._workers:
             if worker.started:
                 await asyncio.to_thread(worker.join, _JOIN_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread still loads or runs a forward, which nothing can interrupt."""
+        return (self._loading is not None and self._loading.is_alive()) or any(w.is_alive for w in self._workers)
 
     # One call
 
@@ -215,12 +230,14 @@ class Service:
         job.future.add_done_callback(lambda _: prepared.ticket.release())
         try:
             assert self._batcher is not None, "ready"
+            self._jobs.add(job)
             self._batcher.put(job)
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 return await asyncio.wrap_future(job.future)
         except TimeoutError:
             raise Refusal(504, "deadline", "the time allowed for this request is over.") from None
         finally:
+            self._jobs.discard(job)
             if not job.future.done():
                 job.abandon()
 

@@ -70,6 +70,11 @@ class Worker:
         """Whether `start` was called."""
         return self._thread.ident is not None
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def join(self, timeout: float) -> None:
         """Wait for the thread to end, once the batcher is closed."""
         self._thread.join(timeout)
@@ -137,7 +142,7 @@ class Worker:
                 self._run_batch([job])
             return
         for job, scored in zip(jobs, found, strict=True):
-            job.future.set_result(scored)
+            job.finish(scored)
 
     def _in_pieces(self, job: Job) -> bool:
         """Whether a job is large, and its documents can be encoded piece by piece."""
