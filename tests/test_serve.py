@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.utils import httpx
-from serving import BODY, QUERY, TEXTS, Running, device_lost, not_finite, out_of_memory, running, wait_until
+from serving import BODY, QUERY, TEXTS, Gate, Running, device_lost, not_finite, out_of_memory, running, wait_until
 
 from blockrank import ModelError, Ranker
+from blockrank.serve.app import create_app
 from blockrank.serve.server import listen
 from blockrank.serve.settings import OPEN_PATHS, ServeSettings
 
@@ -280,6 +282,28 @@ def test_deadline(mini: Ranker) -> None:
         assert server.post(headers={"x-request-timeout-ms": "soon"}).status_code == 400
 
 
+def test_every_device_takes_requests(mini: Ranker) -> None:
+    """Two devices: while one is held, the other serves."""
+    other = Gate()
+    gates: list[Gate] = []
+
+    def load() -> list[Ranker]:
+        gates[:] = [Gate(), other]
+        return [Ranker(mini.model, gate) for gate in gates]
+
+    with running(mini, load=load) as server, ThreadPoolExecutor(9) as pool:
+        for gate in gates:
+            gate.requests.clear()
+        gates[0].close()
+        answers = [pool.submit(server.post) for _ in range(8)]
+        wait_until(lambda: sum(answer.done() for answer in answers) >= 1 and gates[0].entered.is_set())
+        assert server.post().status_code == 200
+        assert other.requests
+        gates[0].open.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+        assert sum(sum(gate.requests) for gate in gates) == 9, "exactly once"
+
+
 # Faults
 
 
@@ -361,6 +385,11 @@ def test_readiness(mini: Ranker) -> None:
         assert server.client.get("/livez").status_code == 200
         refused = server.post()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        tei = server.post("/rerank", {"query": QUERY, "texts": TEXTS})
+        assert (tei.status_code, tei.json()) == (
+            503,
+            {"error": "the model is being loaded.", "error_type": "Unhealthy"},
+        )
         loaded.set()
         wait_until(lambda: server.client.get("/readyz").status_code == 200)
         assert server.post().status_code == 200
@@ -506,3 +535,10 @@ def test_the_listener_names_its_protocol() -> None:
     listener = listen("127.0.0.1", 0)
     assert listener.proto == socket.IPPROTO_TCP
     listener.close()
+
+
+def test_the_description_of_the_interface_is_the_one_in_the_docs(mini: Ranker) -> None:
+    """docs/openapi.json is kept, so that a change of the interface shows: write it anew where this one is meant."""
+    found = create_app(load=lambda: [mini]).openapi()
+    kept = json.loads((Path(__file__).parents[1] / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    assert found["paths"] == kept["paths"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -18,6 +17,7 @@ from starlette.types import Receive
 
 from blockrank import __version__
 from blockrank.ranker import Ranker
+from blockrank.serve.dialects import likely_dialect
 from blockrank.serve.fields import shown
 from blockrank.serve.front import Front, refused
 from blockrank.serve.metrics import Metrics
@@ -75,8 +75,8 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
     async def rerank(request: Request) -> Response:
         trace: Trace = request.state.trace
         try:
-            service.check()
             body = await read_body(request, service.settings)
+            trace.dialect = likely_dialect(request.url.path, body)
             work = service.rank(request.url.path, body, trace, _timeout(request))
             answer = await while_connected(request.receive, work)
         except Refusal as refusal:
@@ -226,8 +226,3 @@ def _timeout(request: Request) -> float | None:
             400, "invalid", f"{TIMEOUT_HEADER} must be a positive number of milliseconds, not {shown(given)}."
         )
     return found
-
-
-def openapi_text(app: FastAPI) -> str:
-    """The description of the interface, as it is kept in the repository."""
-    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"

@@ -163,6 +163,11 @@ def dialect_of_path(path: str) -> Dialect:
     return COHERE if path.startswith("/v2/") else JINA
 
 
+def likely_dialect(path: str, body: bytes) -> Dialect:
+    """The dialect of a call whose body is not read yet, for refusals before that."""
+    return TEI if path == "/rerank" and b'"texts"' in body and b'"documents"' not in body else dialect_of_path(path)
+
+
 def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:
     """The dialect of a call: `/rerank` is TEI's where the body has `texts`. Raises `Refusal` where it has both."""
     if path != "/rerank" or body.get("texts") is None:

@@ -208,8 +208,8 @@ class Service:
     async def rank(self, path: str, body: bytes, trace: Trace, timeout_s: float | None) -> bytes:
         """The body of the answer to a call. Raises `Refusal`; cancelled, it leaves the queue."""
         deadline = time.monotonic() + min(timeout_s or self.settings.timeout_s, self.settings.timeout_s)
+        self.check()
         with self._admission.request():
-            self.check()
             loop = asyncio.get_running_loop()
             prepared = await self._prepared(path, body, trace, deadline)
             scored = await self._scores(prepared, deadline)
