@@ -66,8 +66,7 @@ def create_app(
     _add_rerank_routes(app, service)
     _add_other_routes(app, service)
     _add_errors(app, service)
-    routes = frozenset(str(getattr(route, "path", "")) for route in app.routes)
-    app.add_middleware(Front, settings=settings, metrics=metrics, routes=routes)
+    app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes)
     return app
 
 

@@ -9,9 +9,11 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blockrank.serve.metrics import Metrics
@@ -31,7 +33,7 @@ OTHER_ROUTE = "other"  # paths that are no route share one label
 class Front:
     """Middleware around the whole application. Without the key no route answers but `OPEN_PATHS`, known or unknown."""
 
-    def __init__(self, app: ASGIApp, *, settings: ServeSettings, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ServeSettings, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
         self._keys = [key.encode() for key in settings.keys]
         self._most_dropped = _DROPPED * settings.max_body_bytes
@@ -66,7 +68,8 @@ class Front:
                 await self._no_key(trace)(scope, body, send_marked)
         finally:
             seconds = time.monotonic() - started
-            self._metrics.answered(path if path in self._routes else OTHER_ROUTE, status, seconds)
+            known = any(getattr(route, "path", None) == path for route in self._routes)
+            self._metrics.answered(path if known else OTHER_ROUTE, status, seconds)
             _log_request(scope, trace, status, seconds)
 
     def _opens(self, authorization: str) -> bool:
