@@ -83,6 +83,9 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
             "second_fifth": round(statistics.mean(early), 1),
             "last_fifth": round(statistics.mean(late), 1),
         },
+        "resident_mib_curve": [
+            [number, round(mib)] for number, mib in sorted(resident)[:: max(len(resident) // 20, 1)]
+        ],
         "growth_percent": round(100 * (statistics.mean(late) / statistics.mean(early) - 1), 2),
     }
 
