@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from blockrank import InputError
 from blockrank.cli import app
 from blockrank.cli.serve import is_loopback, model_name, read_keys
+from blockrank.serve.memory import give_back_large_blocks, trim
 
 CODE = "from blockrank.cli import main; main()"
 
@@ -128,3 +129,23 @@ def test_keys_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no key"):
         read_keys(path, {})
     assert (model_name(None), model_name("a/b"), model_name(str(tmp_path))) == ("blockrank/mini", "a/b", tmp_path.name)
+
+
+def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of many sizes leave a heap in pieces; trimming gives what is free in it back."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
+    assert not give_back_large_blocks(), "the environment has its say"
+    if not sys.platform.startswith("linux"):
+        pytest.skip("resident memory is read from /proc")
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    kept = blocks[::50]
+    before = resident_kib()
+    del blocks
+    trim()
+    assert resident_kib() < before - 50_000
+    assert len(kept) == 20
+
+
+def resident_kib() -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))

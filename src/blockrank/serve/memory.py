@@ -2,8 +2,8 @@
 
 Forwards of ever other sizes leave the heap of glibc in pieces, because it learns to keep ever larger freed blocks
 there: the resident memory of a server grows for hours, though nothing is held (measured: by 28 % over 6,000 requests,
-and `malloc_trim` gives all of it back). With a fixed threshold large blocks are mapped on their own and given back; what
-is left of it, in smaller blocks (4.5 %), is trimmed now and then.
+and `malloc_trim` gives all of it back). With a fixed threshold large blocks are mapped on their own and given back; of
+what is left, in smaller blocks (4.5 %), free pages are given back now and then.
 """
 
 from __future__ import annotations
