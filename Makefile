@@ -1,11 +1,11 @@
-# make demo | test | check | bench   (needs Python 3.11 or later, nothing else)
+# make demo | test | check | bench | clients   (needs Python 3.11 or later, nothing else)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench clients clean
 
 demo: $(VENV)/core.stamp
 	$(BIN)/python examples/demo.py
@@ -19,11 +19,14 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
 
+clients: $(VENV)/dev.stamp .venv-clients/stamp
+	$(BIN)/python -m pytest tests/test_serve_clients.py
+
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/cpu_latency.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One stamp for each set of extras, so that nothing is installed twice. Torch comes first and alone: everything after
 # it finds the pinned build in place.
@@ -35,4 +38,10 @@ $(VENV)/core.stamp: pyproject.toml constraints.txt
 
 $(VENV)/%.stamp: $(VENV)/core.stamp
 	$(PIP) -e ".[$*]"
+	touch $@
+
+# Client libraries that talk to the server in tests; they pin other packages than ours.
+.venv-clients/stamp: tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
 	touch $@

@@ -27,6 +27,7 @@ class MemoryStore:
         self._max_bytes, self._slab_bytes = max_bytes, min(_SLAB_BYTES, max(max_bytes // _LEAST_SLABS, 1))
         self._entries: dict[bytes, Tensor] = {}
         self._slabs: deque[_Slab] = deque()
+        self.hits = self.misses = 0  # entries that `lookup` found and did not find
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,7 +39,15 @@ class MemoryStore:
 
     def lookup(self, keys: Sequence[bytes]) -> list[bool]:
         """Which keys are held."""
-        return [key in self._entries for key in keys]
+        found = [key in self._entries for key in keys]
+        self.hits += sum(found)
+        self.misses += len(found) - sum(found)
+        return found
+
+    @property
+    def max_bytes(self) -> int:
+        """The most it keeps."""
+        return self._max_bytes
 
     def read(self, key: bytes) -> Tensor:
         """The entry of a key that is held."""

@@ -20,7 +20,16 @@ from blockrank.layout import TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
 from blockrank.spec import RankSpec
-from blockrank.types import Document, Evidence, InputError, ModelError, Ranking, RankRequest, RequestRanker
+from blockrank.types import (
+    CapacityError,
+    Document,
+    Evidence,
+    InputError,
+    ModelError,
+    Ranking,
+    RankRequest,
+    RequestRanker,
+)
 
 if TYPE_CHECKING:
     from blockrank.layout import Segment
@@ -133,48 +142,59 @@ class Ranker(RequestRanker):
             while running:
                 yield from running.popleft().result()
 
-    def tokenise(self, request: RankRequest) -> TokenisedRequest:
-        """The request's segments as tokens, within the limits of the spec; logs what was cut."""
+    def tokenise(self, request: RankRequest, max_segment_tokens: int | None = None) -> TokenisedRequest:
+        """The request's segments as tokens, within the limits of the spec; logs what was cut.
+
+        max_segment_tokens: a limit on documents for this request alone; it acts where it is below the spec's.
+        """
         assert self.model.tokenizer is not None, "a ranker's model has a tokenizer"
+        spec = self.spec
+        if max_segment_tokens is not None and max_segment_tokens < spec.max_segment_tokens:
+            spec = replace(spec, max_segment_tokens=max_segment_tokens)
         try:
-            tokenised = self.model.tokenizer.tokenise_request(request, self.spec)
+            tokenised = self.model.tokenizer.tokenise_request(request, spec)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
         if tokenised.query_cut:
             _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, tokenised.query_cut)
         for index, segment in enumerate(tokenised.documents):
             if segment.cut:
-                self._log_cut(request, index, segment)
+                _log_cut(request, index, segment, spec.max_segment_tokens)
         return tokenised
-
-    def _log_cut(self, request: RankRequest, index: int, segment: Segment) -> None:
-        _log.warning(
-            "query_id %r: documents[%d] (doc_id %r) was cut from %d to %d tokens of its own (max_segment_tokens %d).",
-            request.query_id, index, request.candidates[index].doc_id,
-            segment.body_tokens + segment.cut, segment.body_tokens, self.spec.max_segment_tokens,
-        )  # fmt: skip
 
     def _rank_batch(
         self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
     ) -> list[Ranking]:
         """Rankings of requests that were planned to share a forward."""
+        scored = self._score_apart(requests, tokenised, model)
+        return [self.ranking(*parts) for parts in zip(requests, tokenised, scored, strict=True)]
+
+    def score(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> list[Scored]:
+        """The forward alone: what `ranking` makes a ranking of, for each of the requests that share it, on the host.
+
+        With `tokenise` before and `ranking` behind it this is what `rank_iter` does, for callers that spread the
+        three over threads. Raises `CapacityError` where a single request does not fit into memory.
+        """
+        return self._score_apart(requests, tokenised, self.model)
+
+    def ranking(self, request: RankRequest, tokenised: TokenisedRequest, scored: Scored) -> Ranking:
+        """The ranking of a request from its scores. Raises `ModelError` where a score is not finite."""
+        if not bool(scored.scores_C.isfinite().all()):
+            raise ModelError(
+                f"query_id {request.query_id!r}: the model's scores are not finite; its weights or dtype are unfit."
+            )
+        evidence = None
+        if scored.shares_R is not None and request.evidence:
+            evidence = _evidence(request, tokenised, scored.shares_R)
+        cuts, tokens = [s.cut for s in tokenised.documents], [s.body_tokens for s in tokenised.documents]
+        return Ranking.from_scores(request, scored.scores_C.tolist(), tokens, cuts, tokenised.query_cut, evidence)
+
+    def _score_apart(
+        self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
+    ) -> list[Scored]:
+        """Scores of requests that share a forward, request by request."""
         scored = self._score(requests, tokenised, any(request.evidence for request in requests), model)
-        rankings, at, row = [], 0, 0
-        for request, item in zip(requests, tokenised, strict=True):
-            scores = scored.scores_C[at : at + len(item.documents)]
-            at += len(item.documents)
-            if not bool(scores.isfinite().all()):
-                raise ModelError(
-                    f"query_id {request.query_id!r}: the model's scores are not finite; its weights or dtype are unfit."
-                )
-            rows = sum(len(segment.ids) for segment in item.documents)
-            evidence = None
-            if scored.shares_R is not None and request.evidence:
-                evidence = _evidence(request, item, scored.shares_R[row : row + rows])
-            row += rows
-            cuts, tokens = [s.cut for s in item.documents], [s.body_tokens for s in item.documents]
-            rankings.append(Ranking.from_scores(request, scores.tolist(), tokens, cuts, item.query_cut, evidence))
-        return rankings
+        return scored.apart([[len(segment.ids) for segment in item.documents] for item in tokenised])
 
     def _score(
         self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], evidence: bool, model: RankModel
@@ -185,7 +205,7 @@ class Ranker(RequestRanker):
                 return self.scorer.score(model, pack(tokenised, self.spec), evidence=evidence).cpu()
         except torch.OutOfMemoryError:
             if len(requests) == 1:
-                raise ModelError(
+                raise CapacityError(
                     f"query_id {requests[0].query_id!r}: its {tokenised[0].length} tokens do not fit into the memory "
                     f"of {model.device}; rank fewer documents at once or lower max_segment_tokens."
                 ) from None
@@ -208,7 +228,7 @@ class Ranker(RequestRanker):
         does nothing, where the model is not of that kind, where documents leave early, or where the keys would take
         over nine tenths of `max_bytes`.
         """
-        if not self.spec.documents_stand_alone or self.spec.prune or not documents:
+        if not self.can_reuse or not documents:
             return False
         groups = self._encoding_groups(documents)
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
@@ -217,12 +237,33 @@ class Ranker(RequestRanker):
         self.model.store = MemoryStore(max_bytes)
         done, total = 0, sum(len(group.documents) for group in groups)
         for group in groups:
-            with torch.inference_mode():
-                self.model.read(pack([group], self.spec))
+            self.encode(group)
             done += len(group.documents)
             if progress is not None:
                 progress(done, total)
         return True
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether the keys of a document may serve many requests."""
+        return self.spec.documents_stand_alone and not self.spec.prune
+
+    def reuse(self, max_bytes: int) -> MemoryStore | None:
+        """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be."""
+        if not self.can_reuse:
+            return None
+        self.model.store = store = MemoryStore(max_bytes)
+        return store
+
+    def encode(self, tokenised: TokenisedRequest) -> None:
+        """Put the keys of a request's documents into the store that `reuse` made. Part of a request will do: its
+        instruction, some documents and its query."""
+        with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
+            self.model.read(pack([tokenised], self.spec))
+
+    def on_each_device(self) -> tuple[Ranker, ...]:
+        """A ranker for each device that the model was loaded on, each to be used by one thread."""
+        return tuple(Ranker(model, self.scorer, self.max_tokens) for model in self.model.on_each_device())
 
     def forget(self) -> None:
         """Drop what `remember` keeps."""
@@ -250,6 +291,14 @@ def _scorer(name: str) -> Scorer:
     if name not in scorers:
         raise InputError(f"scorer {name!r} is unknown; there are {sorted(scorers)}.")
     return scorers[name]()
+
+
+def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:
+    _log.warning(
+        "query_id %r: documents[%d] (doc_id %r) was cut from %d to %d tokens of its own (max_segment_tokens %d).",
+        request.query_id, index, request.candidates[index].doc_id,
+        segment.body_tokens + segment.cut, segment.body_tokens, limit,
+    )  # fmt: skip
 
 
 def _by_size(segment: Segment) -> tuple[int, bytes]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 
 __all__ = [
     "BlockrankError",
+    "CapacityError",
     "Document",
     "Evidence",
     "InputError",
@@ -35,6 +36,10 @@ class InputError(BlockrankError, ValueError):
 
 class ModelError(BlockrankError):
     """A checkpoint cannot be loaded, fails its probe, or yields scores that are not finite."""
+
+
+class CapacityError(ModelError):
+    """A request does not fit into the device's memory; fewer or shorter documents may."""
 
 
 class MissingExtraError(BlockrankError, ImportError):

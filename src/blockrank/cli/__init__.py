@@ -20,6 +20,7 @@ from blockrank.cli.eval import eval_command
 from blockrank.cli.inspect import inspect_command
 from blockrank.cli.rank import rank_command
 from blockrank.cli.search import search_command
+from blockrank.cli.serve import serve_command
 from blockrank.cli.train import train_command
 from blockrank.cli.validate import validate_command
 
@@ -32,6 +33,7 @@ app.command("rank")(rank_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.command("search")(search_command)
+app.command("serve")(serve_command)
 app.command("train")(train_command)
 app.add_typer(data_app, name="data")
 app.command("distil")(distil_command)

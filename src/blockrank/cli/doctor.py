@@ -37,6 +37,9 @@ _EXTRAS = {
     "bm25s": "search",
     "ir-datasets": "datasets",
     "mteb": "mteb",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus-client": "serve",
     "sentence-transformers": "bench",
 }
 _QUERY = "How long does it take to boil an egg?"

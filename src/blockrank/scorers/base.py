@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -26,6 +27,15 @@ class Scored:
     def cpu(self) -> Scored:
         """The same on the host."""
         return Scored(self.scores_C.cpu(), self.shares_R.cpu() if self.shares_R is not None else None)
+
+    def apart(self, rows_BM: Sequence[Sequence[int]]) -> list[Scored]:
+        """The parts of several requests; `rows_BM`: of each request the number of tokens of each document."""
+        scores_BC = torch.split(self.scores_C, [len(rows) for rows in rows_BM])
+        if self.shares_R is None:
+            return [Scored(scores_C) for scores_C in scores_BC]
+        return [
+            Scored(*parts) for parts in zip(scores_BC, torch.split(self.shares_R, [*map(sum, rows_BM)]), strict=True)
+        ]
 
     def then(self, other: Scored) -> Scored:
         """These documents followed by others."""

@@ -1,0 +1,140 @@
+"""`blockrank serve`: a ranker behind HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blockrank.cli.console import (
+    BackendOption,
+    CutQueriesOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SegmentOption,
+    VerboseOption,
+    load_ranker,
+    note,
+)
+from blockrank.types import InputError
+
+KEY_VARIABLE = "BLOCKRANK_API_KEY"
+_MIB = 1 << 20
+
+HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--key-file", help=f"File of keys, one a line; or one key in {KEY_VARIABLE}.")
+]
+NoKeyOption = Annotated[bool, typer.Option("--no-key", help="Listen on other addresses than this machine's unguarded.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="What requests call the model.", show_default=False)]
+AliasOption = Annotated[
+    list[str] | None, typer.Option("--alias", help="Another name for the model; may be repeated.", show_default=False)
+]
+DocumentsLimit = Annotated[int, typer.Option("--max-documents", min=1, help="Documents of a request.")]
+CharsLimit = Annotated[int, typer.Option("--max-document-chars", min=1, help="Characters of a document.")]
+BodyLimit = Annotated[float, typer.Option("--max-body-mib", min=0.001, help="Size of a request's body.")]
+QueueLimit = Annotated[
+    int | None,
+    typer.Option("--max-queue-tokens", min=1, help="Tokens waiting and running at once; 16 batches if left out."),
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch-tokens", min=1, help="Tokens of requests that share a forward; chosen by device.")
+]
+BatchingOption = Annotated[bool, typer.Option("--batching/--no-batching", help="Whether requests share a forward.")]
+CacheOption = Annotated[
+    float, typer.Option("--cache-mib", min=0, help="Memory for documents' keys, a device; 0: none.")
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds from arrival to answer at most.")]
+DrainOption = Annotated[
+    float, typer.Option("--drain", min=0.001, help="Seconds to wait for requests under way at the end.")
+]
+LogOption = Annotated[str, typer.Option("--log-format", metavar="json|text", help="How logs are written.")]
+
+
+def serve_command(
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8100,
+    model: ModelOption = None,
+    name: NameOption = None,
+    alias: AliasOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = None,
+    key_file: KeyFileOption = None,
+    no_key: NoKeyOption = False,
+    max_documents: DocumentsLimit = 1000,
+    max_document_chars: CharsLimit = 200_000,
+    max_body_mib: BodyLimit = 16,
+    max_segment_tokens: SegmentOption = None,
+    cut_queries: CutQueriesOption = False,
+    max_queue_tokens: QueueLimit = None,
+    batch_tokens: BatchOption = None,
+    batching: BatchingOption = True,
+    cache_mib: CacheOption = 256,
+    timeout: TimeoutOption = 60,
+    drain: DrainOption = 30,
+    log_format: LogOption = "json",
+    verbose: VerboseOption = False,
+) -> None:
+    """Serve a model over HTTP: /v1/rerank, /v2/rerank, /rerank, until interrupted."""
+    if log_format not in ("json", "text"):
+        raise typer.BadParameter(f"--log-format is json or text, not {log_format!r}.")
+    keys = read_keys(key_file, os.environ)
+    if not keys and not is_loopback(host):
+        if not no_key:
+            raise typer.BadParameter(
+                f"whoever reaches {host} could use this server: set {KEY_VARIABLE} or --key-file, or say --no-key."
+            )
+        note(f"listening on {host} without a key: whoever reaches it can use it.")
+    from blockrank.serve.logs import server_logs
+    from blockrank.serve.server import run
+    from blockrank.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        served_name=name or model_name(model), aliases=tuple(alias or ()), keys=keys,
+        max_body_bytes=int(max_body_mib * _MIB), max_documents=max_documents, max_document_chars=max_document_chars,
+        max_queue_tokens=max_queue_tokens, batch_tokens=batch_tokens, batching=batching,
+        cache_bytes=int(cache_mib * _MIB), timeout_s=timeout, drain_s=drain,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
+        "cut_queries": cut_queries,
+    }  # fmt: skip
+    with server_logs("json" if log_format == "json" else "text", verbose=verbose):
+        ended = run(settings, lambda: [load_ranker(model, **options)], host=host, port=port)
+    if not ended:  # the interpreter would end under a thread that computes, and be aborted
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def read_keys(path: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Keys from a file, one a line, and from the environment. Raises `InputError` where a file holds none."""
+    keys = [environment[KEY_VARIABLE].strip()] if environment.get(KEY_VARIABLE, "").strip() else []
+    if path is not None:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        if not any(lines):
+            raise InputError(f"{path} holds no key.")
+        keys += [line for line in lines if line]
+    return tuple(keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def model_name(model: str | None) -> str:
+    """What a model is called where nothing says otherwise: its name on the hub, or that of its folder."""
+    if model is None:
+        return "blockrank/mini"
+    return Path(model).resolve().name if Path(model).is_dir() else model

@@ -1,0 +1,88 @@
+"""Who is let in: requests and tokens in the server at once are bounded; what is over the bound is refused at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from blockrank.serve.refusals import Refusal
+
+_FIRST_RATE = 2000.0  # tokens a second, before any forward was timed
+_SMOOTHING = 0.2  # weight of the newest forward in the mean rate
+_LONGEST_RETRY = 60  # seconds
+
+
+class Admission:
+    """Counts requests and tokens in the server.
+
+    A request is counted before it is tokenised, by an estimate, and settled to its real tokens afterwards. One that
+    finds the server empty is let in whatever its size, so that a limit never makes a request impossible.
+    """
+
+    def __init__(self, max_requests: int, max_tokens: int) -> None:
+        self.max_requests, self.max_tokens = max_requests, max_tokens
+        self._lock = Lock()
+        self._rate = _FIRST_RATE
+        self.requests = self.tokens = 0
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A place among the requests, for as long as the block runs. Raises `Refusal` where all are taken."""
+        with self._lock:
+            if self.requests >= self.max_requests:
+                raise self._overload(f"{self.requests} requests are under way and the limit is {self.max_requests}")
+            self.requests += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.requests -= 1
+
+    def take(self, tokens: int) -> Ticket:
+        """Count tokens in. Raises `Refusal` where the limit does not allow it."""
+        with self._lock:
+            if self.tokens and self.tokens + tokens > self.max_tokens:
+                raise self._overload(f"{self.tokens} tokens are waiting or running and the limit is {self.max_tokens}")
+            self.tokens += tokens
+        return Ticket(self, tokens)
+
+    def change(self, tokens: int) -> None:
+        """Count tokens in (or, negative, out) without asking."""
+        with self._lock:
+            self.tokens += tokens
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        """Note how long a forward took."""
+        if seconds > 0:
+            self._rate += _SMOOTHING * (tokens / seconds - self._rate)
+
+    def _overload(self, why: str) -> Refusal:
+        wait = math.ceil(self.tokens / max(self._rate, 1.0))
+        return Refusal(
+            429,
+            "overload",
+            f"the server is busy: {why}; try again later.",
+            retry_after=min(max(wait, 1), _LONGEST_RETRY),
+        )
+
+
+class Ticket:
+    """Tokens of one request that are counted in; given back once."""
+
+    def __init__(self, admission: Admission, tokens: int) -> None:
+        self._admission, self._tokens = admission, tokens
+        self._lock = Lock()
+
+    def settle(self, tokens: int) -> None:
+        """Replace the estimate by what it is."""
+        with self._lock:
+            self._admission.change(tokens - self._tokens)
+            self._tokens = tokens
+
+    def release(self) -> None:
+        """Count out; again and again without effect."""
+        with self._lock:
+            self._admission.change(-self._tokens)
+            self._tokens = 0

@@ -1,0 +1,227 @@
+"""The application: routes over a `Service`, nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import Receive
+
+from blockrank import __version__
+from blockrank.ranker import Ranker
+from blockrank.serve.dialects import likely_dialect
+from blockrank.serve.fields import shown
+from blockrank.serve.front import Front, refused
+from blockrank.serve.metrics import Metrics
+from blockrank.serve.refusals import Refusal
+from blockrank.serve.schema import TITLE, rerank_schema
+from blockrank.serve.service import Load, Service, Trace
+from blockrank.serve.settings import ServeSettings
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+_RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
+_log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: ServeSettings | None = None,
+    load: Load | None = None,
+    *,
+    on_failure: Callable[[str], None] | None = None,
+) -> FastAPI:
+    """The application of a server. Loading begins when it starts; until then, and while it ends, it answers 503.
+
+    load: gives the rankers, each of which may be loaded on several devices; None loads the embedded model. on_failure:
+    called from any thread, with a sentence, where nothing can be served any more: loading failed or a device is lost.
+    `app.state.service` is the `Service` behind it.
+    """
+    settings = settings or ServeSettings()
+    metrics = Metrics()
+    service = Service(settings, load or (lambda: [Ranker.from_pretrained()]), metrics, on_failure)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title=TITLE,
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its page comes from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.state.service = service
+    _add_rerank_routes(app, service)
+    _add_other_routes(app, service)
+    _add_errors(app, service)
+    app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes)
+    return app
+
+
+def _add_rerank_routes(app: FastAPI, service: Service) -> None:
+    async def rerank(request: Request) -> Response:
+        trace: Trace = request.state.trace
+        try:
+            body = await read_body(request, service.settings)
+            trace.dialect = likely_dialect(request.url.path, body)
+            work = service.rank(request.url.path, body, trace, _timeout(request))
+            answer = await while_connected(request.receive, work)
+        except Refusal as refusal:
+            return refused(refusal, trace, service.metrics)
+        except Exception:
+            _log.exception("request %s failed", trace.request_id)
+            sentence = f"ranking failed; the server's log has more under {trace.request_id}."
+            return refused(Refusal(500, "internal", sentence), trace, service.metrics)
+        headers = {}
+        if cut := trace.fields.get("cut_documents"):
+            headers["x-truncated-documents"] = str(cut)
+        return Response(answer, media_type="application/json", headers=headers)
+
+    for path in _RERANK_PATHS:
+        app.add_api_route(
+            path,
+            rerank,
+            methods=["POST"],
+            operation_id="rerank" + path.replace("/", "_").removesuffix("_rerank"),
+            openapi_extra=rerank_schema(path, service.settings),
+        )
+
+
+def _add_other_routes(app: FastAPI, service: Service) -> None:
+    async def livez() -> Response:
+        """Whether the process is worth keeping."""
+        failed = service.state == "failed"
+        return JSONResponse({"status": service.state if failed else "alive"}, 503 if failed else 200)
+
+    async def readyz() -> Response:
+        """Whether requests are served: every device has run a forward lately."""
+        state = service.readiness()
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    async def metrics() -> Response:
+        """Metrics in the format of Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    started = int(time.time())
+
+    async def models(request: Request) -> Response:
+        """The model served and its limits."""
+        try:
+            service.check()
+        except Refusal as refusal:
+            return refused(refusal, request.state.trace, service.metrics)
+        return JSONResponse(models_body(service, started))
+
+    for path, route in (
+        ("/livez", livez), ("/readyz", readyz), ("/health", readyz), ("/metrics", metrics), ("/v1/models", models),
+    ):  # fmt: skip
+        app.add_api_route(path, route, methods=["GET"], operation_id=path.strip("/").replace("/", "_"))
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    async def not_routed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        refusal = Refusal(error.status_code, "route", f"{request.method} {request.url.path}: {error.detail}.")
+        response = refused(refusal, request.state.trace, service.metrics)
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(HTTPException, not_routed)
+
+
+def models_body(service: Service, created: int) -> dict[str, Any]:
+    """The list of models, with the limits of this server."""
+    settings, ranker = service.settings, service.ranker
+    assert ranker is not None, "ready"
+    limits = {
+        "max_documents": settings.max_documents,
+        "max_document_chars": settings.max_document_chars,
+        "max_document_tokens": ranker.spec.max_segment_tokens,
+        "max_query_chars": settings.max_query_chars,
+        "max_query_tokens": ranker.spec.max_query_tokens,
+        "max_body_bytes": settings.max_body_bytes,
+    }
+    names = [settings.served_name, *settings.aliases]
+    rows = [
+        {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "blockrank",
+            "max_model_len": ranker.spec.max_segment_tokens,
+            "limits": limits,
+        }
+        for name in names
+    ]
+    return {"object": "list", "data": rows}
+
+
+async def read_body(request: Request, settings: ServeSettings) -> bytes:
+    """The body of a request. Raises `Refusal` where it is compressed, too large or too slow, or the client left."""
+    limit = settings.max_body_bytes
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal(415, "body", "a compressed body is not read here: send it as it is.")
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise Refusal(413, "body", f"the body is larger than the limit of {limit} bytes.")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Refusal(408, "body", f"the body did not arrive within {settings.body_timeout_s:g} s.") from None
+    except ClientDisconnect:
+        raise _left() from None
+    return b"".join(chunks)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, bytes]) -> bytes:
+    """The result of `work`, which is cancelled when the client leaves; then raises `Refusal`."""
+
+    async def leaves() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise _left()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _left() -> Refusal:
+    return Refusal(499, "disconnect", "the client has left.")
+
+
+def _timeout(request: Request) -> float | None:
+    """Seconds that the client gives the request, None where it does not say."""
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        found = float(given) / 1000
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise Refusal(
+            400, "invalid", f"{TIMEOUT_HEADER} must be a positive number of milliseconds, not {shown(given)}."
+        )
+    return found

@@ -1,0 +1,166 @@
+"""What waits for a device, and which of it goes next.
+
+There is no timer: a device that becomes free takes what is waiting, up to a budget of tokens, so that a lone request
+never waits for company. Requests over the budget have a lane of their own; where both lanes wait, turns alternate, so
+that neither starves the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import TYPE_CHECKING
+
+from blockrank.serve.refusals import Refusal
+from blockrank.types import RankRequest
+
+if TYPE_CHECKING:
+    from blockrank.layout import TokenisedRequest
+    from blockrank.scorers import Scored
+
+Clock = Callable[[], float]
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A tokenised request on its way. deadline: on the clock of `time.monotonic`. future: its scores, or why not.
+
+    arrived, started, forward_s: when it was put in, when it was taken out, and how long its forwards took.
+    """
+
+    request: RankRequest
+    tokenised: TokenisedRequest
+    tokens: int
+    deadline: float
+    future: Future[Scored] = field(default_factory=Future)
+    abandoned: bool = False
+    arrived: float = 0.0
+    started: float = 0.0
+    forward_s: float = 0.0
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: it leaves the queue, or ends after the forward that runs."""
+        self.abandoned = True
+        self.future.cancel()
+
+    def finish(self, scored: Scored) -> None:
+        """End it with scores, if it has not ended."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(scored)
+
+    def fail(self, error: Exception) -> None:
+        """End it without scores, if it has not ended."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+class Batcher:
+    """Jobs in the order they came, in two lanes; safe to use from several threads."""
+
+    def __init__(self, batch_tokens: int, *, batching: bool = True, clock: Clock = time.monotonic) -> None:
+        self.batch_tokens, self._batching, self._clock = batch_tokens, batching, clock
+        self._small: deque[Job] = deque()
+        self._large: deque[Job] = deque()
+        self._large_next = False
+        self._closed: Callable[[], Exception] | None = None
+        self._changed = Condition()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait."""
+        with self._changed:
+            return sum(not job.future.cancelled() for lane in (self._small, self._large) for job in lane)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their tokens."""
+        with self._changed:
+            lanes = (self._small, self._large)
+            return sum(job.tokens for lane in lanes for job in lane if not job.future.cancelled())
+
+    def put(self, job: Job) -> None:
+        """Let a job wait. Raises the error that `close` was given, once closed."""
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed()
+            job.arrived = self._clock()
+            (self._large if job.tokens > self.batch_tokens else self._small).append(job)
+            self._changed.notify()
+
+    def take(self, timeout: float | None = None) -> list[Job]:
+        """The next jobs to share a forward; waits for one. Empty after `timeout` seconds, and once closed.
+
+        Jobs that were abandoned are dropped, and those past their deadline refused, before anything is spent on them.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._small or self._large or self._closed is not None, timeout)
+            large_first = self._large_next or not self._small
+            batch = self._next_large() if large_first else self._next_small()
+            return batch or (self._next_small() if large_first else self._next_large())
+
+    def take_small(self) -> list[Job]:
+        """The next small jobs that wait; does not wait itself. For turns between the parts of a large job."""
+        with self._changed:
+            return self._next_small()
+
+    def close(self, error: Callable[[], Exception]) -> None:
+        """Fail all that waits, and all that comes."""
+        with self._changed:
+            self._closed = error
+            left = [*self._small, *self._large]
+            self._small.clear()
+            self._large.clear()
+            self._changed.notify_all()
+        for job in left:
+            if job.future.set_running_or_notify_cancel():
+                job.fail(error())
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed is not None
+
+    def _next_large(self) -> list[Job]:
+        self._large_next = False
+        while self._large:
+            if self._starts(job := self._large.popleft()):
+                return [job]
+        return []
+
+    def _next_small(self) -> list[Job]:
+        self._large_next = True
+        batch: list[Job] = []
+        room = self.batch_tokens
+        while self._small and self._small[0].tokens <= room:
+            if self._starts(job := self._small.popleft()):
+                batch.append(job)
+                room -= job.tokens
+                if not self._batching:
+                    break
+        return batch
+
+    def _starts(self, job: Job) -> bool:
+        """Whether a job is still wanted; from now on it runs."""
+        if not job.future.set_running_or_notify_cancel():
+            return False
+        job.started = self._clock()
+        return not late(job, job.started)
+
+
+def late(job: Job, now: float) -> bool:
+    """Refuse a running job that nobody waits for, or that is past its deadline; says whether it was."""
+    if job.abandoned:
+        job.fail(Refusal(499, "disconnect", "the client has left."))
+    elif now >= job.deadline:
+        job.fail(Refusal(504, "deadline", "the time allowed for this request is over."))
+    return job.future.done()
+
+
+def tokens_of(jobs: Sequence[Job]) -> int:
+    """Tokens of jobs that share a forward."""
+    return sum(job.tokens for job in jobs)

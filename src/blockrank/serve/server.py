@@ -1,0 +1,130 @@
+"""Serve an application with uvicorn until it is told to stop, and drain it then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from blockrank.serve.app import create_app
+from blockrank.serve.service import Load, Service
+from blockrank.serve.settings import ServeSettings
+from blockrank.types import BlockrankError
+
+_log = logging.getLogger(__name__)
+_KEEP_ALIVE_S = 75  # longer than the idle time of clients' pools, so that the server is not the one that hangs up
+_BACKLOG = 2048
+_LAST_GRACE_S = 2  # for answers that are being sent when everything else has ended
+
+
+class ServerError(BlockrankError):
+    """The server could not start, or ended because it could serve no longer."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with an end of its own: the first signal drains, a second one ends at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._told = False
+        self.failure: str | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came. It is not raised again at the end: a server that has drained has done its work."""
+        del frame
+        if self._told or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._told = True
+        _log.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
+        self._loop.call_soon_threadsafe(self._end)
+
+    async def _drain(self) -> None:
+        await self._service.drain()
+        self.should_exit = True
+
+    def fail(self, sentence: str) -> None:
+        """Nothing can be served any more: end, after what is under way has been told. Called from any thread."""
+        self.failure = sentence
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+
+
+def make_server(app: FastAPI) -> Server:
+    """A server of an application, not started yet."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_GRACE_S,
+        backlog=_BACKLOG,
+        ws="none",
+        lifespan="on",
+    )
+    return Server(config, app.state.service)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Raises `ServerError` where that cannot be."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With its protocol named: asyncio turns Nagle's algorithm off for such sockets alone, and with it an answer's
+        # body waits up to 40 ms for the acknowledgement of its head.
+        listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from None
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from None
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ServerError:
+    return ServerError(f"cannot listen on {host}, port {port}: {error.strerror or error}.")
+
+
+def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
+    """Serve until a signal. Returns whether all threads have ended: one that loads or runs a forward cannot be told to.
+
+    Raises `ServerError` where loading failed, a device was lost, or the port is taken.
+    """
+    servers: list[Server] = []
+
+    def on_failure(sentence: str) -> None:
+        servers[0].fail(sentence)
+
+    listener = listen(host, port)
+    server = make_server(create_app(settings, load, on_failure=on_failure))
+    servers.append(server)
+    address, shown = listener.getsockname()[:2], f"[{host}]" if ":" in host else host
+    _log.info("listening", extra={"fields": {"url": f"http://{shown}:{address[1]}"}})
+    server.run([listener])
+    if server.failure is not None:
+        raise ServerError(server.failure)
+    service: Service = server.config.app.state.service  # type: ignore[union-attr]
+    return not service.is_busy

@@ -1,0 +1,224 @@
+"""A thread that owns one device: takes jobs, runs forwards, and knows whether the device still answers."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Thread
+from typing import TypeVar
+
+import torch
+
+from blockrank.cache import MemoryStore
+from blockrank.layout import TokenisedRequest, plan_batches
+from blockrank.ranker import Ranker
+from blockrank.serve.batcher import Batcher, Job, late, tokens_of
+from blockrank.serve.memory import trim
+from blockrank.serve.refusals import Refusal, invalid
+from blockrank.types import BlockrankError, CapacityError, InputError, RankRequest
+
+_log = logging.getLogger(__name__)
+# A request whose documents are encoded piece by piece may fill so much of the store: what comes between its pieces
+# needs room too, and what drops out is computed twice.
+_LARGEST_SHARE = 0.4
+_TRIM_S = 5.0  # seconds between two times that free memory is given back
+_WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
+Result = TypeVar("Result")
+OnForward = Callable[[Sequence[Job], int, float], None]
+
+
+class Worker:
+    """One device's ranker and thread.
+
+    piece_tokens: of a large request, tokens encoded in one turn. on_forward: called with the jobs, tokens and seconds
+    of each forward. on_failure: called once, with a sentence, where the device is lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ranker: Ranker,
+        batcher: Batcher,
+        *,
+        piece_tokens: int,
+        idle_s: float,
+        cache_bytes: int,
+        on_forward: OnForward,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self.name, self._ranker, self._batcher = name, ranker, batcher
+        self._piece_tokens, self._idle_s = piece_tokens, idle_s
+        self._on_forward, self._on_failure = on_forward, on_failure
+        self.store: MemoryStore | None = ranker.reuse(cache_bytes) if cache_bytes else None
+        self.last_success = 0.0
+        self.busy_since: float | None = None
+        self.failed = False
+        self._thread = Thread(target=self._run, name=f"blockrank-{name}", daemon=True)
+
+    def warm(self) -> None:
+        """Run forwards of a few sizes, in the calling thread."""
+        for query, count in _WARM:
+            self._try_alone(query, count)
+
+    def start(self) -> None:
+        """Take jobs from now on, until the batcher is closed."""
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self._thread.ident is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread to end, once the batcher is closed."""
+        self._thread.join(timeout)
+
+    def state(self, now: float, ready_s: float, stall_s: float) -> str:
+        """What is wrong ("failed", "stalled" in one forward, "stale": none has succeeded lately), or "ready"."""
+        busy = self.busy_since
+        if self.failed:
+            return "failed"
+        if busy is not None:
+            return "stalled" if now - busy > stall_s else "ready"
+        return "ready" if now - self.last_success <= ready_s else "stale"
+
+    def _run(self) -> None:
+        trimmed = time.monotonic()
+        while not self.failed and not self._batcher.closed:
+            jobs = self._batcher.take(self._idle_s)
+            if jobs and self._in_pieces(jobs[0]):
+                self._run_large(jobs[0])
+            elif jobs:
+                self._run_batch(jobs)
+            elif not self._batcher.closed and time.monotonic() - self.last_success >= self._idle_s:
+                self._check()
+            if (now := time.monotonic()) - trimmed >= _TRIM_S:
+                trim()
+                trimmed = now
+
+    def _check(self) -> None:
+        """A forward of an idle device, to know that it still answers."""
+        try:
+            self._try_alone(*_WARM[0])
+        except Exception as error:
+            self.last_success = 0.0
+            self._note(error)
+
+    def _try_alone(self, query: str, count: int) -> None:
+        """One forward of our own."""
+        request = RankRequest(query, [f"document {index}" for index in range(count)], "check")
+        tokenised = self._ranker.tokenise(request)
+        scored = self._timed([], tokenised.length, lambda: self._ranker.score([request], [tokenised]))
+        self._ranker.ranking(request, tokenised, scored[0])
+
+    def _timed(self, jobs: Sequence[Job], tokens: int, forward: Callable[[], Result]) -> Result:
+        """Run a forward under watch."""
+        started = self.busy_since = time.monotonic()
+        try:
+            result = forward()
+            self.last_success = time.monotonic()
+            return result
+        finally:
+            seconds = time.monotonic() - started
+            self.busy_since = None
+            for job in jobs:
+                job.forward_s += seconds
+            self._on_forward(jobs, tokens, seconds)
+
+    def _run_batch(self, jobs: Sequence[Job]) -> None:
+        """Score jobs in one forward; where that fails for another reason than a lost device, each alone."""
+        try:
+            requests, tokenised = [job.request for job in jobs], [job.tokenised for job in jobs]
+            found = self._timed(jobs, tokens_of(jobs), lambda: self._ranker.score(requests, tokenised))
+        except Exception as error:
+            self._note(error)
+            if self.failed or len(jobs) == 1:
+                for job in jobs:
+                    job.fail(refusal_of(error))
+                return
+            for job in jobs:
+                self._run_batch([job])
+            return
+        for job, scored in zip(jobs, found, strict=True):
+            job.finish(scored)
+
+    def _in_pieces(self, job: Job) -> bool:
+        """Whether a job is large, and its documents can be encoded piece by piece."""
+        if self.store is None or job.tokens <= self._batcher.batch_tokens:
+            return False
+        return job.tokens * self._ranker.model.key_bytes <= _LARGEST_SHARE * self.store.max_bytes
+
+    def _run_large(self, job: Job) -> None:
+        """Encode a large job's documents piece by piece, let small jobs run in between, then score it."""
+        *documents, query = job.tokenised.segments[1:]
+        instruction = job.tokenised.segments[0]
+        for part in plan_batches([len(segment.ids) for segment in documents], self._piece_tokens):
+            if late(job, time.monotonic()):
+                return
+            piece = TokenisedRequest((instruction, *documents[part], query))
+            try:
+                self._timed([job], piece.length, partial(self._ranker.encode, piece))
+            except Exception as error:
+                self._note(error)
+                job.fail(refusal_of(error))
+                return
+            if others := self._batcher.take_small():
+                self._run_batch(others)
+            if self.failed:
+                job.fail(lost())
+                return
+        if not late(job, time.monotonic()):
+            self._run_batch([job])
+
+    def _note(self, error: Exception) -> None:
+        """Log an error of a forward; one that the device does not survive ends the worker."""
+        if isinstance(error, BlockrankError):
+            _log.warning("%s: %s", self.name, error)
+        else:
+            _log.error("%s: a forward failed", self.name, exc_info=error)
+        if is_fatal(error) and not self.failed:
+            self.failed = True
+            self._on_failure(f"{self.name} is lost: {str(error).splitlines()[0] or type(error).__name__}")
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether a device is lost after an error: every later call of this process would fail too."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def lost() -> Refusal:
+    """What is told where a device is lost."""
+    return Refusal(503, "failed", "the device that ranks is lost; this server must be restarted.", retry_after=30)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What is told of an error of a forward."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, CapacityError | torch.OutOfMemoryError):
+        return Refusal(
+            503, "memory", f"{error}" if isinstance(error, CapacityError) else "the device is out of memory."
+        )
+    if is_fatal(error):
+        return lost()
+    if isinstance(error, InputError):
+        return invalid(str(error))
+    if isinstance(error, BlockrankError):
+        return Refusal(500, "internal", str(error))
+    return Refusal(500, "internal", f"ranking failed: {type(error).__name__}; the server's log has more.")
+
+
+def devices_of(rankers: Sequence[Ranker]) -> list[tuple[str, Ranker]]:
+    """Each device with its ranker, of rankers that may be loaded on several."""
+    found = list(itertools.chain.from_iterable(ranker.on_each_device() for ranker in rankers))
+    return [(str(ranker.model.device), ranker) for ranker in found]

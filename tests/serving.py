@@ -1,0 +1,133 @@
+"""A real server on a socket for tests: uvicorn in a thread, the application and the embedded model as they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.utils import httpx
+
+from blockrank import Ranker
+from blockrank.layout import PackedLayout
+from blockrank.model import RankModel
+from blockrank.scorers import AttentionScorer, Scored
+from blockrank.serve.app import create_app
+from blockrank.serve.server import listen, make_server
+from blockrank.serve.service import Service
+from blockrank.serve.settings import ServeSettings
+
+QUERY = "who wrote Dracula"
+TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula in 1897.", "The Irish coast is rainy."]
+BODY: dict[str, Any] = {"query": QUERY, "documents": TEXTS}
+
+
+class Gate:
+    """A scorer that can be held, or made to fail, and otherwise scores as ever. Server tests count with it."""
+
+    name: ClassVar[str] = "gate"
+    needs_head: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.open = Event()
+        self.open.set()
+        self.entered = Event()
+        self.failure: Callable[[PackedLayout], Scored | None] | None = None
+        self.requests: list[int] = []
+
+    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+        self.requests.append(layout.requests)
+        self.entered.set()
+        assert self.open.wait(30), "the gate was never opened"
+        if self.failure is not None and (found := self.failure(layout)) is not None:
+            return found
+        return AttentionScorer().score(model, layout, evidence=evidence)
+
+    def close(self) -> None:
+        """Hold whatever comes next."""
+        self.entered.clear()
+        self.open.clear()
+
+    def hold(self) -> None:
+        """Wait until a forward is held."""
+        assert self.entered.wait(10), "nothing came"
+
+
+@dataclass
+class Running:
+    """A server, a client of it, and what is behind it."""
+
+    client: httpx.Client
+    service: Service
+    gate: Gate
+    port: int
+    routes: list[Any]
+
+    def post(self, path: str = "/v1/rerank", body: Any = None, **options: Any) -> Any:
+        return self.client.post(path, json=BODY if body is None else body, **options)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels, or its value where `name` has labels."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(
+    mini: Ranker,
+    settings: ServeSettings | None = None,
+    *,
+    load: Callable[[], Sequence[Ranker]] | None = None,
+    headers: dict[str, str] | None = None,
+    wait: bool = True,
+    **options: Any,
+) -> Iterator[Running]:
+    """A server over the embedded model whose forwards pass a `Gate`."""
+    gate = Gate()
+    app = create_app(settings, load or (lambda: [Ranker(mini.model, gate)]), **options)
+    server, listener = make_server(app), listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    thread = Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, headers=headers) as client:
+            if wait:
+                wait_until(lambda: app.state.service.state == "ready")
+            yield Running(client, app.state.service, gate, port, app.routes)
+    finally:
+        gate.failure = None
+        gate.open.set()
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+    assert not thread.is_alive()
+
+
+def not_finite(layout: PackedLayout) -> Scored:
+    """What a broken model would yield."""
+    return Scored(torch.full((len(layout.document_segment_C),), float("nan")))
+
+
+def out_of_memory(room: int) -> Callable[[PackedLayout], None]:
+    """A device that takes so many documents at once."""
+
+    def fail(layout: PackedLayout) -> None:
+        if len(layout.document_segment_C) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return fail
+
+
+def device_lost(_: PackedLayout) -> None:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

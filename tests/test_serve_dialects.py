@@ -1,0 +1,308 @@
+"""The dialects as pure functions, and over the socket: what each takes, answers and refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import QUERY, TEXTS, Running, running
+
+from blockrank import FakeRanker, InputError, Ranker
+from blockrank.serve.calls import Reading
+from blockrank.serve.dialects import COHERE, JINA, TEI, Dialect, dialect_of
+from blockrank.serve.fields import Fields, read_json
+from blockrank.serve.refusals import CAUSES, Refusal
+from blockrank.serve.settings import ServeSettings
+
+SETTINGS = ServeSettings(max_documents=1000)
+DOCUMENTS = {"jina": "documents", "cohere": "documents", "tei": "texts"}
+PATHS = {"jina": "/v1/rerank", "cohere": "/v2/rerank", "tei": "/rerank"}
+
+
+@pytest.fixture(scope="module")
+def server(mini: Ranker) -> Iterator[Running]:
+    with running(mini, ServeSettings(aliases=("rerank-v3.5",))) as found:
+        yield found
+
+
+def results(dialect: Dialect, answer: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = answer if dialect is TEI else answer["results"]
+    return found
+
+
+def answered(dialect: Dialect, body: dict[str, Any], read: Reading | None = None) -> Any:
+    """What a body gets, over `FakeRanker`, through JSON."""
+    call = dialect.read(body, SETTINGS, "r1")
+    [ranking] = FakeRanker().rank_many([call.request])
+    return json.loads(json.dumps(dialect.answer(call, ranking, read or Reading(10))))
+
+
+def refused(dialect: Dialect, body: dict[str, Any]) -> tuple[int, str]:
+    with pytest.raises(Refusal) as caught:
+        dialect.read(body, SETTINGS, "r1")
+    status, answer = dialect.refusal(caught.value, "r1")
+    return status, str(answer.get("message", answer.get("detail", answer.get("error"))))
+
+
+def nulls(value: Any) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(map(nulls, children))
+
+
+# Every dialect
+
+
+@given(
+    texts=st.lists(st.text("abc ", min_size=1).filter(str.strip), min_size=1, max_size=6),
+    top_n=st.sampled_from([None, 1, 2, 6, 8000]),
+    echo=st.booleans(),
+    extras=st.booleans(),
+    dialect=st.sampled_from([JINA, COHERE, TEI]),
+)
+def test_answers_are_a_permutation(texts: list[str], top_n: int | None, echo: bool, extras: bool, dialect: Any) -> None:
+    """Every index once, by falling score, the best `top_n`, no null, and the caller's text and id with its index."""
+    echo_field = "return_text" if dialect is TEI else "return_documents"
+    given_ids = [f"id {i}" for i in range(len(texts))]
+    documents: list[Any] = [{"id": name, "text": text} for name, text in zip(given_ids, texts, strict=True)]
+    if not extras:
+        documents = texts
+    body = {
+        "query": "a b", DOCUMENTS[dialect.name]: documents, "top_n": top_n, echo_field: echo, "evidence": extras,
+        "token_counts": extras, "model": None,
+    }  # fmt: skip
+    answer = answered(dialect, body)
+    found = results(dialect, answer)
+    assert not nulls(answer)
+    assert len(found) == min(top_n or 8000, len(texts))
+    indices = [item["index"] for item in found]
+    assert len(set(indices)) == len(indices)
+    assert set(indices) <= set(range(len(texts)))
+    scores = [item["score" if dialect is TEI else "relevance_score"] for item in found]
+    assert scores == sorted(scores, reverse=True)
+    for item in found:
+        assert item.get("id") == (given_ids[item["index"]] if extras else None)
+        text = item.get("text") if dialect is TEI else item.get("document", {}).get("text")
+        assert text == (texts[item["index"]] if echo else None)
+        assert ("evidence" in item, "cut_tokens" in item) == (extras, extras)
+
+
+@pytest.mark.parametrize("dialect", [JINA, COHERE, TEI], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("top_n", [0, -1, True, 1.5, "3"])
+def test_top_n_out_of_range_is_refused(dialect: Dialect, top_n: Any) -> None:
+    status, sentence = refused(dialect, {"query": "q", DOCUMENTS[dialect.name]: ["a"], "top_n": top_n})
+    assert (status, sentence.startswith("top_n must be ")) == (422, True)
+
+
+@pytest.mark.parametrize("dialect", [JINA, COHERE, TEI], ids=lambda dialect: dialect.name)
+def test_unknown_fields_are_named(dialect: Dialect) -> None:
+    body = {"query": "q", DOCUMENTS[dialect.name]: ["a"]}
+    for field, hint in (("top_k", "'top_n'"), ("querry", "'query'"), ("zzz", "known are")):
+        status, sentence = refused(dialect, {**body, field: 3})
+        assert (status, f"unknown field '{field}'" in sentence, hint in sentence) == (422, True, True)
+    assert len(refused(dialect, {**body, "y" * 100_000: 3})[1]) < 500
+    dialect.read({**body, "zzz": None}, SETTINGS, "r1")  # null is nothing
+
+
+@pytest.mark.parametrize(("dialect", "status"), [(JINA, 422), (COHERE, 400), (TEI, 400)])
+def test_what_is_missing_is_told(dialect: Dialect, status: int) -> None:
+    name = DOCUMENTS[dialect.name]
+    assert refused(dialect, {"query": "q", name: []}) == (status, f"list of {name} must not be empty.")
+    assert refused(dialect, {"query": "q"}) == (status, f"{name} is missing.")
+    assert refused(dialect, {name: ["a"]}) == (status, "query is missing.")
+    blank = "query must not be empty or only white space."
+    assert refused(dialect, {"query": " \n", name: ["a"]}) == (status, blank)
+    assert refused(dialect, {"query": 3, name: ["a"]}) == (422, "query must be a string, not a number.")
+    assert refused(dialect, {"query": "q", name: "a"}) == (422, f"{name} must be an array.")
+    assert refused(dialect, {"query": "q", name: ["a", " "]}) == (422, f"{name}[1] is empty: there is no text to rank.")
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_has_words_in_every_dialect(cause: Any) -> None:
+    refusal = Refusal(503, cause, "a sentence.", param="top_n")
+    for dialect, key in ((JINA, "detail"), (COHERE, "message"), (TEI, "error")):
+        status, body = dialect.refusal(refusal, "r1")
+        assert status in (503, 400)
+        assert body[key] == "a sentence."
+    assert JINA.refusal(refusal, "r1")[1]["error"]["message"] == "a sentence."
+    assert TEI.refusal(refusal, "r1")[1]["error_type"] in ("Validation", "Overloaded", "Unhealthy", "Backend", "Empty")
+
+
+# Documents
+
+
+def test_documents_as_strings_and_objects() -> None:
+    documents = ["abc", {"text": "b c", "title": "a"}, {"id": 7, "text": "c"}, {"_id": "x", "text": "c"}]
+    call = JINA.read({"query": "a", "documents": documents}, SETTINGS, "r1")
+    assert [document.content for document in call.request.candidates] == ["abc", "a b c", "c", "c"]
+    assert call.ids == (None, None, 7, "x")
+    found = {item["index"]: item for item in answered(JINA, {"query": "a", "documents": documents})["results"]}
+    assert found[1]["document"] == {"text": "b c", "title": "a"}
+    assert (found[2]["id"], "id" in found[0]) == (7, False)
+    for bad in ({"id": [], "text": "a"}, {"id": "\ud800", "text": "a"}, {"text": 3}, {"title": "t"}, None, ["a"]):
+        assert "documents[1]" in refused(JINA, {"query": "a", "documents": ["a", bad]})[1]
+
+
+def test_ids_are_the_caller_s_own_business() -> None:
+    """Equal ids, and an id that looks like another document's place, are no conflict: the index tells."""
+    documents = [{"id": "1", "text": "a"}, "b", {"id": "1", "text": "c"}]
+    found = answered(JINA, {"query": "a", "documents": documents})["results"]
+    assert sorted((item["index"], item.get("id", "")) for item in found) == [(0, "1"), (1, ""), (2, "1")]
+
+
+# What one dialect has
+
+
+def test_the_shapes_of_answers() -> None:
+    body = {"query": "a", "documents": ["a", "b"]}
+    read = Reading(10, cut_documents=1, most_cut=4, query_cut=2)
+    jina, cohere = answered(JINA, body, read), answered(COHERE, body, read)
+    assert {*jina} == {"id", "object", "model", "usage", "results", "meta"}
+    assert jina["usage"] == {"total_tokens": 10, "prompt_tokens": 10}
+    assert jina["results"][0]["document"] == {"text": "a"}
+    assert "meta" not in answered(JINA, body)
+    assert {*cohere} == {"id", "results", "meta"}
+    assert "document" not in cohere["results"][0]
+    assert cohere["meta"]["warnings"] == jina["meta"]["warnings"]
+    assert [word in " ".join(jina["meta"]["warnings"]) for word in ("1 of 2 documents", "4 tokens", "last 2")] == [
+        True
+    ] * 3
+    assert answered(TEI, {"query": "a", "texts": ["b", "a"]}) == [
+        {"index": 1, "score": 1.0},
+        {"index": 0, "score": 0.0},
+    ]
+    assert answered(JINA, {**body, "token_counts": True}, read)["query_cut_tokens"] == 2
+
+
+def test_what_changes_nothing_is_told_and_what_cannot_be_honoured_is_refused() -> None:
+    body = {"query": "a", "documents": ["a"]}
+    notes = answered(COHERE, {**body, "priority": 1, "max_chunks_per_doc": 2, "rank_fields": ["text"]})["meta"][
+        "warnings"
+    ]
+    assert [note.split()[0] for note in notes] == ["max_chunks_per_doc", "priority"]
+    for field, value in (
+        ("instruction", "be kind"), ("truncation_side", "left"), ("truncate_prompt_tokens", 5),
+        ("return_embeddings", True), ("rank_fields", ["author"]),
+    ):  # fmt: skip
+        assert "is not supported" in refused(JINA, {**body, field: value})[1]
+    JINA.read({**body, "truncate_prompt_tokens": -1, "truncation_side": "right", "user": "u"}, SETTINGS, "r1")
+    assert "is not supported" in refused(TEI, {"query": "a", "texts": ["a"], "truncation_direction": "Left"})[1]
+    TEI.read({"query": "a", "texts": ["a"], "truncation_direction": "Right", "raw_scores": True}, SETTINGS, "r1")
+
+
+def test_the_body_says_which_dialect_rerank_is() -> None:
+    assert dialect_of("/rerank", {"texts": ["a"]}) is TEI
+    assert dialect_of("/rerank", {"documents": ["a"]}) is JINA
+    assert dialect_of("/rerank", {"documents": ["a"], "texts": None}) is JINA
+    assert dialect_of("/v1/rerank", {"texts": ["a"]}) is JINA
+    assert dialect_of("/v2/rerank", {"documents": ["a"]}) is COHERE
+    with pytest.raises(Refusal, match="not both"):
+        dialect_of("/rerank", {"documents": ["a"], "texts": ["a"]})
+
+
+@given(
+    st.binary() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())
+)
+def test_any_body_is_an_object_or_refused(body: bytes) -> None:
+    try:
+        status = 200 if isinstance(read_json(body), dict) else 0
+    except Refusal as refusal:
+        status = refusal.status
+    assert status in (200, 400)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["query", "documents", "texts", "top_n", "model", "evidence", "token_counts", "rank_fields"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "text", "title"]), inner)
+            ),
+            max_leaves=6,
+        ),
+    )
+)
+def test_any_object_is_a_call_or_refused(body: dict[str, Any]) -> None:
+    for dialect in (JINA, COHERE, TEI):
+        try:
+            call = dialect.read(body, SETTINGS, "r1")
+        except Refusal as refusal:
+            status, answer = dialect.refusal(refusal, "r1")
+            assert 400 <= status < 500
+            json.dumps(answer).encode()
+        else:
+            assert len(call.ids) == len(call.request.candidates)
+
+
+def test_settings_are_checked() -> None:
+    for wrong in (
+        {"max_documents": 0}, {"timeout_s": -1.0}, {"cache_bytes": -1}, {"served_name": " "}, {"keys": ("",)},
+        {"keys": (" a",)}, {"aliases": ("",)},
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            ServeSettings(**wrong)
+    assert "secret" not in repr(ServeSettings(keys=("secret",)))
+    assert Fields({"a": None}, ["a"]).value("a") is None
+
+
+# Over the socket
+
+
+def test_permutations_and_top_n_at_once(server: Running, mini: Ranker) -> None:
+    """Every order of the documents with every `top_n`, in all dialects, at the same time: the right index each time."""
+    expected = [entry.document.text for entry in mini.rank(QUERY, TEXTS)]
+    cases = list(itertools.product(itertools.permutations(TEXTS), (None, 1, 2, 3, 8000), (JINA, COHERE, TEI)))
+
+    def post(case: Any) -> Any:
+        texts, top_n, dialect = case
+        body = {"query": QUERY, DOCUMENTS[dialect.name]: list(texts), "top_n": top_n}
+        return server.post(PATHS[dialect.name], body)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(post, cases))
+    for (texts, top_n, dialect), answer in zip(cases, answers, strict=True):
+        found = [texts[item["index"]] for item in results(dialect, answer.json())]
+        assert found == expected[: top_n or 3]
+
+
+def test_a_limit_that_does_not_bind_changes_no_bit(server: Running) -> None:
+    body = {"query": QUERY, "documents": [*TEXTS, "word " * 100]}
+    server.post(body=body)  # from now on its documents come from the cache: the same bits each time
+    plain = server.post(body=body).json()["results"]
+    assert server.post(body={**body, "max_tokens_per_doc": 4096}).json()["results"] == plain
+    assert server.post(body={**body, "max_tokens_per_doc": 150}).json()["results"] == plain
+    cut = server.post(body={**body, "max_tokens_per_doc": 20, "token_counts": True}).json()
+    assert {item["index"]: item["cut_tokens"] for item in cut["results"]} == {0: 0, 1: 0, 2: 0, 3: 82}
+
+
+def test_documents_that_may_not_be_cut_are_refused_by_name(server: Running) -> None:
+    texts = ["a", "word " * 300]
+    answer = server.post("/rerank", {"query": QUERY, "texts": texts, "truncate": False})
+    assert (answer.status_code, answer.json()["error"].startswith("texts[1] is 46 tokens over")) == (422, True)
+    assert server.post("/rerank", {"query": QUERY, "texts": texts, "truncate": True}).status_code == 200
+    jina = server.post(body={"query": QUERY, "documents": texts, "truncation": False})
+    assert (jina.status_code, jina.json()["detail"].startswith("documents[1] is 46")) == (422, True)
+
+
+def test_evidence_is_characters_of_the_caller_s_text(server: Running) -> None:
+    documents = [{"title": "Dracula", "text": "by Bram Stoker"}, "a novel"]
+    answer = server.post("/v2/rerank", {"query": QUERY, "documents": documents, "evidence": True}).json()
+    best = answer["results"][0]
+    assert best["index"] == 0
+    spans = {documents[0][item["field"]][item["start"] : item["end"]]: item["share"] for item in best["evidence"]}  # type: ignore[index]
+    assert {"dracula", "bram"} & {text.lower() for text in spans}
+    assert 0 < sum(spans.values()) <= 1.001
+    assert "evidence" not in server.post().json()["results"][0]
+
+
+def test_the_model_s_names(server: Running) -> None:
+    for name in ("blockrank/mini", "rerank-v3.5"):
+        assert server.post(body={"model": name, "query": QUERY, "documents": TEXTS}).json()["model"] == "blockrank/mini"
+    other = server.post("/v2/rerank", {"model": "rerank-v4", "query": QUERY, "documents": TEXTS})
+    assert (other.status_code, {*other.json()}) == (404, {"id", "message"})

@@ -1,0 +1,149 @@
+"""`blockrank serve` as a process: signals, exit codes, keys, logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import httpx
+from serving import BODY, wait_until
+from typer.testing import CliRunner
+
+from blockrank import InputError
+from blockrank.cli import app
+from blockrank.cli.serve import is_loopback, model_name, read_keys
+from blockrank.serve.memory import trim
+
+CODE = "from blockrank.cli import main; main()"
+
+
+@contextmanager
+def process(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[tuple[Any, Any]]:
+    """The command in a process of its own, and a client of it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield server, client
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def answers(client: Any) -> bool:
+    try:
+        return bool(client.get("/readyz").status_code == 200)
+    except httpx.TransportError:
+        return False
+
+
+def test_sigterm_drains() -> None:
+    """Requests under way are answered, new ones get 503, and the process ends with 0. Its logs are JSON."""
+    large = {"query": "rivers", "documents": [f"{i} " + "river and sea " * 80 for i in range(30)]}
+    with process("--batch-tokens", "1000", environment={"BLOCKRANK_API_KEY": "k"}) as (server, client):
+        wait_until(lambda: answers(client), 60)
+        assert client.post("/v1/rerank", json=BODY).status_code == 401
+        client.headers["authorization"] = "Bearer k"
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(client.post, "/v1/rerank", json=large)
+            wait_until(lambda: "requests_under_way 1.0" in client.get("/metrics").text)
+            server.send_signal(signal.SIGTERM)
+            wait_until(lambda: client.get("/readyz").json()["status"] == "draining")
+            refused = client.post("/v2/rerank", json={**BODY, "model": "blockrank/mini"})
+            assert (refused.status_code, refused.json()["message"]) == (503, "the server is shutting down.")
+            answer = under_way.result()
+            assert (answer.status_code, len(answer.json()["results"])) == (200, 30)
+        output, errors = server.communicate(timeout=20)
+    assert (server.returncode, output) == (0, "")
+    logs = [json.loads(line) for line in errors.splitlines()]
+    assert {"listening", "ready", "draining", "request"} == {entry["message"] for entry in logs}
+    done = next(entry for entry in logs if entry.get("documents") == 30)
+    assert (done["status"], done["path"], done["request_id"]) == (200, "/v1/rerank", answer.json()["id"])
+    assert {"tokenise_ms", "queue_ms", "forward_ms", "readout_ms"} < {*done}
+    assert "river" not in errors, "no text of a request is logged"
+
+
+def test_a_drain_has_a_deadline() -> None:
+    large = {"query": "rivers", "documents": [f"{i} " + "river and sea " * 80 for i in range(100)]}
+    with process("--drain", "0.2", "--cache-mib", "0") as (server, client):
+        wait_until(lambda: answers(client), 60)
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(client.post, "/v1/rerank", json=large)
+            wait_until(lambda: "requests_under_way 1.0" in client.get("/metrics").text)
+            started = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+            assert time.monotonic() - started < 15
+            assert under_way.result().status_code == 503
+        assert server.returncode == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["serve", "--port", "0", "--model", str(tmp_path), "--log-format", "text"])
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr.splitlines()[-1].startswith(f"blockrank: error: {tmp_path} has no blockrank.json")
+    assert "Traceback" not in found.stderr
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        found = CliRunner().invoke(app, ["serve", "--port", str(taken.getsockname()[1])])
+    assert found.exit_code == 1
+    assert "cannot listen on 127.0.0.1" in found.stderr
+
+
+def test_other_addresses_need_a_key_or_a_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("BLOCKRANK_API_KEY", raising=False)
+    found = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
+    assert (found.exit_code, "--no-key" in found.stderr) == (2, True)
+    empty = tmp_path / "keys"
+    empty.write_text("\n", encoding="utf-8")
+    found = CliRunner().invoke(app, ["serve", "--key-file", str(empty)])
+    assert (found.exit_code, "holds no key" in found.stderr) == (1, True)
+    found = CliRunner().invoke(app, ["serve", "--log-format", "xml"])
+    assert found.exit_code == 2
+    assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "a.org", "192.168.0.1")))
+
+
+def test_keys_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("one\n\n two \n", encoding="utf-8")
+    assert read_keys(path, {"BLOCKRANK_API_KEY": "three"}) == ("three", "one", "two")
+    assert read_keys(None, {"BLOCKRANK_API_KEY": " "}) == ()
+    path.write_text(" \n", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no key"):
+        read_keys(path, {})
+    assert (model_name(None), model_name("a/b"), model_name(str(tmp_path))) == ("blockrank/mini", "a/b", tmp_path.name)
+
+
+def test_freed_memory_goes_back() -> None:
+    """Blocks that are kept among freed ones leave a heap in pieces; trimming gives what is free in it back."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("resident memory is read from /proc")
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    kept = blocks[::50]
+    before = resident_kib()
+    del blocks
+    trim()
+    assert resident_kib() < before - 50_000
+    assert len(kept) == 20
+
+
+def resident_kib() -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
