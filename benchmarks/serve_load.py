@@ -6,7 +6,8 @@ soak: mixed requests from 32 clients, some of them wrong; every answer is compar
 is wrong or lost, and the growth of resident memory after the first fifth. overload: 20 documents a request at four
 times the rate that one client reaches, with a queue of `--queue` requests. batching: requests a second at 32 clients
 with and without requests sharing forwards, both servers in turn. latency: what HTTP adds to the call in the process,
-20 documents, both in turn, and what of an answer's time was neither tokenising nor forward (by its Server-Timing). Threads are those of the environment (OMP_NUM_THREADS).
+20 documents, both in turn, and what of an answer's time was neither tokenising nor forward (by its Server-Timing).
+Threads are those of the environment (OMP_NUM_THREADS).
 """
 
 from __future__ import annotations
