@@ -203,8 +203,8 @@ def main() -> None:
             rows.append({**row, "use": "tune" if name in options.tune else "test"})
             sys.stdout.write(f"{rows[-1]}\n")
             sys.stdout.flush()
-    if options.out:
-        write_record(options.out, {**environment(), "tuning": tuning, "rows": rows})
+        if options.out:  # after every collection: a run may be cut off
+            write_record(options.out, {**environment(), "tuning": tuning, "rows": rows})
 
 
 if __name__ == "__main__":
