@@ -116,10 +116,10 @@ async function meet() { // which model is served, once it is loaded
     const [model] = (await ask("v1/models")).data;
     limits = model.limits;
     at("model").textContent =
-      `${model.id}, reads up to ${limits.max_document_tokens} tokens of each of ${limits.max_documents} documents`;
+      `${model.id}: ranks up to ${limits.max_documents} documents, and reads the first ${limits.max_document_tokens} tokens of each`;
     if (at("error").textContent.includes("key")) tell(null);
   } catch (trouble) {
-    at("model").textContent = trouble.message;
+    if (at("model").textContent !== trouble.message) at("model").textContent = trouble.message;
     if (trouble.field !== "key") setTimeout(meet, LOADING_MS);
   }
 }
@@ -175,6 +175,7 @@ function draw() {
   const other = baseline ? orderOf(baseline, baseline.name) : givenOrder(shown);
   const beside = choice("view") === "beside";
   at("shown").hidden = false;
+  at("help").hidden = true;
   at("beside").hidden = !beside;
   for (const id of ["list", "open-all", "legend"]) at(id).hidden = beside;
   at("open-all").textContent = "Open all";
@@ -281,5 +282,5 @@ addEventListener("drop", (event) => {
 meet();
 fetch("page/examples.jsonl").then((response) => response.text()).then((text) => {
   examples = text.trim().split("\n").map((line) => JSON.parse(line));
-  at("example").append(...examples.map(({ query }, index) => element("option", { value: index }, query)));
+  at("example").append(...examples.map(({ name }, index) => element("option", { value: index }, name)));
 });
