@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chromium import CONTROL, Tab, browser, find_chromium
-from serving import Running, running
+from serving import Running, running, wait_until
+from typer.testing import CliRunner
 
 from blockrank import Ranker
+from blockrank.cli import app
 from blockrank.page import _STYLE
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.web import PAGE_PATHS
 
-KEY = "a-key"
+KEY = "key-of-this-test"
 STATIC = files("blockrank.serve").joinpath("static")
 DEMO = Path(__file__).parents[1] / "examples" / "demo.jsonl"
 QUERY = "who wrote Dracula"
@@ -73,7 +76,9 @@ def test_page_asks_for_nothing_else() -> None:
     assert {f"/{address}" for address in loaded} < PAGE_PATHS
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
     for name in ("page.js", "view.js"):
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Storage|cookie", static(name))
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Storage|cookie", static(name)
+        )
     assert not re.search(r"url\(|@import", static("style.css"))
 
 
@@ -87,6 +92,14 @@ def test_page_is_closed_with_a_key_unless_asked_for(mini: Ranker) -> None:
         assert {guarded.client.get(path).status_code for path in closed} == {401}
     with running(mini, ServeSettings(page=False)) as without:
         assert {without.client.get(path).status_code for path in PAGE_PATHS} == {404}
+
+
+@pytest.mark.parametrize(("option", "page"), [((), None), (("--page",), True), (("--no-page",), False)])
+def test_options(monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], page: bool | None) -> None:
+    given: list[ServeSettings] = []
+    monkeypatch.setattr("blockrank.serve.server.run", lambda settings, load, **_: not given.append(settings))
+    assert CliRunner().invoke(app, ["serve", *option]).exit_code == 0
+    assert given[0].page == page
 
 
 def test_examples_are_those_of_the_demo_in_the_order_of_bm25() -> None:
@@ -184,8 +197,11 @@ def page(chromium: Tab, server: Running) -> Iterator[Tab]:
     tab = opened(chromium, server)
     tab.wait("document.querySelector('#model').textContent.startsWith('blockrank/mini:')")
     yield tab
+    server.gate.open.set()
     assert tab.complaints == []
-    assert all(request.startswith((f"http://127.0.0.1:{server.port}/", "blob:")) for request in tab.requests), tab.requests
+    assert all(request.startswith((f"http://127.0.0.1:{server.port}/", "blob:")) for request in tab.requests), (
+        tab.requests
+    )
 
 
 def put(tab: Tab, query: str, documents: list[str], form: str = "line") -> None:
@@ -261,7 +277,9 @@ def test_keyboard_alone(page: Tab, server: Running) -> None:
     reached = []
     for _ in range(11):
         page.press("Tab")
-        reached.append(page.run("document.activeElement.id || document.activeElement.value || document.activeElement.tagName"))
+        reached.append(
+            page.run("document.activeElement.id || document.activeElement.value || document.activeElement.tagName")
+        )
     assert reached == [
         "paragraph", "rank", "file", "baseline", "list", "open-all", "save", "copy", "SUMMARY", "SUMMARY", "SUMMARY",
     ]  # fmt: skip
@@ -270,7 +288,15 @@ def test_keyboard_alone(page: Tab, server: Running) -> None:
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     controls = {"button", "textbox", "combobox", "radio", "DisclosureTriangle", "list", "region", "form"}
     named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
-    assert {role for role, _ in named} > {"button", "textbox", "combobox", "radio", "DisclosureTriangle", "status", "alert"}
+    assert {role for role, _ in named} > {
+        "button",
+        "textbox",
+        "combobox",
+        "radio",
+        "DisclosureTriangle",
+        "status",
+        "alert",
+    }
     nameless = [role for role, name in named if role in controls and not name]
     assert nameless == []
     assert any(name.startswith("rank 1 , up 2 from 3,") or "up 2 from 3" in name for _, name in named)
@@ -295,7 +321,7 @@ def test_troubles_are_told_and_nothing_is_lost(page: Tab, server: Running) -> No
     put(page, QUERY, TEXTS)
     page.run("form.requestSubmit()")
     server.gate.hold()
-    page.run("stop.click()")
+    page.run("document.querySelector('#stop').click()")
     page.wait("document.querySelector('#error').textContent.startsWith('Stopped')")
     server.gate.open.set()
     page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
@@ -313,7 +339,7 @@ def test_troubles_are_told_and_nothing_is_lost(page: Tab, server: Running) -> No
 @in_browser
 def test_texts_stay_texts(page: Tab, tmp_path: Path) -> None:
     """Markup in a query, a document, a title, an id, a server's sentence or a saved result is shown, not run."""
-    bad = "<img src=http://example.org/x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b>"
+    bad = "<img src=http://example.org/x onerror=\"document.title='run'\"><script>document.title='run'</script><b>x</b>"
     rows = [{"text": bad, "title": bad, "id": bad}, {"text": f"{bad} again", "id": 2}]
     put(page, bad, [json.dumps(row) for row in rows], "jsonl")
     assert sorted(ranked(page)) == [0, 1]
@@ -322,10 +348,8 @@ def test_texts_stay_texts(page: Tab, tmp_path: Path) -> None:
     assert text(page, "#list li[data-index='0'] .text") == bad
     page.run("document.querySelector('[value=beside]').click()")
     saved = tmp_path / "<b>saved.json"
-    saved.write_text(page.run("navigator.clipboard ? true : true") and json.dumps({
-        "request": {"query": bad, "documents": rows},
-        "response": {"results": [{"index": 1, "relevance_score": 1.0}], "model": bad, "meta": {"warnings": [bad]}},
-    }))  # fmt: skip
+    response = {"results": [{"index": 1, "relevance_score": 1.0}], "model": bad, "meta": {"warnings": [bad]}}
+    saved.write_text(json.dumps({"request": {"query": bad, "documents": rows}, "response": response}))
     page.choose("#file", saved)
     page.wait("document.querySelector('#warnings li')")
     assert text(page, "#warnings li") == bad
@@ -340,15 +364,18 @@ def test_save_open_and_compare(page: Tab, tmp_path: Path) -> None:
     put(page, QUERY, TEXTS)
     first = ranked(page)
     page.run("save.click()")
-    page.wait("true")
-    for _ in range(200):
-        if found := list(tmp_path.glob("ranking-*.json")):
-            break
-        page.wait("new Promise((done) => setTimeout(() => done(true), 20))")
+    wait_until(lambda: bool(list(tmp_path.glob("ranking-*.json"))))
+    found = list(tmp_path.glob("ranking-*.json"))
     saved = json.loads(found[0].read_text(encoding="utf-8"))
     assert saved["format"] == "blockrank.result/1"
     assert saved["request"]["documents"] == TEXTS
     assert [result["index"] for result in saved["response"]["results"]] == first
+    page.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.call("Page.bringToFront")
+    page.run("copy.click()")
+    page.wait("document.querySelector('#status').textContent.startsWith('Copied')")
+    copied = json.loads(page.run("navigator.clipboard.readText()"))
+    assert {**copied, "saved_at": ""} == {**saved, "saved_at": ""}
     opened_again = f"document.querySelector('#status').textContent.includes({json.dumps(QUERY)})"
     page.run("location.reload()")
     page.wait("document.querySelector('#shown')?.hidden && document.querySelectorAll('#example option').length === 4")
@@ -384,6 +411,11 @@ def test_files_and_examples(page: Tab, tmp_path: Path) -> None:
         page.choose("#file", tmp_path / name)
         page.wait(f"document.querySelector('#count').textContent === '{count} documents.'")
         assert page.run("document.querySelector('[name=form]:checked').value") == form
+    page.run("""(() => { const dropped = new DataTransfer();
+        dropped.items.add(new File(["one\\ntwo"], "dropped.txt"));
+        const options = {dataTransfer: dropped, bubbles: true, cancelable: true};
+        documents.dispatchEvent(new DragEvent("drop", options)); })()""")
+    page.wait("documents.value === 'one\\ntwo'")
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     page.choose("#file", tmp_path / "latin.txt")
     page.wait("document.querySelector('#error').textContent === 'latin.txt is not text in UTF-8.'")
@@ -414,14 +446,37 @@ def test_key_is_asked_for_and_kept_nowhere(chromium: Tab, mini: Ranker) -> None:
 
 
 @in_browser
+def test_a_busy_server_says_when_to_try_again(chromium: Tab, mini: Ranker) -> None:
+    with running(mini, ServeSettings(max_requests=1)) as busy, ThreadPoolExecutor(1) as pool:
+        page = opened(chromium, busy)
+        put(page, QUERY, TEXTS)
+        busy.gate.close()
+        other = pool.submit(busy.post)
+        busy.gate.hold()
+        page.run("form.requestSubmit()")
+        page.wait("document.querySelector('#error').textContent")
+        assert re.search(r"\. Try again in \d+ seconds?\.$", text(page, "#error"))
+        busy.gate.open.set()
+        assert other.result().status_code == 200
+        assert len(ranked(page)) == 3
+        chromium.open("about:blank")
+
+
+@in_browser
 def test_motion_and_width(chromium: Tab, server: Running) -> None:
     """Rows move from the given order, unless the reader wants no motion; nothing is wider than a phone."""
-    moving = "document.getAnimations().filter((one) => one.effect.target.matches('#list > li')).length"
-    for motion, count in (("no-preference", 3), ("reduce", 0)):
-        page = opened(chromium, server, width=390, height=800, prefers_reduced_motion=motion, prefers_color_scheme="dark")
+    note = """window.moves = []; const animate = Element.prototype.animate;
+        Element.prototype.animate = function (frames, times) {
+            moves.push(Math.sign(parseFloat(frames[0].transform.slice("translateY(".length))));
+            return animate.call(this, frames, times); };"""
+    for motion, moves in (("no-preference", [1, -1, -1]), ("reduce", [])):
+        page = opened(
+            chromium, server, width=390, height=800, prefers_reduced_motion=motion, prefers_color_scheme="dark"
+        )
+        page.run(note)
         put(page, QUERY, TEXTS)
-        ranked(page)
-        assert page.run(moving) == count
+        assert ranked(page) == [2, 0, 1]
+        assert page.run("moves") == moves, "the first comes from below"
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
     put(page, QUERY, ["x" * 500, "word " * 90, *TEXTS])
     ranked(page)

@@ -243,6 +243,7 @@ function readSaved(text) {
     const isEntry = (item) => request.documents[item.index] !== undefined && Number.isFinite(item.relevance_score) &&
       (item.evidence ?? []).every(({ start, end, share }) => [start, end, share].every(Number.isFinite));
     if (!isText(request.query) || !request.documents.every(isDocument) || !response.results.every(isEntry)) return null;
+    if (!(response.meta?.warnings ?? []).every(isText)) return null;
     return { request, response, ...(Number.isFinite(took_ms) && { took_ms }), ...(isText(order) && { order }) };
   } catch {
     return null;
