@@ -40,6 +40,10 @@ def find_chromium() -> str | None:
     return os.environ.get("BLOCKRANK_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
+class ProtocolError(Exception):
+    """The browser did not take a command."""
+
+
 class Tab:
     """One page of the browser. `requests` are the addresses it has asked for, `complaints` what its console said."""
 
@@ -63,7 +67,8 @@ class Tab:
         while True:
             answer = self._next()
             if answer.get("id") == self._last:
-                assert "error" not in answer, (method, answer["error"])
+                if "error" in answer:
+                    raise ProtocolError(f"{method}: {answer['error']}")
                 return answer["result"]
             self._note(answer.get("method", ""), answer.get("params", {}))
 
@@ -96,9 +101,17 @@ class Tab:
     def wait(self, script: str, seconds: float = _LONGEST_S) -> None:
         """Until an expression is true."""
         end = time.monotonic() + seconds
-        while not self.run(f"Boolean({script})"):
+        while not self._holds(script):
             assert time.monotonic() < end, f"it never came true: {script}"
             time.sleep(0.02)
+
+    def _holds(self, script: str) -> bool:
+        try:
+            return bool(self.run(f"Boolean({script})"))
+        except ProtocolError as error:
+            if "context" in str(error):  # one page goes, the next has not come
+                return False
+            raise
 
     def open(self, address: str) -> None:
         """Load a page, and wait until its script has run."""

@@ -402,6 +402,7 @@ def test_save_open_and_compare(page: Tab, tmp_path: Path) -> None:
 
 @in_browser
 def test_files_and_examples(page: Tab, tmp_path: Path) -> None:
+    page.run("document.querySelector('[value=jsonl]').click()")
     for name, content, form, count in (
         ("lines.txt", "one\ntwo\r\nthree\n", "line", 3),
         ("paragraphs.txt", "one\nline\r\n \r\ntwo\n\n\nthree\n\n", "paragraph", 3),
@@ -409,8 +410,8 @@ def test_files_and_examples(page: Tab, tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content.encode())
         page.choose("#file", tmp_path / name)
+        page.wait(f"document.querySelector('[name=form]:checked').value === '{form}'")
         page.wait(f"document.querySelector('#count').textContent === '{count} documents.'")
-        assert page.run("document.querySelector('[name=form]:checked').value") == form
     page.run("""(() => { const dropped = new DataTransfer();
         dropped.items.add(new File(["one\\ntwo"], "dropped.txt"));
         const options = {dataTransfer: dropped, bubbles: true, cancelable: true};
