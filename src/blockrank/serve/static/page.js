@@ -1,6 +1,6 @@
 // The page's form, its request to the server, and what is kept of the answers. Drawing is in view.js.
 
-import { drawBeside, drawList, element, givenOrder, orderOf } from "./view.js";
+import { drawBeside, drawList, element, givenOrder, orderOf, scoreText } from "./view.js";
 
 const FORMAT = "blockrank.result/1"; // of saved results
 const MOST_KEPT = 20; // results of this visit, to compare with
@@ -78,7 +78,8 @@ function chosen(example) { // an example stays chosen until its text is changed
   at("example").value = example ? String(examples.indexOf(example)) : "";
   at("credit").hidden = !example;
   at("credit").textContent = example
-    ? `Passages of ${example.source}, OpenStax (openstax.org), CC BY 4.0; markup removed. They are in ${example.order}'s order.` : "";
+    ? `Paragraphs of ${example.source}, OpenStax, free at openstax.org; CC BY 4.0 (creativecommons.org/licenses/by/4.0), ` +
+      `markup removed. They are in ${example.order}'s order.` : "";
 }
 
 // The server
@@ -166,7 +167,7 @@ function keep(result) {
   const time = result.took_ms === undefined ? "" : ` in ${result.took_ms} ms`;
   at("status").textContent = results.length
     ? `${many(results.length, "document")} ranked${time} by ${result.response.model ?? "the server"} for “${result.request.query.trim()}”. ` +
-      `First is document ${results[0].index + 1} of those given, with a score of ${results[0].relevance_score.toFixed(3)}.` : "No documents.";
+      `First is document ${results[0].index + 1} of those given, with a score of ${scoreText(results[0].relevance_score)}.` : "No documents.";
   if (at("results").getBoundingClientRect().top > innerHeight / 2) at("results").scrollIntoView();
 }
 

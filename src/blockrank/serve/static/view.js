@@ -6,6 +6,7 @@ const MOST_WORDS = 5;
 const LEAST_WORD = 0.02; // of a document's attention
 const MOST_MOVING = 200; // rows
 const LABEL_CHARS = 160;
+const LEAST_SCORE = 0.0005; // that three digits can show
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 // An element with attributes and children; a string child is text.
@@ -75,12 +76,16 @@ function makeRow(entry, given, rank, before, best) {
     makeMove(rank, before),
     element("span", { class: "label" }, labelOf(given)),
     element("span", { class: "bar", "aria-hidden": "true" }, fill),
-    element("span", { class: "score" }, element("span", { class: "unseen" }, "score "), entry.relevance_score.toFixed(3)));
+    element("span", { class: "score" }, element("span", { class: "unseen" }, "score "), scoreText(entry.relevance_score)));
   const details = element("details", {}, summary);
   details.addEventListener("toggle", () => { // the text is drawn when it is first looked at
     if (details.open && details.children.length === 1) details.append(makeBody(entry, given));
   });
   return element("li", { "data-index": entry.index }, details);
+}
+
+export function scoreText(score) {
+  return score > 0 && score < LEAST_SCORE ? "<0.001" : score.toFixed(3);
 }
 
 function makeMove(rank, before) {
