@@ -8,6 +8,7 @@ const LOADING_MS = 2000;
 const TELLING_MS = 300; // after typing, before the count is told
 const at = (id) => document.getElementById(id);
 const choice = (name) => document.querySelector(`input[name=${name}]:checked`).value;
+const duration = (ms) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 const kept = []; // results, newest first: {name, order?, took_ms, request, response}
@@ -164,7 +165,7 @@ function keep(result) {
   at("baseline").replaceChildren(element("option", { value: "" }, givenOrder(result).name), ...options);
   draw();
   const { results } = result.response;
-  const time = result.took_ms === undefined ? "" : ` in ${result.took_ms} ms`;
+  const time = result.took_ms === undefined ? "" : ` in ${duration(result.took_ms)}`;
   at("status").textContent = results.length
     ? `${many(results.length, "document")} ranked${time} by ${result.response.model ?? "the server"} for “${result.request.query.trim()}”. ` +
       `First is document ${results[0].index + 1} of those given, with a score of ${scoreText(results[0].relevance_score)}.` : "No documents.";

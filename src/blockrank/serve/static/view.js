@@ -5,6 +5,7 @@ const HEAT_FROM = 0.12; // of a document's strongest token: less is left unmarke
 const MOST_WORDS = 5;
 const LEAST_WORD = 0.02; // of a document's attention
 const MOST_MOVING = 200; // rows
+const MOST_LINES = 30; // of the best documents: more cannot be told apart
 const LABEL_CHARS = 160;
 const LEAST_SCORE = 0.0005; // that three digits can show
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -109,7 +110,7 @@ function makeBody(entry, { id, title, text }) {
   const words = evidence.length ? strongestWords({ title: title ?? "", text }, evidence) : [];
   if (words.length) {
     const parts = words.flatMap(([word, share], index) =>
-      [index ? ", " : "", element("strong", {}, word), ` ${Math.round(100 * share)} %`]);
+      [index ? ", " : "", element("strong", {}, word), `\u00a0${Math.round(100 * share)}\u00a0%`]);
     body.append(element("p", { class: "words" }, "Most attention: ", ...parts));
   }
   const facts = [id === undefined ? "" : `id ${id}`, `document ${entry.index + 1} of those given`,
@@ -156,7 +157,7 @@ function strongestWords(fields, evidence) {
   return [...totals].filter(([, share]) => share >= LEAST_WORD).sort((a, b) => b[1] - a[1]).slice(0, MOST_WORDS);
 }
 
-// Two orders beside each other, with a line from each document's old place to its new one.
+// Two orders beside each other, with lines from the old places of the best documents to their new ones.
 export function drawBeside(place, result, other) {
   const ranked = orderOf(result, "Ranking");
   const rows = Math.max(other.keys.length, ranked.keys.length);
@@ -165,7 +166,7 @@ export function drawBeside(place, result, other) {
     lines.setAttribute(key, value);
   lines.style.height = `calc(${rows} * var(--row))`;
   const before = new Map(other.keys.map((key, index) => [key, index]));
-  ranked.keys.forEach((key, to) => {
+  ranked.keys.slice(0, MOST_LINES).forEach((key, to) => {
     if (!before.has(key)) return;
     const from = before.get(key), line = document.createElementNS(lines.namespaceURI, "line");
     const ends = { x1: 0, y1: from + 0.5, x2: 100, y2: to + 0.5, class: to < from ? "up" : to > from ? "down" : "same" };
