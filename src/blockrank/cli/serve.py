@@ -33,6 +33,10 @@ KeyFileOption = Annotated[
     Path | None, typer.Option("--key-file", help=f"File of keys, one a line; or one key in {KEY_VARIABLE}.")
 ]
 NoKeyOption = Annotated[bool, typer.Option("--no-key", help="Listen on other addresses than this machine's unguarded.")]
+PageOption = Annotated[
+    bool | None,
+    typer.Option("--page/--no-page", help="The web page at /, open to all; with a key only if asked for."),
+]
 NameOption = Annotated[str | None, typer.Option("--name", help="What requests call the model.", show_default=False)]
 AliasOption = Annotated[
     list[str] | None, typer.Option("--alias", help="Another name for the model; may be repeated.", show_default=False)
@@ -69,6 +73,7 @@ def serve_command(
     backend: BackendOption = None,
     key_file: KeyFileOption = None,
     no_key: NoKeyOption = False,
+    page: PageOption = None,
     max_documents: DocumentsLimit = 1000,
     max_document_chars: CharsLimit = 200_000,
     max_body_mib: BodyLimit = 16,
@@ -99,9 +104,9 @@ def serve_command(
 
     settings = ServeSettings(
         served_name=name or model_name(model), aliases=tuple(alias or ()), keys=keys,
-        max_body_bytes=int(max_body_mib * _MIB), max_documents=max_documents, max_document_chars=max_document_chars,
-        max_queue_tokens=max_queue_tokens, batch_tokens=batch_tokens, batching=batching,
-        cache_bytes=int(cache_mib * _MIB), timeout_s=timeout, drain_s=drain,
+        page=page, max_body_bytes=int(max_body_mib * _MIB), max_documents=max_documents,
+        max_document_chars=max_document_chars, max_queue_tokens=max_queue_tokens, batch_tokens=batch_tokens,
+        batching=batching, cache_bytes=int(cache_mib * _MIB), timeout_s=timeout, drain_s=drain,
     )  # fmt: skip
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,

@@ -24,7 +24,8 @@ from blockrank.serve.metrics import Metrics
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.schema import TITLE, rerank_schema
 from blockrank.serve.service import Load, Service, Trace
-from blockrank.serve.settings import ServeSettings
+from blockrank.serve.settings import OPEN_PATHS, ServeSettings
+from blockrank.serve.web import PAGE_PATHS, add_page
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
@@ -66,7 +67,11 @@ def create_app(
     _add_rerank_routes(app, service)
     _add_other_routes(app, service)
     _add_errors(app, service)
-    app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes)
+    open_paths = OPEN_PATHS
+    if settings.has_page:
+        add_page(app)
+        open_paths |= PAGE_PATHS
+    app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes, open_paths=open_paths)
     return app
 
 

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blockrank.serve.metrics import Metrics
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.service import Trace, new_trace
-from blockrank.serve.settings import OPEN_PATHS, ServeSettings
+from blockrank.serve.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -31,10 +31,19 @@ OTHER_ROUTE = "other"  # paths that are no route share one label
 
 
 class Front:
-    """Middleware around the whole application. Without the key no route answers but `OPEN_PATHS`, known or unknown."""
+    """Middleware around the whole application. Without the key no path answers but `open_paths`, a route or not."""
 
-    def __init__(self, app: ASGIApp, *, settings: ServeSettings, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: ServeSettings,
+        metrics: Metrics,
+        routes: Sequence[BaseRoute],
+        open_paths: Collection[str],
+    ) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
+        self._open_paths = open_paths
         self._keys = [key.encode() for key in settings.keys]
         self._most_dropped = _DROPPED * settings.max_body_bytes
 
@@ -62,7 +71,7 @@ class Front:
             await send(message)
 
         try:
-            if path in OPEN_PATHS or self._opens(headers.get("authorization", "")):
+            if path in self._open_paths or self._opens(headers.get("authorization", "")):
                 await self._app(scope, body, send_marked)
             else:
                 await self._no_key(trace)(scope, body, send_marked)

@@ -16,6 +16,8 @@ class ServeSettings:
 
     served_name, aliases: what the `model` field of a request may say.
     keys: bearer keys, any of which opens every route; none leaves the server open.
+    page: whether the web page is served, to everyone, since a browser's first request carries no key; None serves it
+        where there are no keys.
     max_body_bytes, max_documents, max_document_chars, max_query_chars: what a request may bring.
     max_requests: requests in the server at once, waiting and running.
     max_queue_tokens: tokens in the server at once, waiting and running; None is sixteen batches. A request that finds
@@ -34,6 +36,7 @@ class ServeSettings:
     served_name: str = "blockrank/mini"
     aliases: tuple[str, ...] = ()
     keys: tuple[str, ...] = field(default=(), repr=False)
+    page: bool | None = None
     max_body_bytes: int = 16 << 20
     max_documents: int = 1000
     max_document_chars: int = 200_000
@@ -61,6 +64,11 @@ class ServeSettings:
             raise InputError("served_name and aliases must not be empty.")
         if any(not key.strip() or not key.isascii() or key != key.strip() for key in self.keys):
             raise InputError("a key must be ASCII text without white space around it.")
+
+    @property
+    def has_page(self) -> bool:
+        """Whether the web page is served."""
+        return not self.keys if self.page is None else self.page
 
     @property
     def model_names(self) -> frozenset[str]:

@@ -1,0 +1,50 @@
+"""The web page: a handful of static files, read once, under a policy that lets a browser ask this server alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from fastapi import FastAPI, Response
+
+# Where each file is served, and what it is. Paths are literals: no request can name another file.
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page/view.js": ("view.js", "text/javascript; charset=utf-8"),
+    "/page/examples.jsonl": ("examples.jsonl", "application/jsonl; charset=utf-8"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+PAGE_PATHS = frozenset(_FILES)
+# No script or style in markup, nothing from elsewhere, and no way to make markup of a text in a script.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+
+
+def add_page(app: FastAPI) -> None:
+    """Add the page's routes to an application."""
+    for path, (name, media_type) in _FILES.items():
+        _add_file(app, path, name, media_type)
+
+
+@cache
+def static_file(name: str) -> bytes:
+    """A file of the page."""
+    return files("blockrank.serve").joinpath("static", name).read_bytes()
+
+
+def _add_file(app: FastAPI, path: str, name: str, media_type: str) -> None:
+    async def send() -> Response:
+        return Response(static_file(name), media_type=media_type, headers=_HEADERS)
+
+    app.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
