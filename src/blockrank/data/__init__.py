@@ -13,6 +13,7 @@ from blockrank.data.jsonl import (
     request_line,
 )
 from blockrank.data.problems import Kind, Problem, Report, validate, validate_run
+from blockrank.data.records import RecordFile
 from blockrank.data.training import TrainingRequest, read_training_requests, training_line, training_request
 from blockrank.data.trec import (
     RUN_TAG,
@@ -36,6 +37,7 @@ __all__ = [
     "Kind",
     "Problem",
     "Qrels",
+    "RecordFile",
     "Report",
     "Run",
     "Source",
