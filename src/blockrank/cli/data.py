@@ -25,7 +25,7 @@ from blockrank.cli.console import (
     write_data,
 )
 from blockrank.cli.data_text import example_lines, statistics_lines
-from blockrank.cli.eval import progress_bars
+from blockrank.cli.progress import progress_bars
 from blockrank.data import TrainingRequest, packed_file, read_training_requests, training_line
 from blockrank.mine import (
     CrossEncoderTeacher,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from blockrank.cli.cluster import RayCpusOption, RayOption, RayWorkersOption, Workers
 from blockrank.cli.console import (
     BackendOption,
     BeamsOption,
@@ -27,12 +28,13 @@ from blockrank.cli.console import (
     data_stream,
     load_ranker,
     logs,
-    note,
     scoring_options,
     terminal,
 )
+from blockrank.cli.cuts import Cuts
 from blockrank.cli.drawing import drawing, plain_text
 from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOption, QueryArgument, RequestsOption
+from blockrank.cli.resume import Job, ResumeOption
 from blockrank.data import json_line, trec_lines
 from blockrank.types import Ranking, RankRequest
 
@@ -66,6 +68,10 @@ def rank_command(
     pattern: PatternOption = None,
     decode: DecodeOption = False,
     beams: BeamsOption = None,
+    resume: ResumeOption = False,
+    ray: RayOption = False,
+    ray_workers: RayWorkersOption = None,
+    ray_cpus: RayCpusOption = 1,
     verbose: VerboseOption = False,
 ) -> None:
     """Rank documents for a query, or every request of a file."""
@@ -77,19 +83,23 @@ def rank_command(
     if explain and decode:
         raise typer.BadParameter("a decoded ranking has no evidence: --explain takes no --decode.")
     inputs = Inputs(query, files or [], documents, requests, lines)
+    options = {
+        "device": device, "dtype": dtype, "backend": backend, "max_tokens": max_tokens,
+        "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries, **scoring,
+    }  # fmt: skip
+    workers = Workers(ray, ray_workers, ray_cpus, device)
+    form = json_line if as_json else trec_text if as_trec else plain_text
+    if resume or ray:
+        if requests in (None, "-") or output is None:
+            raise typer.BadParameter("--resume and --ray need --requests FILE and --output FILE.")
+        job = Job(str(requests), output, "json" if as_json else "trec" if as_trec else "text", form, top_k, explain)
+        with logs(verbose):
+            job.run(model, options, workers, verbose)
+        return
     with logs(verbose):
         inputs.check()
         stream = _peeked(replace(request, evidence=explain) for request in inputs.read())
-        ranker = load_ranker(
-            model,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            max_tokens=max_tokens,
-            max_segment_tokens=max_segment_tokens,
-            cut_queries=cut_queries,
-            **scoring,
-        )
+        ranker = load_ranker(model, **options)
         cuts = Cuts(ranker.spec.max_segment_tokens)
         rankings = cuts.counted(ranker.rank_iter(stream))
         if requests is not None and terminal(output) is None:
@@ -99,38 +109,8 @@ def rank_command(
             for ranking in shown:
                 console.print(drawing(ranking, console.width), no_wrap=True, crop=True)
         else:
-            _write(shown, json_line if as_json else trec_text if as_trec else plain_text, output)
+            _write(shown, form, output)
         cuts.report()
-
-
-@dataclass(slots=True)
-class Cuts:
-    """Counts documents and queries that were cut to fit, for one sentence each at the end."""
-
-    limit: int
-    documents: int = 0
-    cut: int = 0
-    most: int = 0
-    queries: int = 0
-
-    def counted(self, rankings: Iterable[Ranking]) -> Iterator[Ranking]:
-        """Pass complete rankings on and count."""
-        for ranking in rankings:
-            self.documents += len(ranking)
-            self.queries += ranking.query_cut_tokens > 0
-            self.cut += sum(entry.cut_tokens > 0 for entry in ranking)
-            self.most = max(self.most, *(entry.cut_tokens for entry in ranking), 0)
-            yield ranking
-
-    def report(self) -> None:
-        """Say how many were cut; nothing where none was."""
-        if self.cut:
-            note(
-                f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "
-                f"(at most {self.most} tokens were left out); --verbose lists them."
-            )
-        if self.queries:
-            note(f"{self.queries} queries were cut to fit; --verbose lists them.")
 
 
 def _peeked(items: Iterator[RankRequest]) -> Iterator[RankRequest]:

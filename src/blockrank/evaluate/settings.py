@@ -21,9 +21,7 @@ _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 class Settings:
     """The settings file of a folder: sections of named entries. What is new is added, what differs is refused."""
 
-    def __init__(
-        self, folder: Path, advice: str = "Choose another --output, or start over with --restart."
-    ) -> None:
+    def __init__(self, folder: Path, advice: str = "Choose another --output, or start over with --restart.") -> None:
         self._advice = advice
         self._path = folder / SETTINGS_FILE
         self.entries: dict[str, dict[str, Any]] = {}
@@ -41,9 +39,7 @@ class Settings:
             self._write()
         elif found := _differences(known[name], wanted):
             told = "; ".join(found[:3])
-            raise InputError(
-                f"{self._path.parent} was made with other settings of {name}: {told}. {self._advice}"
-            )
+            raise InputError(f"{self._path.parent} was made with other settings of {name}: {told}. {self._advice}")
 
     def find(self, section: str, name: str) -> Mapping[str, Any]:
         """An entry, empty where there is none."""

@@ -160,24 +160,26 @@ class RayRanker(RequestRanker):
         """See `RequestRanker.rank_groups`. Raises `ClusterError` where workers die of a group or none can be had."""
         source, again, done = enumerate(groups), deque[_Group](), dict[int, list[Ranking]]()
         following, ended = 0, False
-        while True:
-            while (worker := self._free()) is not None and not (ended and not again):
-                group = again.popleft() if again else None
-                if group is None:
-                    if following + _WINDOW * self._workers <= self._sent(done, following):
+        try:
+            while True:
+                while (worker := self._free()) is not None:
+                    if not again and not ended and self._sent(done, following) < following + _WINDOW * self._workers:
+                        again.extend(_Group(place, requests) for place, requests in islice(source, 1))
+                        ended = not again
+                    if not again:
                         break
-                    place, requests = next(source, (-1, ()))
-                    if place < 0:
-                        ended = True
-                        break
-                    group = _Group(place, requests)
-                self._send(worker, group)
-            while following in done:
-                yield done.pop(following)
-                following += 1
-            if ended and not again and not self._running:
-                return
-            self._wait(done, again)
+                    self._send(worker, again.popleft())
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+                if ended and not again and not self._running:
+                    return
+                self._wait(done, again)
+        finally:
+            for worker, _ in self._running.values():  # of a stream that is not read to its end
+                if worker in self._busy:
+                    self._busy[worker] -= 1
+            self._running.clear()
 
     def remember(
         self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
@@ -263,8 +265,8 @@ class RayRanker(RequestRanker):
         """A worker died. Its groups go out again, the earliest first, and another worker is started."""
         if self._busy.pop(worker, None) is not None:
             _log.warning("a worker died; its requests go to another.")
+            group.lost += 1  # the one it worked at; others were waiting
             self._start()
-        group.lost += 1
         if group.lost > _MOST_LOST:
             ids = [request.query_id for request in group.requests]
             raise ClusterError(f"{group.lost} workers died with the requests from query_id {ids[0]!r} to {ids[-1]!r}.")
