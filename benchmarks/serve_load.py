@@ -6,7 +6,8 @@ soak: mixed requests from 32 clients, some of them wrong; every answer is compar
 is wrong or lost, and the growth of resident memory after the first fifth. overload: 20 documents a request at four
 times the rate that one client reaches, with a queue of `--queue` requests. batching: requests a second at 32 clients
 with and without requests sharing forwards, both servers in turn. latency: what HTTP adds to the call in the process,
-20 documents, both in turn. Threads are those of the environment (OMP_NUM_THREADS).
+20 documents, both in turn, and what of an answer's time was neither tokenising nor forward (by its Server-Timing).
+Threads are those of the environment (OMP_NUM_THREADS).
 """
 
 from __future__ import annotations
@@ -192,17 +193,23 @@ def _rate(server: Server, bodies: list[dict[str, Any]], seconds: float) -> float
 def latency(options: argparse.Namespace) -> dict[str, Any]:
     """See the module."""
     generator = random.Random(3)
-    ranker, times = Ranker.from_pretrained(device="cpu"), {"in_process": list[float](), "http": list[float]()}
+    ranker, times = (
+        Ranker.from_pretrained(device="cpu"),
+        {"in_process": list[float](), "http": list[float](), "around_the_model": list[float]()},
+    )
     with serving(*_NO_CACHE) as server:
         for turn in tqdm(range(max(40, options.requests // 50)), desc="latency", disable=None):
             body = request(generator, 20, options.words)
             started = time.perf_counter()
             ranker.rank(body["query"], body["documents"])
             own = time.perf_counter() - started
-            http = server.post(body).seconds
+            answer = server.post(body)
+            http, stages = answer.seconds, answer.headers["server-timing"].split(", ")
+            model = {name: float(took) / 1000 for name, took in (stage.split(";dur=") for stage in stages)}
             if turn >= 5:
                 times["in_process"].append(own)
                 times["http"].append(http)
+                times["around_the_model"].append(http - model["tokenise"] - model["forward"])
     added = [http - own for own, http in zip(times["in_process"], times["http"], strict=True)]
     return {
         "documents": 20,

@@ -199,6 +199,9 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(mini: Ranker) -> None:
 
 def test_request_ids_and_unknown_routes(server: Running) -> None:
     given = server.post(headers={"x-request-id": "trace-7"})
+    assert [stage.split(";")[0] for stage in given.headers["server-timing"].split(", ")] == [
+        "tokenise", "queue", "forward", "readout",
+    ]  # fmt: skip
     assert (given.headers["x-request-id"], given.json()["id"]) == ("trace-7", "trace-7")
     made = server.post(headers={"x-request-id": "two words; no"})
     assert len(made.headers["x-request-id"]) == 32

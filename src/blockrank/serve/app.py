@@ -84,7 +84,7 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
             _log.exception("request %s failed", trace.request_id)
             sentence = f"ranking failed; the server's log has more under {trace.request_id}."
             return refused(Refusal(500, "internal", sentence), trace, service.metrics)
-        headers = {}
+        headers = {"server-timing": trace.timing}
         if cut := trace.fields.get("cut_documents"):
             headers["x-truncated-documents"] = str(cut)
         return Response(answer, media_type="application/json", headers=headers)

@@ -13,7 +13,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from blockrank.serve.app import create_app
-from blockrank.serve.memory import give_back_large_blocks
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import ServeSettings
 from blockrank.types import BlockrankError
@@ -119,7 +118,6 @@ def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
     def on_failure(sentence: str) -> None:
         servers[0].fail(sentence)
 
-    give_back_large_blocks()
     listener = listen(host, port)
     server = make_server(create_app(settings, load, on_failure=on_failure))
     servers.append(server)

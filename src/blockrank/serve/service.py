@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from blockrank.ranker import Ranker
 from blockrank.serve.admission import Admission, Ticket
@@ -19,7 +19,7 @@ from blockrank.serve.batcher import Batcher, Job
 from blockrank.serve.calls import Call, Reading
 from blockrank.serve.dialects import Dialect, dialect_of, dialect_of_path
 from blockrank.serve.fields import read_json
-from blockrank.serve.metrics import Metrics
+from blockrank.serve.metrics import Metrics, Stage
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.worker import Worker, devices_of, lost
@@ -45,6 +45,12 @@ class Trace:
     request_id: str
     dialect: Dialect
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def timing(self) -> str:
+        """Milliseconds in each stage, as the header Server-Timing has them."""
+        stages = ((name, self.fields.get(f"{name}_ms")) for name in get_args(Stage))
+        return ", ".join(f"{name};dur={found}" for name, found in stages if found is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +296,7 @@ class Service:
         self.metrics.ranked(len(call.ids), read.tokens, read.cut_documents, read.query_cut > 0)
         return body
 
-    def _stage(self, trace: Trace, name: Literal["tokenise", "queue", "forward", "readout"], seconds: float) -> None:
+    def _stage(self, trace: Trace, name: Stage, seconds: float) -> None:
         self.metrics.stage(name, seconds)
         trace.fields[f"{name}_ms"] = round(1000 * seconds, 2)
 

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 # A request whose documents are encoded piece by piece may fill so much of the store: what comes between its pieces
 # needs room too, and what drops out is computed twice.
 _LARGEST_SHARE = 0.4
-_TRIM_S = 10.0  # seconds between two times that free memory is given back
+_TRIM_S = 5.0  # seconds between two times that free memory is given back
 _WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
 Result = TypeVar("Result")
 OnForward = Callable[[Sequence[Job], int, float], None]
