@@ -122,6 +122,9 @@ def test_http_listens_here_alone_and_knows_its_host(mini: Ranker) -> None:
 
 def test_what_cannot_start_says_so(tmp_path: Path, mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{tmp_path} has no blockrank.json" in failed(CliRunner().invoke(app, ["mcp", "--model", str(tmp_path)]))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "cannot listen on 127.0.0.1" in failed(CliRunner().invoke(app, ["mcp", "--http", port]))
     monkeypatch.setitem(sys.modules, "mcp.server", None)
     with pytest.raises(MissingExtraError, match=r"blockrank\[mcp\]"):
         create_mcp_server(mini)

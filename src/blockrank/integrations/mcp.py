@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 _LOOPBACK = "127.0.0.1"
 _INSTRUCTIONS = "rank orders documents by relevance to a query. Send all candidates of a query in one call."
 _FIELDS = {"text": {"type": "string"}, "title": {"type": "string"}, "id": {"type": ["string", "integer"]}}
-_DOCUMENT = {"type": "object", "properties": _FIELDS, "required": ["text"], "additionalProperties": False}
+_OBJECT = {"type": "object", "properties": _FIELDS, "required": ["text"], "additionalProperties": False}
+_DOCUMENT = {"anyOf": [{"type": "string"}, _OBJECT]}
 _COUNT = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "default": None}
 
 
 def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None) -> "MCPServer[Any]":
-    """A server with one tool, `rank`. Of `settings` the limits count; `max_body_bytes` limits the texts of a call.
+    """A server with one tool, `rank`, within the limits of `settings`; `max_body_bytes` is that of a call's texts.
 
-    Raises `MissingExtraError` without the packages of the extra.
+    Raises `MissingExtraError` without mcp.
     """
     try:
         from mcp.server import MCPServer
@@ -40,15 +41,12 @@ def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None)
 
     limits, lock = settings or ServeSettings(), Lock()
     server = MCPServer[Any]("blockrank", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
-    documents_schema = {
-        "type": "array", "items": {"anyOf": [{"type": "string"}, _DOCUMENT]}, "minItems": 1,
-        "maxItems": limits.max_documents,
-    }  # fmt: skip
+    array = {"type": "array", "items": _DOCUMENT, "minItems": 1, "maxItems": limits.max_documents}
 
     @server.tool()
     def rank(
         query: str,
-        documents: Annotated[Any, WithJsonSchema(documents_schema)],
+        documents: Annotated[Any, WithJsonSchema(array)],
         top_n: Annotated[Any, WithJsonSchema(_COUNT)] = None,
     ) -> dict[str, Any]:
         """Rank documents by relevance to a query, best first; `top_n` keeps the best so many.
@@ -67,21 +65,19 @@ def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None)
 
 
 def run_mcp_server(server: "MCPServer[Any]", port: int | None = None) -> None:
-    """Serve until the client leaves: on standard input and output, or on a port of this machine's own address.
-
-    There, requests whose Host or Origin is another are refused: no web page reaches the tool through a browser.
-    """
+    """Serve until the client leaves: on standard input and output, or on a port of this machine's own address, to
+    requests whose Host and Origin are that alone: no web page reaches the tool through a browser."""
     if port is None:
-        server.run("stdio")
-        return
+        return server.run("stdio")
+    import uvicorn
     from mcp.server.transport_security import TransportSecuritySettings
+
+    from blockrank.serve.server import listen
 
     hosts = [f"{_LOOPBACK}:{port}", f"localhost:{port}"]
     security = TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=[f"http://{host}" for host in hosts])
-    server.run(
-        "streamable-http", host=_LOOPBACK, port=port, stateless_http=True, json_response=True,
-        transport_security=security,
-    )  # fmt: skip
+    app = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listen(_LOOPBACK, port)])
 
 
 def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -> dict[str, Any]:
