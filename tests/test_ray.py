@@ -181,8 +181,18 @@ def test_the_server_on_ray(cluster: None, mini: Ranker) -> None:
                     answers = pool.map(lambda _: client.post("/v1/rerank", json=large), range(16))
                     codes = {found.status_code for found in answers}
                     assert codes == {200}
+            name = next(name for name in named_actors() if "blockrank" in name)
+            ray.kill(ray.get_actor(name, namespace="serve"))
+            codes = [client.post("/v1/rerank", json=BODY).status_code for _ in range(20)]
+            assert codes[-1] == 200
+            assert codes.count(200) >= 10, "the other copy answers"
+            wait_until(lambda: name not in named_actors() and replicas(serve) >= 1, 60)
     finally:
         serve.shutdown()
+
+
+def named_actors() -> list[str]:
+    return [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)]
 
 
 def replicas(serve: Any) -> int:

@@ -238,10 +238,10 @@ class RayRanker(RequestRanker):
             done[group.place] = self._ray.get(ready[0])
             if worker in self._busy:
                 self._busy[worker] -= 1
-        except self._ray.exceptions.RayActorError:
-            self._lose(worker, group, again)
         except self._ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from None
+        except self._ray.exceptions.RayError:  # the worker, its machine, or what it answered is gone
+            self._lose(worker, group, again)
 
     def _started(self, answer: Any) -> None:
         """A worker has loaded its model, or failed to."""
@@ -250,7 +250,7 @@ class RayRanker(RequestRanker):
             facts = self._ray.get(answer)
         except self._ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from None
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayError as error:
             self._lost_at_start += 1
             if self._lost_at_start > _MOST_LOST:
                 raise ClusterError(f"workers die while they load the model: {str(error).splitlines()[0]}") from None
