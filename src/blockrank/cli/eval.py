@@ -131,8 +131,8 @@ def eval_command(
     was interrupted.
     """
     if what[0] == "-" or Path(what[0]).is_file():
-        if output is not None or models:
-            raise typer.BadParameter(f"{what[0]} is a run file: --output and --model need a COLLECTION.")
+        if output is not None or models or ray:
+            raise typer.BadParameter(f"{what[0]} is a run file: --output, --model and --ray need a COLLECTION.")
         with logs(verbose):
             _measure_run(what, measures or [], per_query, with_ceiling, as_json)
         return

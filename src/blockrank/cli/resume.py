@@ -40,9 +40,10 @@ class Job:
         total = sum(1 for _ in read_requests(self.requests))
         folder = self.output.with_name(f"{self.output.name}.resume")
         with locked(folder):
-            settings = Settings(folder, f"Give another --output, or delete {folder} to begin again.")
+            advice = f"delete {folder} to begin again."
+            settings = Settings(folder, f"Give another --output, or {advice}")
             settings.claim("ranking", self.output.name, self._identity(model, options))
-            journal = RecordFile(folder / "rankings.jsonl")
+            journal = RecordFile(folder / "rankings.jsonl", advice)
             with workers.session(verbose), progress_bars() as progress:
                 load = workers.loader(model, options)
                 self._rank(journal, settings, load, lambda done: progress("ranking", done, total))

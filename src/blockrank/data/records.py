@@ -14,11 +14,12 @@ from blockrank.types import InputError
 class RecordFile:
     """Records appended in order, a JSON line each.
 
-    A last line that a kill has torn is dropped when the file is opened; a broken line before it raises `InputError`.
+    A last line that a kill has torn is dropped when the file is opened; a broken line before it raises `InputError`,
+    whose sentence ends with `advice`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, advice: str = "start over with --restart.") -> None:
+        self.path, self._advice = path, advice
         if path.exists():
             self._open()
 
@@ -48,7 +49,7 @@ class RecordFile:
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if broken:
-                    raise InputError(f"{self.path}:{broken}: the journal is broken here; start over with --restart.")
+                    raise InputError(f"{self.path}:{broken}: the journal is broken here; {self._advice}")
                 if self._belongs(line):
                     whole += len(line)
                 else:
