@@ -1,11 +1,11 @@
-# make demo | test | check | bench | clients   (needs Python 3.11 or later, nothing else)
+# make demo | test | check | bench | clients | ray   (needs Python 3.11 or later, nothing else)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clients clean
+.PHONY: demo test check bench clients ray clean
 
 demo: $(VENV)/core.stamp
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,9 @@ check: $(VENV)/dev.stamp
 
 clients: $(VENV)/dev.stamp .venv-clients/stamp
 	$(BIN)/python -m pytest tests/test_serve_clients.py
+
+ray: $(VENV)/dev.stamp $(VENV)/ray.stamp
+	$(BIN)/python -m pytest tests/test_ray.py
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/cpu_latency.py

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 32_768
 _ENCODE_TOKENS = 4096  # tokens of documents encoded in one forward by `remember`; larger ones are slower on a CPU
 _REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new in later calls takes the rest
-_WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
+REQUEST_WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
 
 Batch = tuple[Sequence[RankRequest], Sequence[TokenisedRequest]]
@@ -115,7 +115,7 @@ class Ranker(RequestRanker):
 
     def _batches(self, stream: Iterator[RankRequest]) -> Iterator[Batch]:
         """Requests that share a forward, with their tokens."""
-        while window := list(islice(stream, _WINDOW)):
+        while window := list(islice(stream, REQUEST_WINDOW)):
             tokenised = [self.tokenise(request) for request in window]
             for batch in plan_batches([item.length for item in tokenised], self.max_tokens):
                 yield window[batch], tokenised[batch]

@@ -320,3 +320,7 @@ class RequestRanker(ABC):
     def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
         """Rank many requests, in order; each result equals that of its request alone."""
         return list(self.rank_iter(requests))
+
+    def rank_groups(self, groups: Iterable[Sequence[RankRequest]]) -> Iterator[list[Ranking]]:
+        """Rank groups of requests lazily, in order; what a group gets depends on that group alone."""
+        return map(self.rank_many, groups)

@@ -18,6 +18,7 @@ from blockrank.cli.distil import distil_command
 from blockrank.cli.doctor import doctor_command
 from blockrank.cli.eval import eval_command
 from blockrank.cli.inspect import inspect_command
+from blockrank.cli.mcp import mcp_command
 from blockrank.cli.rank import rank_command
 from blockrank.cli.search import search_command
 from blockrank.cli.serve import serve_command
@@ -34,6 +35,7 @@ app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.command("search")(search_command)
 app.command("serve")(serve_command)
+app.command("mcp")(mcp_command)
 app.command("train")(train_command)
 app.add_typer(data_app, name="data")
 app.command("distil")(distil_command)

@@ -19,7 +19,8 @@ from blockrank.cli.console import (
     note,
     write_data,
 )
-from blockrank.cli.eval import SplitOption, StageOption, progress_bars
+from blockrank.cli.eval import SplitOption, StageOption
+from blockrank.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from blockrank.analyze import Analysis

@@ -55,7 +55,7 @@ from blockrank.cli.data_options import (
     TokenizerOption,
 )
 from blockrank.cli.data_text import example_lines, statistics_lines
-from blockrank.cli.eval import progress_bars
+from blockrank.cli.progress import progress_bars
 from blockrank.data import TrainingRequest, packed_file, read_training_requests, training_line
 from blockrank.mine import (
     CrossEncoderTeacher,

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from blockrank.cli.cluster import RayCpusOption, RayOption, RayWorkersOption, Workers
 from blockrank.cli.console import (
     BackendOption,
     BeamsOption,
@@ -26,19 +23,18 @@ from blockrank.cli.console import (
     SegmentOption,
     VerboseOption,
     aligned,
-    load_ranker,
     logs,
     note,
     scoring_options,
     write_data,
 )
+from blockrank.cli.progress import progress_bars
 from blockrank.types import MissingExtraError
 
 if TYPE_CHECKING:
     from blockrank.data import Qrels, Run
     from blockrank.evaluate.first_stage import FirstStage
     from blockrank.evaluate.plan import Plan, Reranker
-    from blockrank.evaluate.ranking import Progress as Reporter
     from blockrank.evaluate.results import EvaluationResult
 
 _GIB = 1 << 30
@@ -121,6 +117,9 @@ def eval_command(
     pattern: PatternOption = None,
     decode: DecodeOption = False,
     beams: BeamsOption = None,
+    ray: RayOption = False,
+    ray_workers: RayWorkersOption = None,
+    ray_cpus: RayCpusOption = 1,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -132,19 +131,15 @@ def eval_command(
     was interrupted.
     """
     if what[0] == "-" or Path(what[0]).is_file():
-        if output is not None or models:
-            raise typer.BadParameter(f"{what[0]} is a run file: --output and --model need a COLLECTION.")
+        if output is not None or models or ray:
+            raise typer.BadParameter(f"{what[0]} is a run file: --output, --model and --ray need a COLLECTION.")
         with logs(verbose):
             _measure_run(what, measures or [], per_query, with_ceiling, as_json)
         return
-    if output is None:
-        raise typer.BadParameter(f"{what[0]} is no run file; to evaluate a COLLECTION give --output DIR.")
-    if per_query or with_ceiling:
-        raise typer.BadParameter("--per-query and --ceiling are for a RUN; an evaluation writes both into --output.")
-    if qrels is not None and len(what) > 1:
-        raise typer.BadParameter("--qrels is for one COLLECTION: query_ids of others may mean other queries.")
+    folder = _checked(what, output, per_query or with_ceiling, qrels)
     options = scoring_options(pattern, decode, beams) | {"device": device, "dtype": dtype, "backend": backend}
     options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
+    workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
         from blockrank.data import open_collection
         from blockrank.evaluate.evaluation import evaluate
@@ -152,10 +147,22 @@ def eval_command(
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
         stage = FirstStage(first_stage, drop_own)
-        plan = _plan(models or [None], options, stage, depths, measures, max_queries, reuse_memory, latency_queries)
-        with progress_bars() as progress:
-            result = evaluate(collections, plan, output, restart=restart, progress=progress)
-        _show(result, output, report, as_json)
+        chosen = tuple(rerankers(models or [None], options, workers))
+        plan = _plan(chosen, stage, depths, measures, max_queries, reuse_memory, latency_queries)
+        with workers.session(verbose), progress_bars() as progress:
+            result = evaluate(collections, plan, folder, restart=restart, progress=progress)
+        _show(result, folder, report, as_json)
+
+
+def _checked(what: Sequence[str], output: Path | None, for_run: bool, qrels: Path | None) -> Path:
+    """The output folder. Raises `typer.BadParameter` where options do not fit an evaluation of collections."""
+    if output is None:
+        raise typer.BadParameter(f"{what[0]} is no run file; to evaluate a COLLECTION give --output DIR.")
+    if for_run:
+        raise typer.BadParameter("--per-query and --ceiling are for a RUN; an evaluation writes both into --output.")
+    if qrels is not None and len(what) > 1:
+        raise typer.BadParameter("--qrels is for one COLLECTION: query_ids of others may mean other queries.")
+    return output
 
 
 # A run against judgements
@@ -212,8 +219,7 @@ def _tell_unmatched(run: Run, qrels: Qrels) -> None:
 
 
 def _plan(
-    models: Sequence[str | None],
-    options: dict[str, Any],
+    chosen: tuple[Reranker, ...],
     first_stage: FirstStage,
     depths: list[int] | None,
     measures: list[str] | None,
@@ -229,7 +235,7 @@ def _plan(
     for name in names:
         parse_measure(name)
     return Plan(
-        tuple(rerankers(models, options)),
+        chosen,
         first_stage,
         tuple(depths or [100]),
         names,
@@ -239,7 +245,7 @@ def _plan(
     )
 
 
-def rerankers(models: Sequence[str | None], options: dict[str, Any]) -> Iterator[Reranker]:
+def rerankers(models: Sequence[str | None], options: dict[str, Any], workers: Workers) -> Iterator[Reranker]:
     """The rerankers that `--model` asks for. Raises `ModelError` where there is no such model."""
     from blockrank.evaluate.plan import Reranker
     from blockrank.evaluate.settings import model_identity
@@ -251,29 +257,13 @@ def rerankers(models: Sequence[str | None], options: dict[str, Any]) -> Iterator
         folder = Path(located(model))
         files = model_identity(folder) if folder.is_dir() else {"hub": str(model)}
         settings = {"model": files, "spec": spec.to_dict(), "options": options}
-        yield Reranker(label or folder.resolve().name, partial(load_ranker, model, **options), settings)
+        yield Reranker(label or folder.resolve().name, workers.loader(model, options), settings)
 
 
 def labelled(given: str | None) -> tuple[str | None, str | None]:
     """Label and model of `LABEL=MODEL`; no label where there is none, or the whole is a path."""
     match = _LABEL.fullmatch(given) if given is not None and not Path(given).exists() else None
     return (match[1], match[2]) if match else (None, given)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Reporter]:
-    """A bar for everything that is reported, on standard error, where that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield report
 
 
 def _show(result: EvaluationResult, output: Path, report: bool, as_json: bool) -> None:

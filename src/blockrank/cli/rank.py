@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from blockrank.cli.cluster import RayCpusOption, RayOption, RayWorkersOption, Workers
 from blockrank.cli.console import (
     BackendOption,
     BeamsOption,
@@ -27,14 +29,18 @@ from blockrank.cli.console import (
     data_stream,
     load_ranker,
     logs,
-    note,
     scoring_options,
     terminal,
 )
+from blockrank.cli.cuts import Cuts
 from blockrank.cli.drawing import drawing, plain_text
 from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOption, QueryArgument, RequestsOption
+from blockrank.cli.resume import Job, ResumeOption
 from blockrank.data import json_line, trec_lines
 from blockrank.types import Ranking, RankRequest
+
+if TYPE_CHECKING:
+    from blockrank.ranker import Ranker
 
 TrecOption = Annotated[bool, typer.Option("--trec", help="Write a TREC run: query_id Q0 doc_id rank score tag.")]
 TopOption = Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Keep the best so many documents.")]
@@ -66,71 +72,60 @@ def rank_command(
     pattern: PatternOption = None,
     decode: DecodeOption = False,
     beams: BeamsOption = None,
+    resume: ResumeOption = False,
+    ray: RayOption = False,
+    ray_workers: RayWorkersOption = None,
+    ray_cpus: RayCpusOption = 1,
     verbose: VerboseOption = False,
 ) -> None:
     """Rank documents for a query, or every request of a file."""
+    form = _form(as_json, as_trec, explain, decode)
+    scoring = scoring_options(pattern, decode, beams)
+    inputs = Inputs(query, files or [], documents, requests, lines)
+    options = {
+        "device": device, "dtype": dtype, "backend": backend, "max_tokens": max_tokens,
+        "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries, **scoring,
+    }  # fmt: skip
+    workers = Workers(ray, ray_workers, ray_cpus, device)
+    if resume or ray:
+        if requests in (None, "-") or output is None:
+            raise typer.BadParameter("--resume and --ray need --requests FILE and --output FILE.")
+        with logs(verbose):
+            Job(str(requests), output, form, FORMS[form], top_k, explain).run(model, options, workers, verbose)
+    else:
+        with logs(verbose):
+            _rank(inputs, partial(load_ranker, model, **options), form, output, top_k, explain)
+
+
+def _form(as_json: bool, as_trec: bool, explain: bool, decode: bool) -> str:
+    """The name of a form. Raises `typer.BadParameter` where it cannot show what is asked for."""
     if as_json and as_trec:
         raise typer.BadParameter("--json and --trec exclude each other.")
     if explain and as_trec:
         raise typer.BadParameter("a TREC run cannot carry evidence: --explain takes no --trec.")
-    scoring = scoring_options(pattern, decode, beams)
     if explain and decode:
         raise typer.BadParameter("a decoded ranking has no evidence: --explain takes no --decode.")
-    inputs = Inputs(query, files or [], documents, requests, lines)
-    with logs(verbose):
-        inputs.check()
-        stream = _peeked(replace(request, evidence=explain) for request in inputs.read())
-        ranker = load_ranker(
-            model,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            max_tokens=max_tokens,
-            max_segment_tokens=max_segment_tokens,
-            cut_queries=cut_queries,
-            **scoring,
-        )
-        cuts = Cuts(ranker.spec.max_segment_tokens)
-        rankings = cuts.counted(ranker.rank_iter(stream))
-        if requests is not None and terminal(output) is None:
-            rankings = _with_progress(rankings)
-        shown = (ranking.top(top_k) if top_k else ranking for ranking in rankings)
-        if (console := terminal(output)) and not as_json and not as_trec:
-            for ranking in shown:
-                console.print(drawing(ranking, console.width), no_wrap=True, crop=True)
-        else:
-            _write(shown, json_line if as_json else trec_text if as_trec else plain_text, output)
-        cuts.report()
+    return "json" if as_json else "trec" if as_trec else "text"
 
 
-@dataclass(slots=True)
-class Cuts:
-    """Counts documents and queries that were cut to fit, for one sentence each at the end."""
-
-    limit: int
-    documents: int = 0
-    cut: int = 0
-    most: int = 0
-    queries: int = 0
-
-    def counted(self, rankings: Iterable[Ranking]) -> Iterator[Ranking]:
-        """Pass complete rankings on and count."""
-        for ranking in rankings:
-            self.documents += len(ranking)
-            self.queries += ranking.query_cut_tokens > 0
-            self.cut += sum(entry.cut_tokens > 0 for entry in ranking)
-            self.most = max(self.most, *(entry.cut_tokens for entry in ranking), 0)
-            yield ranking
-
-    def report(self) -> None:
-        """Say how many were cut; nothing where none was."""
-        if self.cut:
-            note(
-                f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "
-                f"(at most {self.most} tokens were left out); --verbose lists them."
-            )
-        if self.queries:
-            note(f"{self.queries} queries were cut to fit; --verbose lists them.")
+def _rank(
+    inputs: Inputs, load: Callable[[], Ranker], form: str, output: Path | None, top_k: int | None, explain: bool
+) -> None:
+    """Rank in this process, and write each ranking as soon as it is there."""
+    inputs.check()
+    stream = _peeked(replace(request, evidence=explain) for request in inputs.read())
+    ranker = load()
+    cuts = Cuts(ranker.spec.max_segment_tokens)
+    rankings = cuts.counted(ranker.rank_iter(stream))
+    if inputs.requests is not None and terminal(output) is None:
+        rankings = _with_progress(rankings)
+    shown = (ranking.top(top_k) if top_k else ranking for ranking in rankings)
+    if (console := terminal(output)) and form == "text":
+        for ranking in shown:
+            console.print(drawing(ranking, console.width), no_wrap=True, crop=True)
+    else:
+        _write(shown, FORMS[form], output)
+    cuts.report()
 
 
 def _peeked(items: Iterator[RankRequest]) -> Iterator[RankRequest]:
@@ -160,3 +155,6 @@ def _write(rankings: Iterable[Ranking], form: Callable[[Ranking], str], output: 
 def trec_text(ranking: Ranking) -> str:
     """The lines of a TREC run."""
     return "\n".join(trec_lines(ranking))
+
+
+FORMS: dict[str, Callable[[Ranking], str]] = {"json": json_line, "trec": trec_text, "text": plain_text}

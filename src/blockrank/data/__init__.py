@@ -21,6 +21,7 @@ from blockrank.data.jsonl import (
     request_line,
 )
 from blockrank.data.problems import Kind, Problem, Report, validate, validate_run
+from blockrank.data.records import RecordFile
 from blockrank.data.training import TrainingRequest, read_training_requests, training_line, training_request
 from blockrank.data.trec import (
     RUN_TAG,
@@ -44,6 +45,7 @@ __all__ = [
     "Kind",
     "Problem",
     "Qrels",
+    "RecordFile",
     "Report",
     "Run",
     "Source",

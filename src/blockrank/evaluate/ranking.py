@@ -89,13 +89,19 @@ def _rank_shards(
     """Rank the shards that the journal lacks."""
     total, done = sum(map(len, work.shards)), sum(map(len, work.shards[: journal.shards]))
     progress(what, done, total)
-    for query_ids in work.shards[journal.shards :]:
-        requests = {query_id: work.request(query_id, depth, documents) for query_id in query_ids}
-        rankings = ranker.rank_many(request for request in requests.values() if request is not None)
+    missing = work.shards[journal.shards :]
+    groups = (_requests(work, query_ids, depth, documents) for query_ids in missing)
+    for query_ids, rankings in zip(missing, ranker.rank_groups(groups), strict=True):
         outcomes = {query_id: Outcome(query_id, [], []) for query_id in query_ids}
         journal.append_shard([*(outcomes | {ranking.query_id: Outcome.of(ranking) for ranking in rankings}).values()])
         done += len(query_ids)
         progress(what, done, total)
+
+
+def _requests(work: Work, query_ids: Sequence[str], depth: int, documents: dict[str, Document]) -> list[RankRequest]:
+    """The requests of a shard; queries none of whose candidates has text have none."""
+    found = (work.request(query_id, depth, documents) for query_id in query_ids)
+    return [request for request in found if request is not None]
 
 
 def _latency_ms(ranker: RequestRanker, requests: Sequence[RankRequest], what: str, progress: Progress) -> list[float]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from blockrank.data import atomic_file
 from blockrank.types import InputError, RequestRanker
@@ -21,7 +21,8 @@ _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 class Settings:
     """The settings file of a folder: sections of named entries. What is new is added, what differs is refused."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, advice: str = "Choose another --output, or start over with --restart.") -> None:
+        self._advice = advice
         self._path = folder / SETTINGS_FILE
         self.entries: dict[str, dict[str, Any]] = {}
         if self._path.exists():
@@ -38,10 +39,7 @@ class Settings:
             self._write()
         elif found := _differences(known[name], wanted):
             told = "; ".join(found[:3])
-            raise InputError(
-                f"{self._path.parent} was evaluated with other settings of {name}: {told}. "
-                "Choose another --output, or start over with --restart."
-            )
+            raise InputError(f"{self._path.parent} was made with other settings of {name}: {told}. {self._advice}")
 
     def find(self, section: str, name: str) -> Mapping[str, Any]:
         """An entry, empty where there is none."""
@@ -109,10 +107,20 @@ def model_identity(folder: Path) -> dict[str, str]:
     return {path.name: file_identity(path) for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES}
 
 
+@runtime_checkable
+class Identified(Protocol):
+    """A ranker that knows itself what decides its scores."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-ready, as `ranker_identity` gives it."""
+
+
 def ranker_identity(ranker: RequestRanker) -> dict[str, Any]:
     """What decides the scores of a ranker once it is loaded."""
     from blockrank.ranker import Ranker
 
+    if isinstance(ranker, Identified):
+        return ranker.identity()
     if not isinstance(ranker, Ranker):
         return {"ranker": type(ranker).__name__}
     model = ranker.model

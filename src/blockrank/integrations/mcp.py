@@ -1,0 +1,99 @@
+"""A ranker as a tool of the Model Context Protocol: `blockrank mcp` runs it. Needs the extra `mcp`.
+
+The model is chosen when the server starts; a call brings a query and documents, nothing else. It is held to the limits
+of the HTTP server and refused in the same sentences.
+"""
+
+# No postponed annotations: the tool's own are read at run time.
+import uuid
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any
+
+from blockrank import __version__
+from blockrank.types import BlockrankError, InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+    from blockrank.ranker import Ranker
+    from blockrank.serve.settings import ServeSettings
+
+_LOOPBACK = "127.0.0.1"
+_INSTRUCTIONS = "rank orders documents by relevance to a query. Send all candidates of a query in one call."
+_FIELDS = {"text": {"type": "string"}, "title": {"type": "string"}, "id": {"type": ["string", "integer"]}}
+_OBJECT = {"type": "object", "properties": _FIELDS, "required": ["text"], "additionalProperties": False}
+_DOCUMENT = {"anyOf": [{"type": "string"}, _OBJECT]}
+_COUNT = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "default": None}
+
+
+def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None) -> "MCPServer[Any]":
+    """A server with one tool, `rank`, within the limits of `settings`; `max_body_bytes` is that of a call's texts.
+
+    Raises `MissingExtraError` without mcp.
+    """
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+        from pydantic import WithJsonSchema
+    except ImportError as error:
+        raise MissingExtraError("an MCP server needs mcp: pip install 'blockrank[mcp]'.") from error
+    from blockrank.serve.settings import ServeSettings
+
+    limits, lock = settings or ServeSettings(), Lock()
+    server = MCPServer[Any]("blockrank", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
+    array = {"type": "array", "items": _DOCUMENT, "minItems": 1, "maxItems": limits.max_documents}
+
+    @server.tool()
+    def rank(
+        query: str,
+        documents: Annotated[Any, WithJsonSchema(array)],
+        top_n: Annotated[Any, WithJsonSchema(_COUNT)] = None,
+    ) -> dict[str, Any]:
+        """Rank documents by relevance to a query, best first; `top_n` keeps the best so many.
+
+        Each of `results` has `index` (the document's place in `documents`, from 0), `score` and, where it came with
+        one, `id`. The scores of a call sum to 1 over its documents and compare nothing across calls. `warnings` says
+        what was cut to fit.
+        """
+        try:
+            with lock:  # a ranker is used by one thread at a time
+                return _answer(ranker, limits, {"query": query, "documents": documents, "top_n": top_n})
+        except BlockrankError as error:
+            raise ToolError(str(error)) from None
+
+    return server
+
+
+def run_mcp_server(server: "MCPServer[Any]", port: int | None = None) -> None:
+    """Serve until the client leaves: on standard input and output, or on a port of this machine's own address, to
+    requests whose Host and Origin are that alone: no web page reaches the tool through a browser."""
+    if port is None:
+        return server.run("stdio")
+    import uvicorn
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    from blockrank.serve.server import listen
+
+    hosts = [f"{_LOOPBACK}:{port}", f"localhost:{port}"]
+    security = TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=[f"http://{host}" for host in hosts])
+    app = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listen(_LOOPBACK, port)])
+
+
+def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -> dict[str, Any]:
+    """What a call gets. Raises `BlockrankError` where it cannot be ranked."""
+    from blockrank.serve.calls import Reading, read_call
+    from blockrank.serve.dialects import TEI, warnings_of
+    from blockrank.serve.fields import Fields
+
+    fields = Fields(values, values.keys())
+    call = read_call(fields, limits, documents="documents", request_id=uuid.uuid4().hex, echo=False)
+    size = sum(len(document.text) + len(document.title) for document in call.request.candidates)
+    if size > limits.max_body_bytes:
+        raise InputError(f"documents have {size} characters together and the limit is {limits.max_body_bytes}.")
+    tokenised = ranker.tokenise(call.request)
+    ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0])
+    cuts = [segment.cut for segment in tokenised.documents]
+    read = Reading(tokenised.length, sum(cut > 0 for cut in cuts), max(cuts), tokenised.query_cut)
+    warnings = warnings_of(call, read)
+    return {"results": TEI.answer(call, ranking, read), **({"warnings": warnings} if warnings else {})}

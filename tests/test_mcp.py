@@ -1,0 +1,130 @@
+"""`blockrank mcp` as its clients meet it: the package's own client starts the command and calls the tool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import failed
+from huggingface_hub.utils import httpx
+from serving import QUERY, TEXTS, wait_until
+from typer.testing import CliRunner
+
+from blockrank import MissingExtraError, Ranker
+from blockrank.cli import app
+from blockrank.integrations.mcp import create_mcp_server
+
+mcp = pytest.importorskip("mcp")
+ROOT = Path(__file__).parents[1]
+COMMAND = ["-c", "from blockrank.cli import main; main()", "mcp", "--max-documents", "3", "--max-document-chars", "900"]
+ENVIRONMENT = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+CALLS: tuple[dict[str, Any], ...] = (
+    {"query": QUERY, "documents": list(TEXTS)},
+    {"query": QUERY, "documents": [{"text": TEXTS[1], "id": "stoker"}, TEXTS[0]], "top_n": 1},
+    {"query": QUERY, "documents": json.dumps(list(TEXTS)), "top_n": None},
+    {"query": "rivers", "documents": ["a " * 400, "river"]},
+    # refused
+    {"query": QUERY, "documents": [*TEXTS, "one more"]},
+    {"query": QUERY, "documents": [TEXTS[0], " "]},
+    {"query": QUERY, "documents": ["long " * 200]},
+    {"query": QUERY, "documents": []},
+    {"query": " ", "documents": list(TEXTS)},
+    {"query": QUERY, "documents": list(TEXTS), "top_n": 0},
+    {"query": QUERY, "documents": "no list"},
+    {"query": QUERY, "documents": [{"text": "a", "path": "/etc/passwd"}]},
+)
+REFUSALS = (
+    "documents holds 4 documents and the limit is 3: documents[3] is the first over it.",
+    "documents[1] is empty: there is no text to rank.",
+    "documents[0] has 1000 characters and the limit is 900.",
+    "list of documents must not be empty.",
+    "query must not be empty or only white space.",
+    "top_n must be at least 1, not 0.",
+    "documents must be an array.",
+    "documents[0] has an unknown field 'path'; known are id, text, title.",
+)
+
+
+async def talk(target: Any) -> tuple[list[Any], list[Any]]:
+    """The tools of a server, and what it says to every call."""
+    async with mcp.Client(target, read_timeout_seconds=60) as client:
+        tools = (await client.list_tools()).tools
+        return tools, [await client.call_tool("rank", call) for call in CALLS]
+
+
+def check(tools: list[Any], results: list[Any], mini: Ranker) -> None:
+    assert [tool.name for tool in tools] == ["rank"]
+    schema = tools[0].input_schema
+    assert {*schema["properties"]} == {"query", "documents", "top_n"}
+    assert (schema["required"], schema["properties"]["documents"]["maxItems"]) == (["query", "documents"], 3)
+    found = [result.structured_content for result in results[:4]]
+    whole = mini.rank(QUERY, TEXTS)
+    assert found[0] == found[2] == {"results": [{"index": e.index, "score": e.score} for e in whole]}
+    assert [(e["index"], e["id"]) for e in found[1]["results"]] == [(0, "stoker")]
+    assert re.fullmatch(r"1 of 2 documents were cut at their end to fit \(at most \d+ .*", found[3]["warnings"][0])
+    for result, sentence in zip(results[4:], REFUSALS, strict=True):
+        assert (result.is_error, result.content[0].text) == (True, f"Error executing tool rank: {sentence}")
+
+
+def test_a_client_over_stdio(mini: Ranker) -> None:
+    parameters = mcp.StdioServerParameters(
+        command=sys.executable, args=[*COMMAND, "--max-segment-tokens", "100"], env=ENVIRONMENT
+    )
+    tools, results = asyncio.run(talk(parameters))
+    check(tools, results, mini)
+
+
+def test_the_client_ends_it_by_closing_the_pipe() -> None:
+    """Nothing but the protocol is on standard output; without a client the process ends with 0."""
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    done = subprocess.run(
+        [sys.executable, *COMMAND], input=json.dumps(hello) + "\n", capture_output=True, text=True, timeout=60,
+        check=False, env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [1]
+
+
+def test_http_listens_here_alone_and_knows_its_host(mini: Ranker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = [*COMMAND, "--max-segment-tokens", "100", "--http", str(port)]
+    url = f"http://127.0.0.1:{port}/mcp"
+
+    def status(**headers: str) -> int:
+        try:
+            return int(httpx.post(url, json={}, headers={"accept": "application/json", **headers}).status_code)
+        except httpx.TransportError:
+            return 0
+
+    server = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: status() > 0, 60)
+        tools, results = asyncio.run(talk(url))
+        check(tools, results, mini)
+        assert status(host="evil.example") == 421
+        assert status(origin="http://evil.example") == 403
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_what_cannot_start_says_so(tmp_path: Path, mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"{tmp_path} has no blockrank.json" in failed(CliRunner().invoke(app, ["mcp", "--model", str(tmp_path)]))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "cannot listen on 127.0.0.1" in failed(CliRunner().invoke(app, ["mcp", "--http", port]))
+    monkeypatch.setitem(sys.modules, "mcp.server", None)
+    with pytest.raises(MissingExtraError, match=r"blockrank\[mcp\]"):
+        create_mcp_server(mini)
