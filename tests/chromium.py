@@ -109,7 +109,7 @@ class Tab:
         try:
             return bool(self.run(f"Boolean({script})"))
         except ProtocolError as error:
-            if "context" in str(error):  # one page goes, the next has not come
+            if "context" in str(error) or "navigated" in str(error):  # one page goes, the next has not come
                 return False
             raise
 

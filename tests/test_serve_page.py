@@ -378,7 +378,7 @@ def test_save_open_and_compare(page: Tab, tmp_path: Path) -> None:
     copied = json.loads(page.run("navigator.clipboard.readText()"))
     assert {**copied, "saved_at": ""} == {**saved, "saved_at": ""}
     opened_again = f"document.querySelector('#status').textContent.includes({json.dumps(QUERY)})"
-    page.run("location.reload()")
+    page.call("Page.reload")
     page.wait("document.querySelector('#shown')?.hidden && document.querySelectorAll('#example option').length === 4")
     page.choose("#file", found[0])
     page.wait(opened_again)
