@@ -22,6 +22,7 @@ import json
 import logging
 import lzma
 import math
+import shutil
 import statistics
 import sys
 import tempfile
@@ -328,6 +329,10 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             taken = train(variant, seed, options, folder)
+            if options.keep:
+                shutil.copytree(
+                    folder / "trained", options.keep / path.stem, ignore=shutil.ignore_patterns("checkpoint-*")
+                )
             began = time.perf_counter()
             found = measure(variant, folder / "trained", tests, options)
         settings = {
@@ -416,6 +421,7 @@ def main() -> None:
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--only", nargs="*")
     runs.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    runs.add_argument("--keep", type=Path, default=None, help="folder that takes the trained models, each loadable")
     runs.add_argument("--seconds", type=float, default=math.inf, help="start no run later than this")
     runs.add_argument("--steps", type=int, default=300)
     runs.add_argument("--requests", type=int, default=16)
