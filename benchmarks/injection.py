@@ -153,7 +153,7 @@ def with_text(ranker: Ranker, case: Case, payload: str, position: Position) -> t
     tokenizer, limit = ranker.model.tokenizer, ranker.spec.max_segment_tokens
     assert tokenizer is not None
     documents = list(case.request.candidates)
-    payload = tokenizer.shorten(payload, limit // 2)[0]
+    payload = tokenizer.shorten(payload, limit * 3 // 4)[0]
 
     def filled(text: str) -> RankRequest:
         documents[case.attacked] = Document(text, case.request.candidates[case.attacked].doc_id)

@@ -1,4 +1,4 @@
-"""Records of `injection.py` as Markdown: clean quality by collection, then a table of each model, collections pooled."""
+"""Records of `injection.py` as Markdown: clean quality by collection, then each model with collections pooled."""
 
 from __future__ import annotations
 
