@@ -23,7 +23,7 @@ from blockrank.engine import glue
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel, load_model, resolve_device, resolve_devices
-from blockrank.probe import probe_model
+from blockrank.probe import probe_model, rows_apart
 from blockrank.prune import leave, with_exits
 from blockrank.scorers import AttentionScorer, Scored
 from blockrank.seam import Capture
@@ -193,6 +193,17 @@ def test_the_probe_compares_fused_layers_with_the_librarys() -> None:
         ModelError, match=r"fused layers of MistralModel .* differ from its own .* pass layers='library'"
     ):
         probe_model(model)
+
+
+def test_the_probe_forgives_a_row_that_half_precision_throws_off_and_no_more() -> None:
+    right = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    one_row, every_row, broken = right.clone(), right * 1.2, right.clone()
+    one_row[1] *= 3
+    broken[1, 0, 0] = torch.nan
+    assert rows_apart(one_row, right) == 0
+    assert rows_apart(every_row, right) == pytest.approx(0.2, rel=1e-4)
+    assert rows_apart(torch.cat((right[:30], every_row[30:])), right) > 0.19  # a quarter of the rows
+    assert rows_apart(broken, right) == float("inf")
 
 
 # Eight bits (floats of eight bits by torch's own product on the processor, for the arithmetic alone)

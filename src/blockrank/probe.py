@@ -9,6 +9,7 @@ what they yield equals what the library's own do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -128,13 +129,27 @@ def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, .
 def _check_fused(model: RankModel, layout: PackedLayout) -> None:
     """Compare queries and keys at the scoring layer with those of the library's own layers."""
     fused, library = model.forward(layout), model.in_library_layers().forward(layout)
-    limit = _TOLERANCE.get(model.dtype, 1e-4)
     for one, two in ((fused.q_GNH, library.q_GNH), (fused.k_PKH, library.k_PKH)):
-        difference = float((one.float() - two.float()).abs().max())
-        if not difference <= limit * float(two.float().abs().max().clamp_min(1.0)):
+        distance = rows_apart(one, two)
+        if not distance <= _TOLERANCE.get(model.dtype, 1e-4):
             raise ModelError(
-                f"the fused layers of {_name(model)} differ from its own (by {difference:.2g}): pass layers='library'."
+                f"the fused layers of {_name(model)} differ from its own (by {distance:.2g} of the size of a row): "
+                "pass layers='library'."
             )
+
+
+def rows_apart(one: Tensor, two: Tensor) -> float:
+    """How far the rows (first axis) of `one` are from those of `two`, in sizes of these; nine of ten are no further.
+
+    In half precision the rows of a model's sink tokens hang on the order of its sums, in its own layers too: in
+    SmolLM2-135M's keys of at most 13.5 the largest difference between bfloat16 and float32 is 1.1, all of it in one
+    row. A layer that is computed wrongly differs in every row. Infinite where any is not finite.
+    """
+    size = two.float().flatten(1).norm(dim=1).clamp_min(1e-6)
+    distance = (one.float() - two.float()).flatten(1).norm(dim=1) / size
+    if not bool(distance.isfinite().all()):
+        return math.inf
+    return float(distance.sort().values[math.ceil(0.9 * len(distance)) - 1])
 
 
 @contextmanager
