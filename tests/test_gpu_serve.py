@@ -1,0 +1,65 @@
+"""The server on CUDA devices, over a socket: answers equal the host's, whoever shares the forward."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from serving import running, wait_until
+from test_serve_process import answers, process
+
+from blockrank import Ranker
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+WORDS = "the river meets the sea where old harbours trade salt and grain under a lighthouse".split()
+
+
+def bodies(count: int) -> list[dict[str, Any]]:
+    """Requests of different sizes, with documents that come again."""
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 120))) for _ in range(60)]
+    return [
+        {"query": " ".join(draw.choices(WORDS, k=4)), "documents": draw.sample(texts, draw.randint(1, 40))}
+        for _ in range(count)
+    ]
+
+
+def scores(answer: Any) -> list[float]:
+    """Scores of an answer's documents in the caller's order."""
+    found = sorted(answer["results"], key=lambda item: item["index"])
+    return [item["relevance_score"] for item in found]
+
+
+def expected(mini: Ranker, body: dict[str, Any]) -> list[float]:
+    ranking = mini.rank(body["query"], body["documents"])
+    return [item.score for item in sorted(ranking, key=lambda item: item.index)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_equal_the_hosts(mini: Ranker, dtype: str) -> None:
+    asked = bodies(60)
+    tolerance = {"float32": 1e-4, "bfloat16": 0.05}[dtype]
+    with running(mini, load=lambda: [Ranker.from_pretrained("embedded", device="cuda", dtype=dtype)]) as server:
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda body: server.post(body=body), asked))
+        assert {answer.status_code for answer in found} == {200}
+        for body, answer in zip(asked, found, strict=True):
+            assert scores(answer.json()) == pytest.approx(expected(mini, body), abs=tolerance)
+
+
+def test_the_command_serves_from_the_device(mini: Ranker) -> None:
+    """Chosen without being named where there is one; with two, both take part."""
+    devices = ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    for arguments in ((), ("--device", devices)):
+        with process(*arguments) as (server, client):
+            wait_until(lambda: server.poll() is not None or answers(client), 240)
+            assert server.poll() is None, server.communicate()[1]
+            asked = bodies(30)
+            with ThreadPoolExecutor(8) as pool:
+                found = list(pool.map(lambda body: client.post("/v1/rerank", json=body), asked))
+            assert [answer.status_code for answer in found] == [200] * 30
+            for body, answer in zip(asked, found, strict=True):
+                assert scores(answer.json()) == pytest.approx(expected(mini, body), abs=0.05)
