@@ -14,7 +14,7 @@ from test_serve_process import answers, process
 from blockrank import Ranker
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-WORDS = "the river meets the sea where old harbours trade salt and grain under a lighthouse".split()
+WORDS = ("river", "meets", "sea", "where", "old", "harbours", "trade", "salt", "grain", "under", "a", "lighthouse")
 
 
 def bodies(count: int) -> list[dict[str, Any]]:
