@@ -44,8 +44,7 @@ _WRONG: tuple[tuple[Any, int], ...] = (
 def soak(options: argparse.Namespace) -> dict[str, Any]:
     """See the module."""
     generator = random.Random(0)
-    shapes = generator.choices([kind[1:] for kind in _MIX], [kind[0] for kind in _MIX], k=_POOL)
-    bodies = [request(generator, *shape) for shape in shapes]
+    bodies = mixed(generator, _POOL)
     rankings = Ranker.from_pretrained(device="cpu").rank_many(
         RankRequest(body["query"], body["documents"], str(i)) for i, body in enumerate(bodies)
     )
@@ -89,6 +88,12 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         ],
         "growth_percent": round(100 * (statistics.mean(late) / statistics.mean(early) - 1), 2),
     }
+
+
+def mixed(generator: random.Random, count: int) -> list[dict[str, Any]]:
+    """Requests of a soak's shapes."""
+    shapes = generator.choices([kind[1:] for kind in _MIX], [kind[0] for kind in _MIX], k=count)
+    return [request(generator, *shape) for shape in shapes]
 
 
 def judged(answer: Answer, expected: dict[int, float], request_id: str) -> str:
@@ -150,6 +155,7 @@ def batching(options: argparse.Namespace) -> list[dict[str, Any]]:
         "one new document of 12 words": (_NO_CACHE, [request(generator, 1, 12) for _ in range(400)]),
         "3 new documents of 12 words": (_NO_CACHE, [request(generator, 3, 12) for _ in range(400)]),
         "20 new documents of 40 words": (_NO_CACHE, [request(generator, 20, 40) for _ in range(400)]),
+        "those of a soak": (_NO_CACHE, mixed(generator, 400)),
         "10 of 200 documents that are asked for again and again": ((), [hot() for _ in range(400)]),
     }
     rows = []

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from blockrank import InputError
 from blockrank.cli import app
 from blockrank.cli.serve import is_loopback, model_name, read_keys
-from blockrank.serve.memory import trim
+from blockrank.serve.memory import FreedMemory, resident_bytes, trim
 
 CODE = "from blockrank.cli import main; main()"
 
@@ -137,13 +137,22 @@ def test_freed_memory_goes_back() -> None:
         pytest.skip("resident memory is read from /proc")
     blocks = [bytearray(100_000) for _ in range(1000)]
     kept = blocks[::50]
-    before = resident_kib()
+    before = resident_bytes()
     del blocks
     trim()
-    assert resident_kib() < before - 50_000
+    assert resident_bytes() < before - 50_000_000
     assert len(kept) == 20
 
 
-def resident_kib() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+def test_freed_memory_beyond_a_reserve_goes_back() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("resident memory is read from /proc")
+    small, large = FreedMemory(10 << 20, least_s=0), FreedMemory(1 << 40, least_s=0)
+    small.check()
+    floor = resident_bytes()
+    for check, goes in ((large.check, False), (small.check, True)):
+        blocks = [bytearray(100_000) for _ in range(1000)]
+        kept = blocks[::50]
+        del blocks
+        check()
+        assert (resident_bytes() - floor < 30 << 20) is goes, len(kept)

@@ -16,7 +16,7 @@ from blockrank.cache import MemoryStore
 from blockrank.layout import TokenisedRequest, plan_batches
 from blockrank.ranker import Ranker
 from blockrank.serve.batcher import Batcher, Job, late, tokens_of
-from blockrank.serve.memory import trim
+from blockrank.serve.memory import FreedMemory
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.types import BlockrankError, CapacityError, InputError, RankRequest
 
@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 # A request whose documents are encoded piece by piece may fill so much of the store: what comes between its pieces
 # needs room too, and what drops out is computed twice.
 _LARGEST_SHARE = 0.4
-_TRIM_S = 5.0  # seconds between two times that free memory is given back
 _WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
 Result = TypeVar("Result")
 OnForward = Callable[[Sequence[Job], int, float], None]
@@ -91,7 +90,7 @@ class Worker:
         return "ready" if now - self.last_success <= ready_s else "stale"
 
     def _run(self) -> None:
-        trimmed = time.monotonic()
+        freed = FreedMemory()
         while not self.failed and not self._batcher.closed:
             jobs = self._batcher.take(self._idle_s)
             if jobs and self._in_pieces(jobs[0]):
@@ -100,9 +99,8 @@ class Worker:
                 self._run_batch(jobs)
             elif not self._batcher.closed and time.monotonic() - self.last_success >= self._idle_s:
                 self._check()
-            if (now := time.monotonic()) - trimmed >= _TRIM_S:
-                trim()
-                trimmed = now
+                freed.give_back()
+            freed.check()
 
     def _check(self) -> None:
         """A forward of an idle device, to know that it still answers."""
