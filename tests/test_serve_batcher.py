@@ -103,7 +103,7 @@ def test_closing_fails_what_waits_and_what_comes() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60), st.booleans()), max_size=20))
 def test_admission_counts_in_and_out(orders: list[tuple[int, int, bool]]) -> None:
-    admission, tickets = Admission(10, 100), []
+    admission, tickets = Admission(10, 100, 1000), []
     for estimate, settled, ends in orders:
         before = admission.tokens
         try:
@@ -126,7 +126,7 @@ def test_admission_counts_in_and_out(orders: list[tuple[int, int, bool]]) -> Non
 
 
 def test_retry_after_follows_the_measured_speed() -> None:
-    admission = Admission(10, 100_000)
+    admission = Admission(10, 100_000, 1000)
     for _ in range(60):
         admission.ran(1000, 0.1)  # 10,000 tokens a second
     admission.take(95_000)

@@ -45,6 +45,23 @@ def test_requests_are_bounded_too(mini: Ranker) -> None:
         assert [answer.result().status_code for answer in held] == [200, 200]
 
 
+def test_bodies_are_bounded_together(mini: Ranker) -> None:
+    """Bodies that fit alone do not fit together: the second is refused while the first is under way, not after it."""
+    size = len(json.dumps(BODY))
+    with running(mini, ServeSettings(max_bytes=size + 10)) as server, ThreadPoolExecutor(1) as pool:
+        server.gate.close()
+        held = pool.submit(server.post)
+        server.gate.hold()
+        refused = server.post()
+        assert (refused.status_code, "retry-after" in refused.headers) == (429, True)
+        assert "bytes are here and the limit is" in refused.text
+        server.gate.open.set()
+        assert held.result().status_code == 200
+        assert server.post().status_code == 200
+    with running(mini, ServeSettings(max_bytes=1)) as server:
+        assert server.post().status_code == 200, "one body alone is under its own limit"
+
+
 def test_a_request_over_the_queue_s_limit_runs_alone(mini: Ranker) -> None:
     with running(mini, ServeSettings(max_queue_tokens=1)) as server:
         assert server.post().status_code == 200

@@ -1,4 +1,4 @@
-"""Who is let in: requests and tokens in the server at once are bounded; what is over the bound is refused at once."""
+"""Who is let in: requests, tokens and bytes in the server at once are bounded; what is over is refused at once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,32 @@ class Admission:
     finds the server empty is let in whatever its size, so that a limit never makes a request impossible.
     """
 
-    def __init__(self, max_requests: int, max_tokens: int) -> None:
-        self.max_requests, self.max_tokens = max_requests, max_tokens
+    def __init__(self, max_requests: int, max_tokens: int, max_bytes: int) -> None:
+        self.max_requests, self.max_tokens, self.max_bytes = max_requests, max_tokens, max_bytes
         self._lock = Lock()
         self._rate = _FIRST_RATE
-        self.requests = self.tokens = 0
+        self.requests = self.tokens = self.bytes = 0
+
+    @contextmanager
+    def body(self) -> Iterator[Body]:
+        """What counts the bytes of a request's body, from its first until the block ends."""
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            body.release()
+
+    def grow(self, held: int, size: int) -> None:
+        """Count bytes in, of a body that holds so many already. Raises `Refusal` where others leave no room."""
+        with self._lock:
+            if self.bytes > held and self.bytes + size > self.max_bytes:
+                raise self._overload(f"bodies of {self.bytes} bytes are here and the limit is {self.max_bytes}")
+            self.bytes += size
+
+    def shrink(self, size: int) -> None:
+        """Count bytes out."""
+        with self._lock:
+            self.bytes -= size
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -66,6 +87,23 @@ class Admission:
             f"the server is busy: {why}; try again later.",
             retry_after=min(max(wait, 1), _LONGEST_RETRY),
         )
+
+
+class Body:
+    """Bytes of one request that are counted in."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self.size = admission, 0
+
+    def grow(self, size: int) -> None:
+        """Count a part in. Raises `Refusal` where the limit does not allow it."""
+        self._admission.grow(self.size, size)
+        self.size += size
+
+    def release(self) -> None:
+        """Count all out."""
+        self._admission.shrink(self.size)
+        self.size = 0
 
 
 class Ticket:

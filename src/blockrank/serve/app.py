@@ -17,6 +17,7 @@ from starlette.types import Receive
 
 from blockrank import __version__
 from blockrank.ranker import Ranker
+from blockrank.serve.admission import Body
 from blockrank.serve.dialects import likely_dialect
 from blockrank.serve.fields import shown
 from blockrank.serve.front import Front, refused
@@ -79,10 +80,11 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
     async def rerank(request: Request) -> Response:
         trace: Trace = request.state.trace
         try:
-            body = await read_body(request, service.settings)
-            trace.dialect = likely_dialect(request.url.path, body)
-            work = service.rank(request.url.path, body, trace, _timeout(request))
-            answer = await while_connected(request.receive, work)
+            with service.body() as held:
+                body = await read_body(request, service.settings, held)
+                trace.dialect = likely_dialect(request.url.path, body)
+                work = service.rank(request.url.path, body, trace, _timeout(request))
+                answer = await while_connected(request.receive, work)
         except Refusal as refusal:
             return refused(refusal, trace, service.metrics)
         except Exception:
@@ -173,8 +175,9 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
     return {"object": "list", "data": rows}
 
 
-async def read_body(request: Request, settings: ServeSettings) -> bytes:
-    """The body of a request. Raises `Refusal` where it is compressed, too large or too slow, or the client left."""
+async def read_body(request: Request, settings: ServeSettings, held: Body) -> bytes:
+    """The body of a request, counted as it arrives. Raises `Refusal` where it is compressed, too large or too slow,
+    where there is no room for it, or the client left."""
     limit = settings.max_body_bytes
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refusal(415, "body", "a compressed body is not read here: send it as it is.")
@@ -185,6 +188,7 @@ async def read_body(request: Request, settings: ServeSettings) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise Refusal(413, "body", f"the body is larger than the limit of {limit} bytes.")
+                held.grow(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise Refusal(408, "body", f"the body did not arrive within {settings.body_timeout_s:g} s.") from None

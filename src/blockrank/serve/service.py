@@ -9,12 +9,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any, Literal, get_args
 
 from blockrank.ranker import Ranker
-from blockrank.serve.admission import Admission, Ticket
+from blockrank.serve.admission import Admission, Body, Ticket
 from blockrank.serve.batcher import Batcher, Job
 from blockrank.serve.calls import Call, Reading
 from blockrank.serve.dialects import Dialect, dialect_of, dialect_of_path
@@ -80,7 +81,7 @@ class Service:
         self.settings, self.metrics = settings, metrics
         self._load, self._on_failure = load, on_failure
         self._state: State = "loading"
-        self._admission = Admission(settings.max_requests, settings.max_queue_tokens or 1)
+        self._admission = Admission(settings.max_requests, settings.max_queue_tokens or 1, settings.max_bytes)
         self._batcher: Batcher | None = None
         self._workers: list[Worker] = []
         self._jobs: set[Job] = set()
@@ -202,6 +203,10 @@ class Service:
         return (self._loading is not None and self._loading.is_alive()) or any(w.is_alive for w in self._workers)
 
     # One call
+
+    def body(self) -> AbstractContextManager[Body]:
+        """What counts the bytes of a call, from the first that arrives to the answer."""
+        return self._admission.body()
 
     def check(self) -> None:
         """Raise `Refusal` where nothing can be served now."""

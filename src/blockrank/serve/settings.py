@@ -19,6 +19,7 @@ class ServeSettings:
     page: whether the web page is served, to everyone, since a browser's first request carries no key; None serves it
         where there are no keys.
     max_body_bytes, max_documents, max_document_chars, max_query_chars: what a request may bring.
+    max_bytes: bodies in the server at once, arriving, waiting and running; one body alone is under its own limit.
     max_requests: requests in the server at once, waiting and running.
     max_queue_tokens: tokens in the server at once, waiting and running; None is sixteen batches. A request that finds
         the server empty is let in whatever its size.
@@ -41,6 +42,7 @@ class ServeSettings:
     max_documents: int = 1000
     max_document_chars: int = 200_000
     max_query_chars: int = 20_000
+    max_bytes: int = 256 << 20
     max_requests: int = 1024
     max_queue_tokens: int | None = None
     batch_tokens: int | None = None
