@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,32 +71,37 @@ def serving(*arguments: str) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     command = [sys.executable, "-m", "blockrank", "serve", "--port", str(port), *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ))
-    try:
-        wait_ready(port)
-        yield Server(port, process)
-        process.terminate()
-        if process.wait(60):
-            sys.exit(f"the server ended with {process.returncode}")
-    finally:
-        process.kill()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stderr=log, env=dict(os.environ))
+        try:
+            if why := not_ready(port, process):
+                log.seek(0)
+                sys.exit(f"the server {why}:\n{log.read()[-2000:]}")
+            yield Server(port, process)
+            process.terminate()
+            if process.wait(60):
+                sys.exit(f"the server ended with {process.returncode}")
+        finally:
+            process.kill()
 
 
-def wait_ready(port: int) -> None:
-    """Ask until the server is ready, for two minutes at most."""
-    end = time.monotonic() + 120
+def not_ready(port: int, process: subprocess.Popen[Any]) -> str | None:
+    """Ask until the server is ready, for five minutes at most; what is wrong if it is not."""
+    end = time.monotonic() + 300
     while time.monotonic() < end:
+        if process.poll() is not None:
+            return f"ended with {process.returncode}"
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/readyz")
             if connection.getresponse().status == 200:
-                return
+                return None
         except OSError:
             pass
         finally:
             connection.close()
         time.sleep(0.2)
-    sys.exit("the server was not ready within two minutes")
+    return "was not ready within five minutes"
 
 
 def words(generator: random.Random, count: int) -> str:
