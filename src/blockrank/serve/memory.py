@@ -14,8 +14,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-_RESERVE_BYTES = 128 << 20  # freed memory that may stay: a forward of 4096 tokens takes and frees up to 120 MB
-_LEAST_S = 1.0  # between two times, where each forward frees more than the reserve
+# A forward of 4096 tokens takes and frees up to 120 MB: under full load this gives memory back four times a second,
+# for 2 % of the requests. With 128 MB and a second resident memory still grew by 6 % over 10,000 requests.
+_RESERVE_BYTES = 32 << 20  # freed memory that may stay
+_LEAST_S = 0.25  # between two times
 _STATM = Path("/proc/self/statm")
 
 
