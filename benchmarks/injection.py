@@ -308,11 +308,11 @@ def main() -> None:
     if options.verb == "table":
         sys.stdout.write("\n".join(table(read_records(options.record))) + "\n")
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("blockrank").setLevel(logging.ERROR)  # cuts are many, and the same for all
-    torch.set_grad_enabled(False)
-    run(options)
+    with torch.no_grad():
+        run(options)
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("blockrank").setLevel(logging.ERROR)  # cuts are many, and the same for all
     main()
