@@ -20,7 +20,8 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,18 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(table([{"rows": rows}])) + "\n")
 
 
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without the ranker's warnings: cuts are many, and the same for all."""
+    found = logging.getLogger("blockrank")
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -308,11 +321,10 @@ def main() -> None:
     if options.verb == "table":
         sys.stdout.write("\n".join(table(read_records(options.record))) + "\n")
         return
-    with torch.no_grad():
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with torch.no_grad(), unwarned():
         run(options)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("blockrank").setLevel(logging.ERROR)  # cuts are many, and the same for all
     main()
