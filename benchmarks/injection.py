@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from attacks import ATTACKS, POSITIONS, Attack, Position, Target, harmless, inserted
-from injection_table import read_records, table
+from injection_table import MEASURE, read_records, table
 from numpy.typing import NDArray
 from record import environment, write_record
 from variants import read
@@ -42,10 +40,8 @@ from blockrank.layout import TokenisedRequest, pack, plan_batches
 from blockrank.signals import log_scores
 from blockrank.spec import EMBEDDED
 
-MEASURE = "nDCG@10"
 KEPT_BYTES = 2 << 30  # keys of documents that are encoded once, where a model allows it
 _MARGIN = 4  # tokens that a seam, a break or a longer number may add
-logger = logging.getLogger("injection")
 Scores = list[NDArray[np.float32]]
 
 
@@ -251,10 +247,10 @@ def collection(subject: Subject, folder: Path, options: argparse.Namespace) -> d
                 continue
             rows.append(measure(subject, cases, attack, position, judged.qrels))
             row = rows[-1]
-            logger.info(
-                "%s %s %s: %s, %s: first %d of %d, placebo %d; %.0f s", subject.name, subject.pattern, folder.name,
-                attack.name, position, row["first"], len(cases), row["placebo"]["first"], time.perf_counter() - began,
-            )  # fmt: skip
+            sys.stderr.write(
+                f"{subject.name} {subject.pattern} {folder.name}: {attack.name}, {position}: first {row['first']} of "
+                f"{len(cases)}, placebo {row['placebo']['first']}; {time.perf_counter() - began:.0f} s\n"
+            )
     return {
         "model": subject.name,
         "pattern": subject.pattern,
@@ -279,18 +275,6 @@ def run(options: argparse.Namespace) -> None:
             rows.append(collection(subject, folder, options))
             write_record(options.out, {**environment(), "settings": settings, "rows": rows})
     sys.stdout.write("\n".join(table([{"rows": rows}])) + "\n")
-
-
-@contextmanager
-def unwarned() -> Iterator[None]:
-    """Without the ranker's warnings: cuts are many, and the same for all."""
-    found = logging.getLogger("blockrank")
-    level = found.level
-    found.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        found.setLevel(level)
 
 
 def parse() -> argparse.Namespace:
@@ -321,8 +305,7 @@ def main() -> None:
     if options.verb == "table":
         sys.stdout.write("\n".join(table(read_records(options.record))) + "\n")
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with torch.no_grad(), unwarned():
+    with torch.no_grad():
         run(options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -28,25 +28,24 @@ class Admission:
         self.requests = self.tokens = self.bytes = 0
 
     @contextmanager
-    def body(self) -> Iterator[Body]:
-        """What counts the bytes of a request's body, from its first until the block ends."""
-        body = Body(self)
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """What counts the bytes of one body in as they arrive; all are counted out when the block ends. It raises
+        `Refusal` where other bodies leave no room."""
+        held = 0
+
+        def grow(size: int) -> None:
+            nonlocal held
+            with self._lock:
+                if self.bytes > held and self.bytes + size > self.max_bytes:
+                    raise self._overload(f"bodies of {self.bytes} bytes are here and the limit is {self.max_bytes}")
+                self.bytes += size
+                held += size
+
         try:
-            yield body
+            yield grow
         finally:
-            body.release()
-
-    def grow(self, held: int, size: int) -> None:
-        """Count bytes in, of a body that holds so many already. Raises `Refusal` where others leave no room."""
-        with self._lock:
-            if self.bytes > held and self.bytes + size > self.max_bytes:
-                raise self._overload(f"bodies of {self.bytes} bytes are here and the limit is {self.max_bytes}")
-            self.bytes += size
-
-    def shrink(self, size: int) -> None:
-        """Count bytes out."""
-        with self._lock:
-            self.bytes -= size
+            with self._lock:
+                self.bytes -= held
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -87,23 +86,6 @@ class Admission:
             f"the server is busy: {why}; try again later.",
             retry_after=min(max(wait, 1), _LONGEST_RETRY),
         )
-
-
-class Body:
-    """Bytes of one request that are counted in."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission, self.size = admission, 0
-
-    def grow(self, size: int) -> None:
-        """Count a part in. Raises `Refusal` where the limit does not allow it."""
-        self._admission.grow(self.size, size)
-        self.size += size
-
-    def release(self) -> None:
-        """Count all out."""
-        self._admission.shrink(self.size)
-        self.size = 0
 
 
 class Ticket:

@@ -17,7 +17,6 @@ from starlette.types import Receive
 
 from blockrank import __version__
 from blockrank.ranker import Ranker
-from blockrank.serve.admission import Body
 from blockrank.serve.dialects import likely_dialect
 from blockrank.serve.fields import shown
 from blockrank.serve.front import Front, refused
@@ -80,8 +79,8 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
     async def rerank(request: Request) -> Response:
         trace: Trace = request.state.trace
         try:
-            with service.body() as held:
-                body = await read_body(request, service.settings, held)
+            with service.body() as count_in:
+                body = await read_body(request, service.settings, count_in)
                 trace.dialect = likely_dialect(request.url.path, body)
                 work = service.rank(request.url.path, body, trace, _timeout(request))
                 answer = await while_connected(request.receive, work)
@@ -175,7 +174,7 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
     return {"object": "list", "data": rows}
 
 
-async def read_body(request: Request, settings: ServeSettings, held: Body) -> bytes:
+async def read_body(request: Request, settings: ServeSettings, count_in: Callable[[int], None]) -> bytes:
     """The body of a request, counted as it arrives. Raises `Refusal` where it is compressed, too large or too slow,
     where there is no room for it, or the client left."""
     limit = settings.max_body_bytes
@@ -188,7 +187,7 @@ async def read_body(request: Request, settings: ServeSettings, held: Body) -> by
                 size += len(chunk)
                 if size > limit:
                     raise Refusal(413, "body", f"the body is larger than the limit of {limit} bytes.")
-                held.grow(len(chunk))
+                count_in(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise Refusal(408, "body", f"the body did not arrive within {settings.body_timeout_s:g} s.") from None

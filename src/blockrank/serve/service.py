@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any, Literal, get_args
 
 from blockrank.ranker import Ranker
-from blockrank.serve.admission import Admission, Body, Ticket
+from blockrank.serve.admission import Admission, Ticket
 from blockrank.serve.batcher import Batcher, Job
 from blockrank.serve.calls import Call, Reading
 from blockrank.serve.dialects import Dialect, dialect_of, dialect_of_path
@@ -204,8 +204,8 @@ class Service:
 
     # One call
 
-    def body(self) -> AbstractContextManager[Body]:
-        """What counts the bytes of a call, from the first that arrives to the answer."""
+    def body(self) -> AbstractContextManager[Callable[[int], None]]:
+        """What counts the bytes of a call in, from the first that arrives to the answer."""
         return self._admission.body()
 
     def check(self) -> None:
