@@ -12,6 +12,7 @@ import torch
 from conftest import CPU, FAMILIES, golden_case, golden_spec, random_decoder, random_layout, rank_model, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, engine
 from blockrank.attention import default_backends, get_backend
@@ -19,7 +20,7 @@ from blockrank.attention.backend import kernels_unavailable
 from blockrank.attention.reference import dense_mask
 from blockrank.attention.triton import cut_tiles, tile_tokens
 from blockrank.engine import block as blocks
-from blockrank.engine import glue
+from blockrank.engine import glue, onednn
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel, load_model, resolve_device, resolve_devices
@@ -205,6 +206,43 @@ def test_the_probe_forgives_a_row_that_half_precision_throws_off_and_no_more() -
     assert rows_apart(every_row, right) == pytest.approx(0.25, abs=0.01)
     assert rows_apart(torch.cat((right[:30], every_row[30:])), right) > 0.24  # a quarter of the rows
     assert rows_apart(broken, right) == float("inf")
+
+
+# Products through oneDNN, on processors where they are faster than torch's own
+
+
+@pytest.mark.skipif(not onednn.takes(torch.empty(0)), reason="this processor gains nothing by it")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_through_onednn_is_the_product(dtype: torch.dtype, biased: bool) -> None:
+    if not onednn.takes(torch.empty(0, dtype=dtype)):
+        pytest.skip(f"this processor does not compute in {dtype}")
+    linear = Linear(torch.randn(48, 64).to(dtype), torch.randn(48).to(dtype) if biased else None)
+    bias = 0 if linear.bias_N is None else linear.bias_N.double()
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    whole = torch.randn(70, 64).to(dtype)
+    whole[40:] = torch.nan  # rows behind those that are asked for do not count
+    for x in (whole[:1], whole[:16], whole[:37], whole[3:40], whole[:37].clone(), whole[:0], whole.t()[:, :37].t()):
+        expected = x.double() @ linear.weight_ND.double().t() + bias
+        torch.testing.assert_close(linear(x).double(), expected, **tolerance)
+        out = torch.full((len(x), 48), torch.nan, dtype=dtype)
+        assert linear(x, out=out) is out
+        torch.testing.assert_close(out.double(), expected, **tolerance)
+        for kind, approximate in (("gelu", "none"), ("gelu_tanh", "tanh")):
+            assert linear.activates(kind)
+            found = linear.activated(x, kind).double()
+            torch.testing.assert_close(found, F.gelu(expected, approximate=approximate), **tolerance)
+        if linear.accumulates:
+            total = torch.ones(len(x), 48, dtype=dtype)
+            linear.add_to(total, x)
+            torch.testing.assert_close(total.double(), expected + 1, **tolerance)
+    assert not linear.activates("silu")
+
+
+def test_what_onednn_is_not_asked_for() -> None:
+    for weight in (torch.empty(0, dtype=torch.float64), torch.empty(0, device="meta")):
+        assert not onednn.takes(weight)
+    assert not Linear(torch.randn(48, 64), None).quantise(torch.int8).activates("gelu")
 
 
 # Eight bits (floats of eight bits by torch's own product on the processor, for the arithmetic alone)

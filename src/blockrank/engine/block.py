@@ -94,9 +94,7 @@ class Block:
     def project(self, stream: Stream) -> Tensor:
         """(T, N + 2K, H) rotated queries and keys, and values; brings the stream up to date."""
         tokens = len(stream.x_TD)
-        qkv = stream.x_TD.new_empty(tokens, self.heads + 2 * self.kv_heads, self.width)
-        for start, end in chunks(tokens, stream.x_TD.device):
-            self.qkv(self._entered(stream, start, end), out=qkv[start:end].flatten(1))
+        qkv = self._rows(self.qkv, stream, self._entered).view(tokens, self.heads + 2 * self.kv_heads, self.width)
         stream.delta_TD = stream.delta_norm = None
         self._rotate(qkv[:, : self.heads + self.kv_heads], self.heads, stream)
         return qkv
@@ -126,8 +124,15 @@ class Block:
                 keep_norm=self.keeps_norm,
                 quantise=self.up.takes,
             )
-            inner = glue.activate(self.up(normed), self.activation, self.gated, self.down.takes)
+            inner = self._widen(normed)
             self._add(self.down, rows, inner, self.down_norm, None if delta_TD is None else delta_TD[start:end])
+
+    def _widen(self, normed: Tensor | Quantised) -> Tensor | Quantised:
+        """The inner states of the MLP."""
+        if not (self.gated or isinstance(normed, Quantised)) and self.up.activates(self.activation):
+            return self.up.activated(normed, self.activation)
+        up = self.up(normed)
+        return glue_for(up).activate(up, self.activation, self.gated, self.down.takes)
 
     def read(self, stream: Stream, signal_G: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (G, N, H) of the signal tokens and keys (T, K, H) of all, and nothing else of this layer."""
@@ -142,9 +147,7 @@ class Block:
     ) -> tuple[Tensor, Tensor]:
         tokens, inner = len(stream.x_TD), self.heads * self.width
         keys = self.qkv.outputs(inner, inner + self.kv_heads * self.width)
-        k_TKH = stream.x_TD.new_empty(tokens, self.kv_heads, self.width)
-        for start, end in chunks(tokens, stream.x_TD.device):
-            keys(enter(stream, start, end), out=k_TKH[start:end].flatten(1))
+        k_TKH = self._rows(keys, stream, enter).view(tokens, self.kv_heads, self.width)
         stream.delta_TD = stream.delta_norm = None
         signals = stream.select(signal_G)
         q_GNH = self.qkv.outputs(0, inner)(self._normed(signals, 0, len(signal_G)))
@@ -152,6 +155,18 @@ class Block:
         self._rotate(k_TKH, 0, stream)
         self._rotate(q_GNH, self.heads, signals)
         return q_GNH, k_TKH
+
+    @staticmethod
+    def _rows(linear: Linear, stream: Stream, enter: Callable[[Stream, int, int], Tensor | Quantised]) -> Tensor:
+        """(T, outputs) a product for all rows of the stream."""
+        tokens = len(stream.x_TD)
+        bounds = chunks(tokens, stream.x_TD.device)
+        if len(bounds) == 1:
+            return linear(enter(stream, 0, tokens))
+        out = stream.x_TD.new_empty(tokens, len(linear.weight_ND))
+        for start, end in bounds:
+            linear(enter(stream, start, end), out=out[start:end])
+        return out
 
     def _entered(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
         """What the first product of the layer takes, for some rows; adds what is pending to them."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from blockrank.engine import onednn
 from blockrank.engine.glue import Quantised, quantise_rows
 
 
@@ -53,16 +54,30 @@ class Linear:
         """Whether it can add its product to a tensor on its way."""
         return self.scale_N is None and self.bias_N is None
 
+    def activates(self, kind: str) -> bool:
+        """Whether it can apply an activation on its way."""
+        return self.scale_N is None and onednn.takes(self.weight_ND, kind)
+
+    def activated(self, x: Tensor, kind: str) -> Tensor:
+        """(T, outputs) the activation of the product; for one that `activates`."""
+        return onednn.product(x, self.weight_ND, self.bias_N, kind)
+
     def __call__(self, x: Tensor | Quantised, out: Tensor | None = None) -> Tensor:
         """(T, outputs) in the model's type, into `out` where it is given."""
         if isinstance(x, Quantised):
             return self._floats(x, out) if x.values.is_floating_point() else self._integers(x, out)
+        if onednn.takes(self.weight_ND):
+            product = onednn.product(x, self.weight_ND, self.bias_N)
+            return product if out is None else out.copy_(product)
         if self.bias_N is None:
             return torch.mm(x, self.weight_ND.t(), out=out)
         return torch.addmm(self.bias_N, x, self.weight_ND.t(), out=out)
 
     def add_to(self, total_TN: Tensor, x: Tensor) -> None:
         """Add the product to `total`, in place; for one that `accumulates`."""
+        if onednn.takes(self.weight_ND):
+            total_TN.add_(onednn.product(x, self.weight_ND, None))
+            return
         total_TN.addmm_(x, self.weight_ND.t())
 
     def _floats(self, x: Quantised, out: Tensor | None) -> Tensor:
