@@ -4,9 +4,11 @@
 
 Random weights of Mistral-7B's shape in bfloat16, gradients and an optimiser with next to no state (Adafactor), so that
 all of it fits one card. `full attention` is `AutoModelForCausalLM` with sdpa over the same tokens, the language-model
-loss on the answer; `both losses` the attention loss and the language-model loss under the block mask, all layers and
-the head; `attention loss` what the ranking is learnt by: the layers above the scoring layer are not there. Each also
-with gradient checkpointing. Time is forward, backward and optimiser; memory the peak over a step.
+loss on the answer; `full attention, both losses` the attention loss as well, as the library alone allows it: in eager
+attention, which gives away its weights. `both losses` is the same under the block mask, all layers and the head;
+`attention loss` what the ranking is learnt by: the layers above the scoring layer are not there. Each also with
+gradient checkpointing. Time is forward, backward and optimiser; memory the peak over a step; a step that does not fit
+has neither. Ratios are to `full attention`, and of `both losses` to its own peer too.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +35,15 @@ from blockrank.bench.settings import Shape
 from blockrank.bench.shapes import KNOWN_SHAPES
 from blockrank.layout import Segment, TokenisedRequest
 from blockrank.model import SEAM, RankModel
+from blockrank.spec import RankSpec
 from blockrank.train.batch import Batch, collate
 from blockrank.train.config import LossConfig
+from blockrank.train.losses import info_nce
 from blockrank.train.objective import training_loss
 from blockrank.train.sets import Example
 
 INSTRUCTION, QUERY, ANSWER = 60, 40, 4  # tokens
+PEER, SAME = "full attention", "full attention, both losses"
 
 
 def example(options: argparse.Namespace, vocabulary: int, seed: int) -> Example:
@@ -78,6 +84,27 @@ def full_loss(module: Any, batch: Batch) -> Callable[[], torch.Tensor]:
     return lambda: module(input_ids=ids, labels=labels, use_cache=False).loss
 
 
+def eager_loss(module: Any, spec: RankSpec, batch: Batch) -> Callable[[], torch.Tensor]:
+    """The peer's loss, and the attention loss from the weights of one layer."""
+    layout, lm = batch.layout, full_loss(module, batch)
+    seen: list[torch.Tensor] = []
+    module.model.layers[spec.layer].self_attn.register_forward_hook(lambda *given: seen.append(given[2][1]))
+    signal_G, positives_BM = torch.from_numpy(layout.signal_G), batch.positives_BM.to(module.device)
+    document_T = np.full(layout.tokens, len(layout.document_segment_C))  # the last stands for all other tokens
+    for index, segment in enumerate(layout.document_segment_C):
+        document_T[layout.starts_S[segment] : layout.ends_S[segment]] = index
+    of_T = torch.from_numpy(document_T).to(module.device)
+
+    def loss() -> torch.Tensor:
+        seen.clear()
+        total = lm()
+        share_T = seen[0][0, :, signal_G.to(module.device)].float().mean((0, 1))
+        share_C = share_T.new_zeros(int(of_T.max()) + 1).index_add(0, of_T, share_T)[:-1]
+        return total + info_nce((share_C / share_C.sum()).log()[None], positives_BM)
+
+    return loss
+
+
 def rank_loss(module: Any, spec: Any, batch: Batch, lm: float) -> Callable[[], torch.Tensor]:
     """The loss of `blockrank train`."""
     device = module.device
@@ -104,6 +131,36 @@ def timed(loss: Callable[[], torch.Tensor], module: Any, repeats: int) -> dict[s
     return {"ms": round(1000 * statistics.median(times[2:]), 1), "peak_gib": round(peak, 2)}
 
 
+def measured(
+    make: Callable[[], Any], loss: Callable[[Any], Callable[[], torch.Tensor]], recompute: bool, options: Any
+) -> dict[str, float | None]:
+    """A step's time and memory; None for both where it does not fit."""
+    module = make()
+    if recompute:
+        checkpointed(module)
+    try:
+        return dict(timed(loss(module), module, options.repeats))
+    except torch.OutOfMemoryError:
+        return {"ms": None, "peak_gib": None}
+    finally:
+        del module
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def ratios(row: dict[str, Any], peers: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """Throughput and memory against the peer of the same kind; against its recomputing one where that alone fits."""
+    fitting = [peer for peer in peers if peer["ms"]]
+    alike = [peer for peer in fitting if peer["checkpointing"] == row["checkpointing"]] or fitting
+    if not row["ms"] or not alike:
+        return {}
+    return {
+        f"throughput{key}": round(alike[0]["ms"] / row["ms"], 3),
+        f"memory{key}": round(row["peak_gib"] / alike[0]["peak_gib"], 3),
+    }
+
+
 def main() -> None:
     """Measure and write a dated record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,36 +175,32 @@ def main() -> None:
     shape = KNOWN_SHAPES[options.model]
     spec, layers = shape.spec, int(shape.values["num_hidden_layers"] or 0)
     vocabulary = int(shape.values["vocab_size"] or 0)
-    batch = collate([example(options, vocabulary, seed) for seed in range(options.requests)], spec)
-    rows = []
-    for name, kind, count, attention, lm in (
-        ("full attention", AutoModelForCausalLM, layers, "sdpa", 1.0),
-        ("both losses", AutoModelForCausalLM, layers, SEAM, 1.0),
-        ("attention loss", AutoModel, spec.layer + 1, SEAM, 0.0),
-    ):
+    examples = [example(options, vocabulary, seed) for seed in range(options.requests)]
+    batch = collate(examples, spec)
+    causal = replace(spec, pattern="causal")
+    steps: dict[str, tuple[Any, int, str, Callable[[Any], Callable[[], torch.Tensor]]]] = {
+        PEER: (AutoModelForCausalLM, layers, "sdpa", lambda m: full_loss(m, batch)),
+        SAME: (AutoModelForCausalLM, layers, "eager", lambda m: eager_loss(m, spec, batch)),
+        "full attention, both losses, this engine": (
+            AutoModelForCausalLM, layers, SEAM, lambda m: rank_loss(m, causal, collate(examples, causal), 1.0)
+        ),
+        "both losses": (AutoModelForCausalLM, layers, SEAM, lambda m: rank_loss(m, spec, batch, 1.0)),
+        "attention loss": (AutoModel, spec.layer + 1, SEAM, lambda m: rank_loss(m, spec, batch, 0.0)),
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name, (kind, count, attention, loss) in steps.items():
         for recompute in (False, True):
-            module = build(kind, count, attention, device, shape)
-            if recompute:
-                checkpointed(module)
-            loss = full_loss(module, batch) if attention == "sdpa" else rank_loss(module, spec, batch, lm)
-            row: dict[str, Any] = {"step": name, "checkpointing": recompute}
-            try:
-                row |= timed(loss, module, options.repeats)
-            except torch.OutOfMemoryError:
-                row |= {"ms": None, "peak_gib": None}
-            del module, loss
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            peer = next((r for r in rows if r["step"] == "full attention" and r["checkpointing"] == recompute), None)
-            if peer and peer["ms"] and row["ms"]:
-                row |= {
-                    "throughput": round(peer["ms"] / row["ms"], 3),
-                    "memory": round(row["peak_gib"] / peer["peak_gib"], 3),
-                }
+            row = {"step": name, "checkpointing": recompute}
+            row |= measured(
+                lambda k=kind, n=count, a=attention: build(k, n, a, device, shape), loss, recompute, options
+            )
             rows.append(row)
             sys.stdout.write(f"{row}\n")
             sys.stdout.flush()
+    for row in rows:
+        for key, peer in (("", PEER), ("_of_both_losses", SAME)):
+            row |= ratios(row, [r for r in rows if r["step"] == peer], key)
+        sys.stdout.write(f"{row}\n")
     if options.out:
         settings = {name: getattr(options, name) for name in ("model", "documents", "length", "requests", "repeats")}
         write_record(options.out, {**environment(), **settings, "tokens": batch.layout.tokens, "rows": rows})
