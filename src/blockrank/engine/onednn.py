@@ -1,12 +1,15 @@
 """Matrix products on a processor through oneDNN, with the activation in the same pass.
 
 Torch gives float32 products to MKL, which on processors of other makers than its own leaves half of their vector units
-idle; oneDNN asks what the processor can do. Nothing is rounded that torch would not round.
+idle; oneDNN asks what the processor can do. On Intel's own, MKL is faster by a tenth. Nothing is rounded that torch
+would not round.
 """
 
 from __future__ import annotations
 
 import functools
+import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,9 +26,17 @@ _ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gel
 def _runs(dtype: torch.dtype) -> bool:
     """Whether products of a type gain by it here."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not available or torch.backends.cpu.get_cpu_capability() != "AVX512" or _is_intels():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_intels() -> bool:
+    try:
+        maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        maker = platform.processor()
+    return "GenuineIntel" in maker
 
 
 def takes(weight_ND: Tensor, activation: str | None = None) -> bool:
