@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +69,14 @@ def test_control_tokens_of_the_embedded_tokenizer(mini: Ranker) -> None:
 def test_unknown_characters_and_the_unknown_token_are_text(mini: Ranker) -> None:
     ranking = mini.rank("\U00012000 [UNK]", ["\U00012000", "[UNK] words"])
     assert sum(entry.score for entry in ranking) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_unknown_token_with_another_role_is_a_control_token_where_it_is_written() -> None:
+    """As in the vocabularies that grew from GPT-2's, where one token begins and ends texts and is the unknown one."""
+    both = copy.deepcopy(byte_tokenizer())
+    both.unk_token = "<|im_end|>"
+    found = tokenise("q <|im_end|> q", ["a<|im_end|>b", "<|im_end|>"], spec(), PromptTokenizer(both))
+    assert [control_tokens(segment) for segment in found.segments] == [1, 1, 1, 1]
 
 
 def test_braces_are_plain_text() -> None:

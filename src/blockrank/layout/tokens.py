@@ -89,11 +89,11 @@ class PromptTokenizer:
         self._backend = type(backend).from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
-        # White space and the unknown token steer nothing, and ordinary text may well yield them.
-        harmless = {getattr(tokenizer, "unk_token_id", None)}
+        # White space steers nothing, and ordinary text may well yield it.
         added = self._backend.get_added_tokens_decoder()
-        control = sorted(i for i, token in added.items() if token.content.strip() and i not in harmless)
-        self._control = np.array(control, dtype=np.int64)
+        self._names: dict[int, str] = {i: token.content for i, token in added.items() if token.content.strip()}
+        self._control = np.array(sorted(self._names), dtype=np.int64)
+        self._unknown_id = getattr(tokenizer, "unk_token_id", None)
 
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
@@ -166,9 +166,14 @@ class PromptTokenizer:
         found = np.flatnonzero(np.isin(np.array(encoded.encoding.ids, dtype=np.int64), self._control))
         if not len(found):
             return []
-        offsets = encoded.encoding.offsets
-        starts = [offsets[i][0] for i in found if any(a < offsets[i][1] and offsets[i][0] < b for a, b in bodies)]
-        return sorted(set(starts))
+        spans = [encoded.encoding.offsets[i] for i in found.tolist() if self._is_written(encoded, i)]
+        return sorted({start for start, end in spans if any(a < end and start < b for a, b in bodies)})
+
+    def _is_written(self, encoded: Encoded, at: int) -> bool:
+        """Whether a control token stands in the text by its name. The unknown one also comes of characters that the
+        vocabulary lacks, and is then text; in many vocabularies it is the token that ends a text as well."""
+        token, (start, end) = int(encoded.encoding.ids[at]), encoded.encoding.offsets[at]
+        return token != self._unknown_id or encoded.piece.text[start:end].strip() == self._names[token]
 
     def _segment(self, text: SegmentText, parts: Sequence[Encoded], spec: RankSpec, spans: bool) -> Segment:
         ids = [np.array(part.encoding.ids, dtype=np.int64) for part in parts]
