@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from blockrank import InputError, Ranker, RankRequest, RankSpec, Template
 from blockrank.attention.reference import dense_mask
-from blockrank.layout import PackedLayout, PromptTokenizer, Segment, TokenisedRequest, pack, ranges_flat
-from blockrank.prompt import segments
+from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment, TokenisedRequest, pack, ranges_flat
+from blockrank.prompt import Piece, segments
 from blockrank.spec import TEMPLATES
 
 CHAT = Template(
@@ -77,6 +77,54 @@ def test_an_unknown_token_with_another_role_is_a_control_token_where_it_is_writt
     both.unk_token = "<|im_end|>"
     found = tokenise("q <|im_end|> q", ["a<|im_end|>b", "<|im_end|>"], spec(), PromptTokenizer(both))
     assert [control_tokens(segment) for segment in found.segments] == [1, 1, 1, 1]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    asked=st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4), st.booleans()), max_size=6),
+    room=st.sampled_from([1, 700, 2000, 1 << 20]),
+)
+def test_a_memo_changes_nothing(asked: list[tuple[list[str], bool]], room: int) -> None:
+    memo: Memo[Segment] = Memo(room)
+    alone = spec(template=Template((), ("{text}<|im_end|>",), ("{query}",)), max_segment_tokens=9)
+    for texts, evidence in asked:
+        request = RankRequest("q", [f"{text * 5} words" for text in texts], evidence=evidence)
+        for limit in (9, 12):
+            limited = replace(alone, max_segment_tokens=limit)
+            found = BYTES.tokenise_request(request, limited, memo=memo)
+            for one, other in zip(found.segments, BYTES.tokenise_request(request, limited).segments, strict=True):
+                assert (one.kind, one.body_tokens, one.cut) == (other.kind, other.body_tokens, other.cut)
+                assert one.ids.tolist() == other.ids.tolist()
+                assert (one.spans_L2 is None) == (other.spans_L2 is None) == (not evidence or one.kind != "document")
+                if one.spans_L2 is not None and other.spans_L2 is not None:
+                    assert one.spans_L2.tolist() == other.spans_L2.tolist()
+
+
+def test_a_memo_drops_the_oldest() -> None:
+    memo: Memo[str] = Memo(3000)
+    for key in "abcde":
+        memo.put(key, key.upper(), 200)
+        memo.put(key, "another", 200)
+    memo.put("large", "LARGE", 3000)
+    assert [memo.get(key) for key in ("a", "b", "c", "d", "e", "large")] == [None, None, "C", "D", "E", None]
+    assert len(memo) == 3
+
+
+def test_a_refused_document_is_named_by_its_place_whatever_is_kept() -> None:
+    memo: Memo[Segment] = Memo(1 << 20)
+    bare = spec(template=Template((), ("{text}",), ("{query}",)))
+    for documents, place in ((["a", "b"], None), (["b", "a", ""], 2), (["a", ""], 1)):
+        texts = segments(bare.prompt, RankRequest("q", ["x"] * len(documents)))
+        filled = [
+            replace(text, pieces=(Piece(body, ((0, len(body)),)),))
+            for text, body in zip(texts[1:-1], documents, strict=True)
+        ]
+        asked = [texts[0], *filled, texts[-1]]
+        if place is None:
+            BYTES.tokenise(asked, bare, memo=memo)
+            continue
+        with pytest.raises(InputError, match=rf"documents\[{place}\]"):
+            BYTES.tokenise(asked, bare, memo=memo)
 
 
 def test_braces_are_plain_text() -> None:

@@ -50,6 +50,27 @@ def test_reuse_changes_no_score(mini: Ranker, asked: list[tuple[str, list[int]]]
     assert len(reusing.model.store) == len({i for _, at in asked for i in at})  # type: ignore[arg-type]
 
 
+def test_tokens_of_documents_are_kept_as_long_as_their_keys(reusing: Ranker) -> None:
+    requests = [RankRequest(word, POOL[n : n + 4], word, evidence=n % 2 == 0) for n, word in enumerate(WORDS[:6])]
+    expected = [reusing.rank_many([request])[0] for request in requests]
+    assert reusing.model.memo is None
+    reusing.reuse(1 << 24)
+    for _ in range(2):
+        for request, before in zip(requests, expected, strict=True):
+            found = reusing.rank_many([request])[0]
+            assert [entry.doc_id for entry in found] == [entry.doc_id for entry in before]
+            assert [entry.tokens for entry in found] == [entry.tokens for entry in before]
+            for one, other in zip(found, before, strict=True):
+                assert [(e.start, e.end) for e in one.evidence or ()] == [
+                    (e.start, e.end) for e in other.evidence or ()
+                ]
+    assert reusing.model.memo is not None
+    assert len(reusing.model.memo) == len({(d.text, n % 2) for n in range(6) for d in POOL[n : n + 4]})
+    assert reusing.with_spec().model.memo is None
+    reusing.forget()
+    assert reusing.model.memo is None
+
+
 def test_remembered_documents_score_the_same_bits_whatever_came_before(reusing: Ranker) -> None:
     requests = [RankRequest(word, POOL[n:], word) for n, word in enumerate(WORDS[:6])]
     seen: list[tuple[int, int]] = []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blockrank.cache import MemoryStore
-from blockrank.layout import TokenisedRequest, pack, plan_batches
+from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
 from blockrank.spec import RankSpec
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 32_768
 _ENCODE_TOKENS = 4096  # tokens of documents encoded in one forward by `remember`; larger ones are slower on a CPU
+_TOKENS_SHARE = 32
 _REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new in later calls takes the rest
 REQUEST_WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class Ranker(RequestRanker):
         if max_segment_tokens is not None and max_segment_tokens < spec.max_segment_tokens:
             spec = replace(spec, max_segment_tokens=max_segment_tokens)
         try:
-            tokenised = self.model.tokenizer.tokenise_request(request, spec)
+            tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
         if tokenised.query_cut:
@@ -234,7 +235,7 @@ class Ranker(RequestRanker):
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
         if rows * self.model.key_bytes > _REMEMBERED * max_bytes:
             return False
-        self.model.store = MemoryStore(max_bytes)
+        self.reuse(max_bytes)
         done, total = 0, sum(len(group.documents) for group in groups)
         for group in groups:
             self.encode(group)
@@ -249,10 +250,14 @@ class Ranker(RequestRanker):
         return self.spec.documents_stand_alone and not self.spec.prune
 
     def reuse(self, max_bytes: int) -> MemoryStore | None:
-        """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be."""
+        """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be.
+
+        Their tokens are kept as well, up to a thirty-second part of that beside it.
+        """
         if not self.can_reuse:
             return None
-        self.model.store = store = MemoryStore(max_bytes)
+        store = MemoryStore(max_bytes)
+        self.model.store, self.model.memo = store, Memo(max_bytes // _TOKENS_SHARE)
         return store
 
     def encode(self, tokenised: TokenisedRequest) -> None:
@@ -267,7 +272,7 @@ class Ranker(RequestRanker):
 
     def forget(self) -> None:
         """Drop what `remember` keeps."""
-        self.model.store = None
+        self.model.store = self.model.memo = None
 
     def _encoding_groups(self, documents: Sequence[Document]) -> list[TokenisedRequest]:
         """Distinct documents by length, as requests of a few thousand tokens; their query is a placeholder."""

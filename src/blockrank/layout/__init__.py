@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from blockrank.layout.memo import Memo
 from blockrank.layout.packed import PackedLayout, pack, plan_batches, ranges_flat
 from blockrank.layout.tokens import Ints, PromptTokenizer, Segment, TokenisedRequest
 
 __all__ = [
     "Ints",
+    "Memo",
     "PackedLayout",
     "PromptTokenizer",
     "Segment",

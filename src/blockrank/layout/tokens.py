@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blockrank.layout.memo import Memo
 from blockrank.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, RankRequest
@@ -114,25 +115,44 @@ class PromptTokenizer:
         return (text[: encoding.offsets[limit - 1][1]], over) if over > 0 else (text, 0)
 
     def tokenise_request(
-        self, request: RankRequest, spec: RankSpec, answer: tuple[int, ...] | None = None
+        self,
+        request: RankRequest,
+        spec: RankSpec,
+        answer: tuple[int, ...] | None = None,
+        memo: Memo[Segment] | None = None,
     ) -> TokenisedRequest:
         """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
 
-        `answer`: see `blockrank.prompt.segments`. Raises `InputError` as `tokenise` does.
+        `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. Raises `InputError` as `tokenise` does.
         """
         cut = 0
         if spec.long_queries == "cut":
             query, cut = self.shorten(request.query.strip(), spec.max_query_tokens)
             request = replace(request, query=query) if cut else request
         texts = segments(spec.prompt, request, answer)
-        return replace(self.tokenise(texts, spec, spans=request.evidence), query_cut=cut)
+        return replace(self.tokenise(texts, spec, spans=request.evidence, memo=memo), query_cut=cut)
 
-    def tokenise(self, texts: Sequence[SegmentText], spec: RankSpec, *, spans: bool = False) -> TokenisedRequest:
-        """Encode the segments of one request under the limits of `spec`; `spans`: note where document tokens stand.
+    def tokenise(
+        self, texts: Sequence[SegmentText], spec: RankSpec, *, spans: bool = False, memo: Memo[Segment] | None = None
+    ) -> TokenisedRequest:
+        """Encode the segments of one request under the limits of `spec`.
 
+        spans: note where document tokens stand. memo: documents that are in it are taken from it, and others put there.
         Raises `InputError` when the query is over `max_query_tokens`, a document's frame alone is over
         `max_segment_tokens`, a text yields no token, or it cannot be kept free of control tokens.
         """
+        if memo is None:
+            return TokenisedRequest(tuple(self._encoded(texts, spec, spans)))
+        keys = [_key(text, spec, spans) for text in texts]
+        found = [memo.get(key) for key in keys]
+        new = iter(self._encoded([text for text, kept in zip(texts, found, strict=True) if kept is None], spec, spans))
+        segments = [next(new) if kept is None else kept for kept in found]
+        for text, key, kept, segment in zip(texts, keys, found, segments, strict=True):
+            if kept is None and text.kind == "document":
+                memo.put(key, segment, _bytes(text, segment))
+        return TokenisedRequest(tuple(segments))
+
+    def _encoded(self, texts: Sequence[SegmentText], spec: RankSpec, spans: bool) -> list[Segment]:
         pieces = [piece for text in texts for piece in text.pieces]
         encodings = self._backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
         encoded = [self._protected(Encoded(encoding, piece)) for piece, encoding in zip(pieces, encodings, strict=True)]
@@ -141,7 +161,7 @@ class PromptTokenizer:
             parts = encoded[at : at + len(text.pieces)]
             at += len(text.pieces)
             made.append(self._segment(text, parts, spec, spans))
-        return TokenisedRequest(tuple(made))
+        return made
 
     def _protected(self, encoded: Encoded) -> Encoded:
         """The piece with every control token inside a body broken up by a space."""
@@ -226,6 +246,17 @@ class PromptTokenizer:
         if list(ids[-1][: len(opened)]) != list(opened):
             raise InputError(f"this tokenizer merges the answer opening {opening!r} with the answer; it cannot train.")
         return total - len(ids[-1]) + len(opened)
+
+
+def _key(text: SegmentText, spec: RankSpec, spans: bool) -> Hashable:
+    """What a document's segment depends on, beside the tokenizer. The place among the candidates is in the text where
+    the template writes it."""
+    return text.kind, text.pieces, spec.max_segment_tokens, spans
+
+
+def _bytes(text: SegmentText, segment: Segment) -> int:
+    arrays = [segment.ids] if segment.spans_L2 is None else [segment.ids, segment.spans_L2]
+    return 4 * sum(len(piece.text) for piece in text.pieces) + sum(array.nbytes for array in arrays)
 
 
 def _offsets(encoded: Encoded) -> Ints:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from blockrank import engine
 from blockrank.attention import AttentionBackend, MergingBackend, get_backend
-from blockrank.layout import PackedLayout, PromptTokenizer
+from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment
 from blockrank.model.wrapping import is_sharded, runs_whole, tied
 from blockrank.reuse import Store, complete, plan_reuse
 from blockrank.rows import RowBuffers
@@ -30,8 +30,8 @@ class RankModel:
     """A Hugging Face decoder with its tokenizer, `RankSpec` and attention backend.
 
     `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `decoder`, where
-    there is one, its layers fused for inference; `replicas` the same model on other devices; `store`, where there is
-    one and the spec allows it, keeps documents from being encoded twice.
+    there is one, its layers fused for inference; `replicas` the same model on other devices; `store` and `memo`, where
+    there are any and the spec allows it, keep documents from being encoded and tokenised twice.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class RankModel:
         self.replicas: tuple[RankModel, ...] = ()
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
         self.store: Store | None = None
+        self.memo: Memo[Segment] | None = None
         self._outer: nn.Module = module
         self._check_spec()
 
@@ -137,7 +138,8 @@ class RankModel:
 
     def _copy(self, *, decoder: engine.Decoder | None, replicas: tuple[RankModel, ...]) -> RankModel:
         found = copy.copy(self)
-        found.decoder, found.replicas, found.store = decoder, replicas, None
+        found.decoder, found.replicas = decoder, replicas
+        found.store = found.memo = None
         return found
 
     def _refuse_eight_bits(self) -> None:
