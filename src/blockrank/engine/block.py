@@ -14,8 +14,8 @@ from blockrank.engine.glue import Glue, Norm, Quantised
 from blockrank.engine.linear import Linear
 
 # Rows in one product, by type of device: large enough to fill it, small enough that an MLP's inner states stay bounded
-# (and, on a processor, near).
-CHUNK_ROWS = {"cuda": 32768, "cpu": 2048}
+# (and, on a processor, near; and its products of few sizes, see `onednn`).
+CHUNK_ROWS = {"cuda": 32768, "cpu": 512}
 _ELSEWHERE = 8192
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)

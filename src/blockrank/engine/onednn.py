@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import platform
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# oneDNN makes a kernel for every number of rows (about 0.3 ms) and keeps a thousand: rows are filled up to a multiple
-# of this, so that a server that sees every number needs few.
-_ROW_STEP = 16
+# Numbers of rows up to which they are filled up to a multiple of so many. oneDNN makes a kernel for every number (0.3 ms,
+# and memory between that of other things), so that a server that sees every number should need few.
+_ROW_STEPS = ((64, 16), (128, 32), (sys.maxsize, 64))
 # Our activation -> oneDNN's name and variant.
 _ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 
@@ -48,6 +49,7 @@ def product(x_RD: Tensor, weight_ND: Tensor, bias_N: Tensor | None, activation: 
     """(R, N) `activation(x @ weight.T + bias)`, in the type of all three."""
     name, variant = _ACTIVATIONS[activation]
     rows = len(x_RD)
-    filled = F.pad(x_RD, (0, 0, 0, -rows % _ROW_STEP)) if rows % _ROW_STEP else x_RD
+    more = -rows % next(step for most, step in _ROW_STEPS if rows <= most)
+    filled = F.pad(x_RD, (0, 0, 0, more)) if more else x_RD
     out: Tensor = torch.ops.mkldnn._linear_pointwise(filled, weight_ND, bias_N, name, [], variant)
     return out[:rows]
