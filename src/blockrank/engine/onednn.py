@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Numbers of rows up to which they are filled up to a multiple of so many. oneDNN makes a kernel for every number (0.3 ms,
+# Up to so many rows are filled up to a multiple of so many. oneDNN makes a kernel for every number of them (0.3 ms,
 # and memory between that of other things), so that a server that sees every number should need few.
 _ROW_STEPS = ((64, 16), (128, 32), (sys.maxsize, 64))
 # Our activation -> oneDNN's name and variant.

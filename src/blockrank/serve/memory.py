@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-# A forward of 4096 tokens takes and frees up to 120 MB: that much may stay, so that the next one finds its pages in place.
-# Less, and more often, makes a forward of 1,100 tokens 6 ms slower, and memory no flatter.
+# A forward of 4096 tokens takes and frees up to 120 MB: that much may stay, so that the next one finds its pages in
+# place. Less, and more often, makes a forward of 1,100 tokens 6 ms slower, and memory no flatter.
 _RESERVE_BYTES = 128 << 20  # freed memory that may stay
 _LEAST_S = 1.0  # between two times
 _STATM = Path("/proc/self/statm")
