@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,37 @@ def test_the_probe_forgives_a_row_that_half_precision_throws_off_and_no_more() -
     assert rows_apart(every_row, right) == pytest.approx(0.25, abs=0.01)
     assert rows_apart(torch.cat((right[:30], every_row[30:])), right) > 0.24  # a quarter of the rows
     assert rows_apart(broken, right) == float("inf")
+
+
+# Large requests in pieces
+
+
+def test_a_large_request_in_pieces_ranks_as_at_once(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["river", "sea", "mountain", "city", "winter", "harvest", "engine", "signal", "protein", "market"]
+    texts = [" ".join(words[i % 7 : 3 + i % 5] * (1 + i % 11)) + f" {i}" for i in range(60)]
+    request = RankRequest("which river meets the sea", texts, evidence=True)
+    whole, ran = mini.rank_many([request])[0], list[int]()
+    plan, module = mini.model.backend.plan, import_module("blockrank.engine.forward")  # the function has its name
+
+    def counted(layout: PackedLayout, device: torch.device) -> object:
+        ran.append(layout.tokens)
+        return plan(layout, device)
+
+    monkeypatch.setattr(mini.model.backend, "plan", counted)
+    for tokens, pieces in ((100, 10), (1, len(texts)), (100_000, 1)):
+        monkeypatch.setattr(module, "_PIECE_TOKENS", tokens)
+        ran.clear()
+        found = mini.rank_many([request])[0]
+        assert [entry.doc_id for entry in found] == [entry.doc_id for entry in whole]
+        assert [entry.score for entry in found] == pytest.approx([entry.score for entry in whole], abs=1e-5)
+        shares = [[item.share for item in entry.evidence or ()] for entry in found]
+        for one, entry in zip(shares, whole, strict=True):
+            assert one == pytest.approx([item.share for item in entry.evidence or ()], abs=1e-5)
+        assert len(ran) >= pieces
+    monkeypatch.setattr(module, "_PIECE_TOKENS", 100)
+    ran.clear()
+    mini.rank_many([request, request])
+    assert len(ran) == 1  # requests that share a forward would run their queries once a piece
 
 
 # Products through oneDNN, on processors where they are faster than torch's own

@@ -20,7 +20,7 @@ from blockrank.indices import moved
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 from blockrank.spec import RankSpec
 
-_CHUNK_ROWS = 1 << 16  # padded key rows held at once while reading out; bounds memory, not results
+_CHUNK_ROWS = 1 << 13  # padded key rows held at once while reading out; bounds memory, not results
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ from blockrank.signals import log_scores
 from blockrank.spec import RankSpec
 from blockrank.types import ModelError
 
+# On a processor a large request whose documents stand alone runs in pieces of about so many tokens: its states would
+# take thirteen kilobytes a token with the embedded model, its keys take one and a half.
+_PIECE_TOKENS = 4096
 _LEAST_SAVING = 1 / 16  # part of the stream that must be spared before its rows are copied together
 
 
@@ -78,6 +81,13 @@ def forward(
     _check_windows(decoders[0], layout, spec)
     if graphs is not None and len(decoders) == 1 and (found := graphs.forward(layout, spec, backend)):
         return Capture(*found, decoders[0].blocks[spec.layer].scale, layout)
+    if len(decoders) == 1 and _goes_in_pieces(decoders[0], layout, spec):
+        return _in_pieces(decoders[0], layout, spec, backend)
+    return _whole(decoders, layout, spec, backend)
+
+
+def _whole(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> Capture:
+    """A layout at once."""
     state = _start(decoders, layout, spec, backend)
     keep = dict(spec.prune)
     for index in range(spec.layer):
@@ -106,6 +116,38 @@ def _check_windows(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> No
                 f"{decoder.family} attends with sliding_window={block.window}, which binds on a prompt that reaches "
                 f"position {longest}: attention under a packed layout cannot honour it."
             )
+
+
+# Pieces
+
+
+def _goes_in_pieces(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> bool:
+    """Whether a layout runs piece by piece. Pieces repeat instruction and query, so a single request's alone do."""
+    alone = spec.documents_stand_alone and not spec.prune and not layout.cached_rows
+    large = layout.requests == 1 and layout.tokens > 2 * _PIECE_TOKENS
+    return alone and large and decoder.device.type == "cpu"
+
+
+def _in_pieces(decoder: Decoder, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> Capture:
+    """One piece after the other, each some of the documents with the instruction and the query."""
+    owner_C = _alike((layout.ends_S - layout.starts_S)[layout.document_segment_C])
+    pieces = int(owner_C.max()) + 1
+    block = decoder.blocks[spec.layer]
+    q_GNH, k_PKH = torch.empty(0), block.middle.weight_D.new_empty(layout.tokens, block.kv_heads, block.width)
+    for index in range(pieces):
+        own, rows_T = _own_layout(layout, owner_C, index, pieces, spec)
+        capture = _whole([decoder], own, spec, backend)
+        q_GNH = capture.q_GNH
+        k_PKH.index_copy_(0, torch.from_numpy(rows_T), capture.k_PKH)
+    return Capture(q_GNH, k_PKH, block.scale, layout)
+
+
+def _alike(sizes_C: Ints) -> Ints:
+    """(C,) the piece that each document goes to: those of similar length together, so that little is padded."""
+    order = np.argsort(sizes_C, kind="stable")
+    piece_C = np.empty_like(sizes_C)
+    piece_C[order] = (np.cumsum(sizes_C[order]) - 1) // _PIECE_TOKENS
+    return np.unique(piece_C, return_inverse=True)[1].astype(np.int64)
 
 
 # Parts
