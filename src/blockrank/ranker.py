@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 32_768
 _ENCODE_TOKENS = 4096  # tokens of documents encoded in one forward by `remember`; larger ones are slower on a CPU
-_TOKENS_SHARE = 32
+_TOKENS_SHARE = 32  # documents' tokens may take this part of the memory for their keys, beside it
 _REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new in later calls takes the rest
 REQUEST_WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)

@@ -124,8 +124,8 @@ def _check_windows(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> No
 def _goes_in_pieces(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> bool:
     """Whether a layout runs piece by piece. Pieces repeat instruction and query, so a single request's alone do."""
     alone = spec.documents_stand_alone and not spec.prune and not layout.cached_rows
-    large = layout.requests == 1 and layout.tokens > 2 * _PIECE_TOKENS
-    return alone and large and decoder.device.type == "cpu"
+    large = layout.tokens > 2 * _PIECE_TOKENS and len(layout.document_segment_C) > 1
+    return alone and large and layout.requests == 1 and decoder.device.type == "cpu"
 
 
 def _in_pieces(decoder: Decoder, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> Capture:

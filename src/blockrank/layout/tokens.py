@@ -146,11 +146,11 @@ class PromptTokenizer:
         keys = [_key(text, spec, spans) for text in texts]
         found = [memo.get(key) for key in keys]
         new = iter(self._encoded([text for text, kept in zip(texts, found, strict=True) if kept is None], spec, spans))
-        segments = [next(new) if kept is None else kept for kept in found]
-        for text, key, kept, segment in zip(texts, keys, found, segments, strict=True):
+        made = [next(new) if kept is None else kept for kept in found]
+        for text, key, kept, segment in zip(texts, keys, found, made, strict=True):
             if kept is None and text.kind == "document":
                 memo.put(key, segment, _bytes(text, segment))
-        return TokenisedRequest(tuple(segments))
+        return TokenisedRequest(tuple(made))
 
     def _encoded(self, texts: Sequence[SegmentText], spec: RankSpec, spans: bool) -> list[Segment]:
         pieces = [piece for text in texts for piece in text.pieces]
