@@ -89,7 +89,7 @@ def eager_loss(module: Any, spec: RankSpec, batch: Batch) -> Callable[[], torch.
     layout, lm = batch.layout, full_loss(module, batch)
     seen: list[torch.Tensor] = []
     module.model.layers[spec.layer].self_attn.register_forward_hook(lambda *given: seen.append(given[2][1]))
-    signal_G, positives_BM = torch.from_numpy(layout.signal_G), batch.positives_BM.to(module.device)
+    signal_G, positives_BM = torch.from_numpy(layout.signal_G).to(module.device), batch.positives_BM.to(module.device)
     document_T = np.full(layout.tokens, len(layout.document_segment_C))  # the last stands for all other tokens
     for index, segment in enumerate(layout.document_segment_C):
         document_T[layout.starts_S[segment] : layout.ends_S[segment]] = index
@@ -98,7 +98,7 @@ def eager_loss(module: Any, spec: RankSpec, batch: Batch) -> Callable[[], torch.
     def loss() -> torch.Tensor:
         seen.clear()
         total = lm()
-        share_T = seen[0][0, :, signal_G.to(module.device)].float().mean((0, 1))
+        share_T = seen[0][0, :, signal_G].float().mean((0, 1))
         share_C = share_T.new_zeros(int(of_T.max()) + 1).index_add(0, of_T, share_T)[:-1]
         return total + info_nce((share_C / share_C.sum()).log()[None], positives_BM)
 

@@ -20,7 +20,8 @@ from blockrank.indices import moved
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 from blockrank.spec import RankSpec
 
-_CHUNK_ROWS = 1 << 13  # padded key rows held at once while reading out; bounds memory, not results
+_CHUNK_ROWS = 1 << 16  # padded key rows held at once while reading out; bounds memory, not results
+_NEAR_ROWS = 1 << 13  # on a processor: more would take more memory than the forward of a large request
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ def _segment_logits(readout: Readout, segments_C: Ints, requests_C: Ints) -> Ite
     A signal token reads rows of its own segment up to itself where the query segment is causal.
     """
     layout, device = readout.layout, readout.q_GNH.device
-    for chunk in _chunks(layout.ends_S[segments_C] - layout.starts_S[segments_C]):
+    most = min(_CHUNK_ROWS, _NEAR_ROWS) if device.type == "cpu" else _CHUNK_ROWS
+    for chunk in _chunks(layout.ends_S[segments_C] - layout.starts_S[segments_C], most):
         segments, signal_CG = segments_C[chunk], readout.signal_BG[torch.from_numpy(requests_C[chunk]).to(device)]
         rows_CL, real_CL = _padded_rows(layout, segments)
         k_CLKH = _gather(readout.k_PKH, rows_CL.to(readout.k_PKH.device)).float()
@@ -164,12 +166,12 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     return rows.index_select(0, index.flatten()).reshape(*index.shape, *rows.shape[1:])
 
 
-def _chunks(lengths: Ints) -> list[slice]:
-    """Slices over consecutive segments whose padded size stays under the chunk limit."""
+def _chunks(lengths: Ints, most: int) -> list[slice]:
+    """Slices over consecutive segments whose padded size stays under a limit."""
     slices, start, longest = [], 0, 0
     for i, length in enumerate(lengths):
         longest = max(longest, int(length))
-        if i > start and (i - start + 1) * longest > _CHUNK_ROWS:
+        if i > start and (i - start + 1) * longest > most:
             slices.append(slice(start, i))
             start, longest = i, int(length)
     return [*slices, slice(start, len(lengths))]

@@ -19,7 +19,7 @@ from blockrank.attention import AttentionBackend, MergingBackend
 from blockrank.engine.block import Decoder, Stream
 from blockrank.engine.graphs import Graphs
 from blockrank.indices import moved
-from blockrank.layout import Ints, PackedLayout
+from blockrank.layout import Ints, PackedLayout, plan_batches
 from blockrank.prune import Exit, leave
 from blockrank.seam import Capture
 from blockrank.signals import log_scores
@@ -146,8 +146,9 @@ def _alike(sizes_C: Ints) -> Ints:
     """(C,) the piece that each document goes to: those of similar length together, so that little is padded."""
     order = np.argsort(sizes_C, kind="stable")
     piece_C = np.empty_like(sizes_C)
-    piece_C[order] = (np.cumsum(sizes_C[order]) - 1) // _PIECE_TOKENS
-    return np.unique(piece_C, return_inverse=True)[1].astype(np.int64)
+    for index, members in enumerate(plan_batches(sizes_C[order].tolist(), _PIECE_TOKENS)):
+        piece_C[order[members]] = index
+    return piece_C
 
 
 # Parts
