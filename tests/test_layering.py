@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports from its own line and the lines above it.
 ORDER = (
     {""},  # the package itself: names and version, loaded lazily
-    {"types"},
+    {"types", "words"},
     {"spec"},
     {"prompt"},
     {"layout"},

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from blockrank.cli.console import ELLIPSIS, preview, printable
 from blockrank.types import Evidence, RankedDocument
+from blockrank.words import is_inside_word
 
 _EXCERPT_WORDS = 48
 _STRONGEST = 5
@@ -20,14 +21,14 @@ _STYLES = ((0.6, "bold black on bright_yellow"), (0.3, "black on yellow"), (0.12
 
 
 def words(entry: RankedDocument) -> list[Evidence]:
-    """Tokens that touch each other put together, their shares added up: the words of the document."""
+    """Tokens of one word put together, their shares added up; of scripts without spaces the tokens as they are."""
     joined: list[Evidence] = []
     for item in entry.evidence:
         text = _text(entry, item)
         item = replace(item, start=item.end - len(text.lstrip()))
         last = joined[-1] if joined else None
         touch = last and (last.field, last.end) == (item.field, item.start)
-        if last and touch and text[:1].isalnum() and _text(entry, last)[-1:].isalnum():
+        if last and touch and is_inside_word(_field(entry, item), item.start):
             joined[-1] = replace(last, end=item.end, share=last.share + item.share)
         elif item.start < item.end:
             joined.append(item)
@@ -58,8 +59,11 @@ def marked(entry: RankedDocument, width: int, indent: str = "") -> Text:
 
 
 def _text(entry: RankedDocument, item: Evidence) -> str:
-    field = entry.document.title if item.field == "title" else entry.text
-    return field[item.start : item.end]
+    return _field(entry, item)[item.start : item.end]
+
+
+def _field(entry: RankedDocument, item: Evidence) -> str:
+    return entry.document.title if item.field == "title" else entry.text
 
 
 def _between(entry: RankedDocument, before: Evidence, after: Evidence) -> str:

@@ -1,14 +1,14 @@
 """BM25 over a corpus, kept on disk beside it.
 
-Scores are those of bm25s in Lucene's variant (arXiv 2407.03618), over lower-cased words of two and more characters
-without English stop words, stemmed by Snowball's English stemmer; title and text are one field.
+Scores are those of bm25s in Lucene's variant (arXiv 2407.03618) over the terms of `blockrank.retrieve.terms`; title and
+text are one field. Stop words and single characters, where a query counts them, are scored without the length.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from blockrank.data import Corpus, Run
 from blockrank.retrieve.kept import FOLDER, KeptFolder, Records, write_records
-from blockrank.types import Document, InputError, MissingExtraError
+from blockrank.retrieve.terms import Analyser, is_apart, libraries
+from blockrank.types import Document, InputError
 
-_FORMAT = 1  # raised whenever what is written below changes
-_WORD = re.compile(r"(?u)\b\w\w+\b")
+_FORMAT = 2  # raised whenever what is written below changes
 _log = logging.getLogger(__name__)
 
 
@@ -70,22 +70,15 @@ class Bm25Index:
     @classmethod
     def build(cls, documents: Iterable[Document], *, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
         """The index of documents with ids, in memory. Raises as `open`."""
-        bm25s, _ = _libraries()
-        doc_ids: list[str] = []
-
-        def contents() -> Iterator[str]:
-            for document in documents:
-                doc_ids.append(str(document.doc_id))
-                yield document.content
-
-        ids, vocabulary = _tokenised(contents(), return_ids=True)
+        analyser, counted, apart, doc_ids = Analyser(), _Postings(), _Postings(), list[str]()
+        for document in documents:
+            doc_ids.append(str(document.doc_id))
+            terms = analyser.of_document(document.content)
+            counted.add(term for term in terms if not is_apart(term))
+            apart.add(term for term in terms if is_apart(term))
         if not doc_ids:
             raise InputError("the corpus has no documents: there is nothing to index.")
-        if not vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
-            ids, vocabulary = [[0]] * len(doc_ids), {"": 0}
-        scores = bm25s.BM25(k1=k1, b=b)
-        scores.index((ids, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(scores, doc_ids)
+        return cls(_joined(counted.scored(k1, b), apart.scored(k1, b=0.0)), doc_ids)
 
     def save(self, folder: Path) -> None:
         """Write the index into an empty folder."""
@@ -98,7 +91,7 @@ class Bm25Index:
 
         Raises `OSError`, `ValueError` or `KeyError` where it is damaged.
         """
-        bm25s, _ = _libraries()
+        bm25s, _ = libraries()
         index = cls(bm25s.BM25.load(folder, mmap=True, show_progress=False), Records(folder, "doc_ids"))
         if index._scores.scores["num_docs"] != len(index):
             raise ValueError(f"{folder}: scores and ids differ in number")
@@ -121,10 +114,10 @@ class Bm25Index:
         """The same as pairs of position in the corpus (from 0) and score."""
         if depth < 1:
             raise InputError(f"depth must be positive, not {depth}.")
-        words = _tokenised([query], return_ids=False)[0]
-        if not words:
+        terms = Analyser().of_query(query)
+        if not terms:
             return []
-        scores = self._scores.get_scores(words)
+        scores = self._scores.get_scores(terms)
         found = np.flatnonzero(scores > 0)
         if len(found) > depth:  # no need to sort what cannot be among the best
             least = np.partition(scores[found], -depth)[-depth]
@@ -139,40 +132,42 @@ class Bm25Index:
 
 def versions() -> list[object]:
     """What an index depends on besides texts and settings: form of its files, versions of the libraries."""
-    bm25s, stemmer = _libraries()
-    return [_FORMAT, bm25s.__version__, stemmer.version()]
+    bm25s, stemmer = libraries()
+    return [_FORMAT, bm25s.__version__, stemmer.version(), unicodedata.unidata_version]
 
 
 def matching_words(query: str, text: str) -> list[tuple[int, int]]:
     """Where in `text` words of the query stand, as (start, end) of characters; other forms of a word count."""
-    wanted = {word for words in _tokenised([query], return_ids=False) for word in words}
-    spans = [match.span() for match in _WORD.finditer(text)]
-    stems = _stemmed([text[start:end].lower() for start, end in spans])
-    return [span for span, stem in zip(spans, stems, strict=True) if stem in wanted]
+    return Analyser().matches(query, text)
 
 
-def _tokenised(texts: Iterable[str], *, return_ids: bool) -> Any:
-    """bm25s's own: with `return_ids` ids a text and the vocabulary, else lists of stems."""
-    bm25s, stemmer = _libraries()
-    return bm25s.tokenize(
-        texts, token_pattern=_WORD.pattern, stopwords="en", stemmer=stemmer.Stemmer("english"),
-        return_ids=return_ids, show_progress=False,
-    )  # fmt: skip
+class _Postings:
+    """Ids of the terms of each document, and the vocabulary that they are of."""
+
+    def __init__(self) -> None:
+        self.ids: list[list[int]] = []
+        self.vocabulary: dict[str, int] = {}
+
+    def add(self, terms: Iterable[str]) -> None:
+        """The terms of the next document."""
+        self.ids.append([self.vocabulary.setdefault(term, len(self.vocabulary)) for term in terms])
+
+    def scored(self, k1: float, b: float) -> Any:
+        """Scores of all terms in all documents."""
+        if not self.vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
+            self.ids, self.vocabulary = [[0]] * len(self.ids), {"": 0}
+        scores = libraries()[0].BM25(k1=k1, b=b)
+        scores.index((self.ids, self.vocabulary), create_empty_token=False, show_progress=False)
+        return scores
 
 
-def _stemmed(words: Collection[str]) -> list[str]:
-    _, stemmer = _libraries()
-    return list(stemmer.Stemmer("english").stemWords(list(words)))
-
-
-def _libraries() -> tuple[Any, Any]:
-    """bm25s and PyStemmer; raises `MissingExtraError` without them."""
-    try:
-        import bm25s
-        import Stemmer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"searching needs bm25s and PyStemmer ({error.name} is missing): pip install 'blockrank[search]'."
-        ) from None
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
-    return bm25s, Stemmer
+def _joined(counted: Any, apart: Any) -> Any:
+    """Two indices of the same documents as one: the columns of the second behind those of the first."""
+    for name in ("data", "indices"):
+        counted.scores[name] = np.concatenate([counted.scores[name], apart.scores[name]])
+    ends = apart.scores["indptr"][1:] + counted.scores["indptr"][-1]
+    counted.scores["indptr"] = np.concatenate([counted.scores["indptr"], ends])
+    first = len(counted.vocab_dict)
+    counted.vocab_dict |= {term: first + place for term, place in apart.vocab_dict.items() if term}
+    counted.unique_token_ids_set = set(counted.vocab_dict.values())
+    return counted
