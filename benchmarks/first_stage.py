@@ -23,8 +23,8 @@ from ir_measures import R, nDCG
 from record import environment, write_record
 
 from blockrank import Document
-from blockrank.environment import versions
 from blockrank.data import Run, open_collection
+from blockrank.environment import versions
 from blockrank.retrieve import Bm25Index
 
 MEASURES = (nDCG @ 10, R @ 100)

@@ -35,6 +35,14 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indices that tests and their child processes make are not kept among the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOCKRANK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @dataclass(frozen=True)
 class GoldenCase:
     """One prompt of one golden model: token ids by segment, and what the released code gave for it."""

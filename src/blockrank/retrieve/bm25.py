@@ -1,4 +1,4 @@
-"""BM25 over a corpus, kept on disk beside it.
+"""BM25 over a corpus, kept on disk.
 
 Scores are those of bm25s in Lucene's variant (arXiv 2407.03618) over the terms of `blockrank.retrieve.terms`; title and
 text are one field. Stop words and single characters, where a query counts them, are scored without the length.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from blockrank.data import Corpus, Run
-from blockrank.retrieve.kept import FOLDER, KeptFolder, Records, write_records
+from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder, tell_of_former, write_records
 from blockrank.retrieve.terms import Analyser, is_apart, libraries
 from blockrank.types import Document, InputError
 
@@ -39,26 +39,20 @@ class Bm25Index:
     def open(cls, corpus: Corpus, *, folder: Path | None = None, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
         """The index of a corpus: loaded where it is fresh, else made and kept.
 
-        folder: where indices are kept; None means `.blockrank` beside the corpus. An index is fresh while size and time
-        of the corpus file, the settings and the version of bm25s are those it was made with. Where the folder cannot be
-        written, or the corpus has no file, the index stays in memory.
+        folder: where indices are kept; None means the user's own cache folder. An index is fresh while the content of
+        the corpus file, the settings and the versions of the libraries are those it was made with. Where the folder
+        cannot be written, or the corpus has no file, the index stays in memory.
 
         Raises `InputError` where the corpus has no documents, `MissingExtraError` without the extra.
         """
-        if corpus.path is None:
+        place = folder or index_folder()
+        if corpus.path is None or place is None:
             return cls.build(corpus.documents(), k1=k1, b=b)
-        try:
-            state = corpus.path.stat()
-        except OSError as error:
-            raise InputError(f"{corpus.path}: cannot be read: {error.strerror}.") from None
-        kept = KeptFolder(
-            folder or corpus.path.parent / FOLDER,
-            "bm25",
-            [str(corpus.path.resolve()) if folder else corpus.path.name, k1, b],
-            [*versions(), k1, b, state.st_size, state.st_mtime_ns],
-        )
+        settings = [*versions(), k1, b, file_hash(corpus.path)]
+        kept = KeptFolder(place, "bm25", [str(corpus.path.resolve()), k1, b], settings)
         if kept.is_whole() and (index := cls._loaded(kept.path)):
             return index
+        tell_of_former(corpus.path.parent, place)
         index = cls.build(corpus.documents(), k1=k1, b=b)
         try:
             kept.write(index.save)

@@ -19,8 +19,8 @@ from blockrank.words import document_words, query_words, spans_of_words
 # Lucene's English list, and what English writes with single letters but does not name anything by.
 STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "eg", "for", "i", "ie", "if", "in", "into", "is", "it",
-    "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was",
-    "will", "with",
+    "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to",
+    "was", "will", "with",
 })  # fmt: skip
 _CAPITALS = re.compile(rf"\b(?:{'|'.join(sorted(word.upper() for word in STOP_WORDS if len(word) > 1))})\b")
 _APART = " "  # begins terms that are kept apart: no stem does
