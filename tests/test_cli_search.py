@@ -120,6 +120,18 @@ def test_wrong_usage_is_told(arguments: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
 
 
+def test_copies_are_told_beside_the_hit(folder: Path) -> None:
+    for number in range(8):
+        (folder / f"copy{number}.md").write_text(f"# Books\n\n{DRACULA}\n", encoding="utf-8")
+    lines = run(folder, "author of Dracula", "--no-rerank").stdout.splitlines()
+    assert re.fullmatch(
+        r"    also in .*/copy0\.md:1-3, .*/copy1\.md:1-3, (.*, ){2}.*/copy4\.md:1-3 and 3 more", lines[1]
+    )
+    assert lines[2:5] == ["    # Books", "", f"    {DRACULA}"]
+    (row,) = map(json.loads, run(folder, "Dracula", "--no-rerank", "--json").stdout.splitlines())
+    assert [copy["path"] for copy in row["copies"]] == [str(folder / f"copy{number}.md") for number in range(8)]
+
+
 # Drawing
 
 

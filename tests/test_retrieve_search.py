@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from blockrank import FakeRanker, InputError, Ranker
 from blockrank.retrieve import Hit, PassageIndex, ReadLimits, search
+from blockrank.retrieve.files import read_passages
 from blockrank.retrieve.kept import KeptFolder, _checked
 from blockrank.retrieve.reading import FileReader
 from blockrank.retrieve.readings import known_readings
@@ -118,7 +119,9 @@ def test_results_are_candidates_each_once(
     for number, text in enumerate(["ab", *texts]):
         (folder / f"{number}.md").write_text(text, encoding="utf-8")
     ranker = FakeRanker()
-    index = PassageIndex.open(folder)
+    with pytest.MonkeyPatch.context() as patch:  # without a process for each example
+        patch.setattr(FileReader, "read", lambda _, file: read_passages(file))
+        index = PassageIndex.open(folder)
     hits = index.search(query, ranker=ranker, depth=depth, top_k=100, all_passages=all_passages)
     wanted = [document.content for call in ranker.calls for document in call.candidates]
     shown = [f"{hit.passage.title} {hit.passage.text}".strip() for hit in hits]
@@ -133,7 +136,8 @@ def test_results_are_candidates_each_once(
 
 
 def test_documents_of_json_lines_are_results_of_their_own(tmp_path: Path) -> None:
-    rows = [{"_id": f"d{i}", "text": f"Stoker wrote letter {i}. " * (60 if i else 1)} for i in range(3)]
+    letters = [" ".join(f"Stoker wrote letter {i}.{n}." for n in range(60 if i else 1)) for i in range(3)]
+    rows = [{"_id": f"d{i}", "text": text} for i, text in enumerate(letters)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "Stoker"}', encoding="utf-8")
     hits = search(tmp_path, "Stoker", ranker=FakeRanker())
@@ -148,6 +152,50 @@ def test_cut_passages_are_logged(folder: Path, caplog: pytest.LogCaptureFixture)
     with caplog.at_level("WARNING", logger="blockrank.retrieve"):
         search(folder, "Stoker", ranker=ranker)
     assert "2 of 2 passages were cut to fit the model" in caplog.text
+
+
+# Copies
+
+
+LICENCE = "Permission is hereby granted to use Stoker's letters."
+
+
+def test_copies_of_a_text_are_one_hit_with_all_its_places(folder: Path) -> None:
+    for number in range(12):
+        (folder / f"licence{number:02}.txt").write_text(
+            f"\n{LICENCE}".replace(" ", " " * (1 + number % 2)), encoding="utf-8"
+        )
+    (folder / "other.txt").write_text("Permission was granted.", encoding="utf-8")
+    ranker = FakeRanker()
+    hits = PassageIndex.open(folder).search("permission granted", ranker=ranker, depth=2, top_k=5)
+    assert len(ranker.calls[0].candidates) == len(hits) == 2  # copies take no place from other texts
+    assert "other.txt" in names(hits)
+    (copied,) = (hit for hit in hits if hit.copies)
+    places = [copied.place, *(copy.place for copy in copied.copies)]
+    assert sorted(places) == [f"{folder}/licence{number:02}.txt:2" for number in range(12)]
+    assert [list(row) for row in copied.to_dict()["copies"]] == [
+        ["path", "doc_id", "first_line", "last_line", "page"]
+    ] * 11
+
+
+def test_copies_of_documents_and_within_one_document(tmp_path: Path) -> None:
+    rows = [{"_id": name, "text": LICENCE} for name in "abc"] + [{"_id": "d", "text": "Stoker."}]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (hit, other) = search(tmp_path, "permission Stoker", ranker=None)
+    assert [hit.passage.doc_id, *(copy.doc_id for copy in hit.copies)] == ["a", "b", "c"]
+    assert (other.passage.doc_id, other.copies) == ("d", ())
+    (tmp_path / "corpus.jsonl").unlink()
+    (tmp_path / "twice.md").write_text(f"# One\n\n{LICENCE}\n\n# One\n\n{LICENCE}\n", encoding="utf-8")
+    (hit,) = search(tmp_path, "permission", ranker=None, all_passages=True)
+    assert [hit.place, hit.copies[0].place] == [f"{tmp_path}/twice.md:1-3", f"{tmp_path}/twice.md:5-7"]
+
+
+def test_a_document_whose_best_passage_is_a_copy_is_shown_through_it(folder: Path) -> None:
+    (folder / "a.md").write_text(f"# Stoker Stoker Stoker permission\n\nOwn.\n\n# B\n\n{LICENCE}\n", encoding="utf-8")
+    (folder / "b.md").write_text(f"# B\n\n{LICENCE}\n", encoding="utf-8")
+    hits = search(folder, "Stoker permission", ranker=None)
+    assert names(hits)[:2] == ["a.md", "b.md"]  # a.md by its own passage, b.md by the text that both hold
+    assert [copy.path for copy in hits[1].copies] == [str(folder / "a.md")]
 
 
 # The index

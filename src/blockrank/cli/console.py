@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_BEAMS = 10  # the paper's, for lists; the package's own comes with torch
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_INVISIBLE = frozenset("\u200c\u200d\u200e\u200f\u061c")  # joiners, and marks of direction that reach no further
+_LEFT_OUT = frozenset("\u00ad\u200b\u2060\ufeff")  # places where a line may or may not break
 
 ModelOption = Annotated[
     str | None,
@@ -196,5 +199,16 @@ def preview(text: str, length: int = 100) -> str:
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are replaced: a terminal would obey them."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    """A text whose control characters are replaced: a terminal would obey them.
+
+    What is invisible and part of how a script is written stays, or is left out where terminals would show it.
+    """
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or character in _INVISIBLE:
+        return character
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return "" if character in _LEFT_OUT else "\N{REPLACEMENT CHARACTER}"

@@ -27,6 +27,7 @@ from blockrank.cli.console import (
     logs,
     note,
     preview,
+    printable,
     terminal,
 )
 from blockrank.retrieve import Hit, PassageIndex, ReadLimits, check_query, matching_words, skipped_text
@@ -40,7 +41,6 @@ _WRAPPED = 50  # characters: a line shorter than this was not ended by an editor
 _NOT_PROSE = re.compile(r"\s*[|#]|.*\S   ")
 # Not the beginning of a list, a quote, a table, a heading or code.
 _CONTINUES = re.compile(r"\s{0,4}(?!(?:[-*+]|\d+[.)])\s|[>|#=]|```|~~~)\S(?!.*\S   )")
-_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 SourceArgument = Annotated[
     Path,
@@ -158,7 +158,7 @@ def readable(hit: Hit) -> list[str]:
     lines: list[str] = []
     prose, fenced, before = Path(hit.path).suffix.lower() in _PROSE, False, ""
     for line in hit.passage.text.expandtabs(4).split("\n"):
-        line = "".join(character if character.isprintable() else _UNPRINTABLE for character in line.rstrip())
+        line = printable(line.rstrip())
         fence = line.lstrip().startswith(("```", "~~~"))
         if prose and not (fence or fenced) and len(before) >= _WRAPPED and _CONTINUES.match(line):
             lines[-1] += f" {line.lstrip()}"

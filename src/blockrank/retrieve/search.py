@@ -209,9 +209,9 @@ class PassageIndex:
             fresh = [place for place in places if all_passages or (place.path, place.doc_id) not in seen]
             seen.update((place.path, place.doc_id) for place in places)
             if fresh:
-                others = (replace(place, path=self._path(place)) for place in places if place is not fresh[0])
-                path = self._path(fresh[0])
-                hits.append(Hit(len(hits) + 1, score, found[index][1], path, fresh[0], tuple(others)))
+                others = {place.place: place for place in places if place.place != fresh[0].place}
+                copies = tuple(replace(place, path=self._path(place)) for place in others.values())
+                hits.append(Hit(len(hits) + 1, score, found[index][1], self._path(fresh[0]), fresh[0], copies))
             if len(hits) == top_k:
                 break
         return hits
