@@ -144,6 +144,15 @@ def test_tokens_are_put_together_with_their_marks_and_not_over_words_of_unspaced
         assert [text[item.start : item.end] for item in found] == words
 
 
+def test_a_word_is_shown_whole_where_a_tokenizer_leaves_out_its_marks() -> None:
+    document = Document("सेहत बच्चों Tren\u00adnung", "d")
+    parts = [(0, 1), (2, 4), (5, 6), (6, 7), (8, 9), (12, 16), (17, 21)]
+    evidence = tuple(Evidence("text", start, end, 0.1) for start, end in parts)
+    found = shown_words(RankedDocument(1, 1.0, 0, document, evidence=evidence))
+    shown = [(document.text[item.start : item.end], round(item.share, 1)) for item in found]
+    assert shown == [("सेहत", 0.2), ("बच्चों", 0.3), ("Tren\u00adnung", 0.2)]
+
+
 def test_copies_are_known_in_any_form() -> None:
     assert text_key(NFD) == text_key("ZÜRICH ") != text_key("Zurich")
     assert text_key("\u200b\u00ad") == text_key(" ")

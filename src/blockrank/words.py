@@ -15,7 +15,16 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Word", "document_words", "fold", "is_inside_word", "located_words", "query_words", "spans_of_words"]
+__all__ = [
+    "Word",
+    "document_words",
+    "end_of_marks",
+    "fold",
+    "is_inside_word",
+    "located_words",
+    "query_words",
+    "spans_of_words",
+]
 
 _APOSTROPHES = "'\u2019\u2018\u02bc\u02bb\u055a\u05f3"
 _SIGNS = {0x2120: " ", 0x2122: " "}  # service mark and trade mark: NFKC would write them as letters of the word before
@@ -175,6 +184,13 @@ def is_inside_word(text: str, position: int) -> bool:
     return {_shape_before(text, position), fold(text[position]).translate(_SHAPES)[:1]} <= {"w", "d"}
 
 
+def end_of_marks(text: str, position: int) -> int:
+    """Where the marks and invisible characters end that follow the character before `position`."""
+    while 0 < position < len(text) and _CONTINUING[text[position]]:
+        position += 1
+    return position
+
+
 def _shape_before(text: str, position: int) -> str:
     """Shape of the character whose marks, if any, end at `position`."""
     start = position - 1
@@ -225,9 +241,7 @@ def _folded_with_starts(text: str) -> tuple[list[int], str]:
     parts: list[str] = []
     at = 0
     while at < len(text):
-        end = at + 1
-        while end < len(text) and _CONTINUING[text[end]]:
-            end += 1
+        end = end_of_marks(text, at + 1)
         parts.append(fold(text[at:end]))
         starts += [at] * len(parts[-1])
         at = end

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from blockrank.cli.console import ELLIPSIS, preview, printable
 from blockrank.types import Evidence, RankedDocument
-from blockrank.words import is_inside_word
+from blockrank.words import end_of_marks, is_inside_word
 
 _EXCERPT_WORDS = 48
 _STRONGEST = 5
@@ -24,12 +24,13 @@ def words(entry: RankedDocument) -> list[Evidence]:
     """Tokens of one word put together, their shares added up; of scripts without spaces the tokens as they are."""
     joined: list[Evidence] = []
     for item in entry.evidence:
-        text = _text(entry, item)
-        item = replace(item, start=item.end - len(text.lstrip()))
+        field = _field(entry, item)
+        text = field[item.start : item.end]
+        # A tokenizer may leave out marks.
+        item = replace(item, start=item.end - len(text.lstrip()), end=end_of_marks(field, item.end))
         last = joined[-1] if joined else None
-        touch = last and (last.field, last.end) == (item.field, item.start)
-        if last and touch and is_inside_word(_field(entry, item), item.start):
-            joined[-1] = replace(last, end=item.end, share=last.share + item.share)
+        if last and last.field == item.field and item.start <= last.end and is_inside_word(field, item.start):
+            joined[-1] = replace(last, end=max(last.end, item.end), share=last.share + item.share)
         elif item.start < item.end:
             joined.append(item)
     return joined
