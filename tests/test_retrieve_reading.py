@@ -181,6 +181,10 @@ def test_limits_are_positive(changes: dict[str, Any]) -> None:
         ReadLimits(**changes)
 
 
+def test_larger_files_have_time_in_proportion() -> None:
+    assert [ReadLimits(seconds=20).seconds_for(size) for size in (0, 5_000_000, 20_000_000)] == [20, 20, 80]
+
+
 def test_the_command_says_what_it_skipped_and_answers(folder: Path) -> None:
     page(folder, "time.sleep(600)")
     arguments = ["search", str(folder), "zebra", "--no-rerank", "--json", "--file-timeout", "2"]

@@ -52,7 +52,8 @@ DepthOption = Annotated[int, typer.Option("--depth", min=1, help="Passages that 
 AllOption = Annotated[bool, typer.Option("--all-passages", help="Show every passage, not the best of each document.")]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Read every file again.")]
 FileTimeoutOption = Annotated[
-    float, typer.Option(metavar="SECONDS", min=0.1, help="Skip a file that takes longer to read than this.")
+    float,
+    typer.Option(metavar="SECONDS", min=0.1, help="Skip a file that takes longer to read; over 5 MB in proportion."),
 ]
 NoRerankOption = Annotated[bool, typer.Option("--no-rerank", help="Leave the order to BM25; loads no model.")]
 
@@ -69,7 +70,7 @@ def search_command(
     all_passages: AllOption = False,
     rebuild: RebuildOption = False,
     no_rerank: NoRerankOption = False,
-    file_timeout: FileTimeoutOption = 30.0,
+    file_timeout: FileTimeoutOption = 20.0,
     verbose: VerboseOption = False,
 ) -> None:
     """Find the passages of a folder or file that answer a query."""

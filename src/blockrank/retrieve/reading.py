@@ -27,23 +27,27 @@ from blockrank.retrieve.passages import Passage
 from blockrank.types import InputError, MissingExtraError
 
 _START_SECONDS = 60  # until a new process has loaded its modules: this is no file's fault
+_USUAL_BYTES = 5_000_000  # HTML of this size takes about 4 s on one core
 _SPARE_SECONDS = 2  # by which the process's own alarm comes later than the deadline kept here
 # The same modules as here, and none of the working directory's.
 _CODE = (
-    "import sys; arguments = sys.argv[1:5]; sys.path[:] = sys.argv[5:]; "
-    "from blockrank.retrieve.reading import answer; answer(*map(float, arguments))"
+    "import sys; numbers = sys.argv[1:4]; sys.path[:] = sys.argv[4:]; "
+    "from blockrank.retrieve.reading import answer; answer(*map(int, numbers))"
 )
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """What reading one file may take. memory_bytes: of the whole process; text_chars: of all passages of the file.
+    """What reading one file may take.
+
+    seconds: of a file up to 5 MB, of a larger one in proportion. memory_bytes: of the whole process. text_chars: of all
+    passages of the file.
 
     Raises `InputError` on a value that is not positive.
     """
 
-    seconds: float = 30.0
+    seconds: float = 20.0
     memory_bytes: int = 3 << 30
     text_chars: int = 100_000_000
 
@@ -52,6 +56,10 @@ class ReadLimits:
             value = getattr(self, item.name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{item.name} must be a positive number, not {value!r}.")
+
+    def seconds_for(self, size: int) -> float:
+        """How long reading a file of so many bytes may take."""
+        return self.seconds * max(1.0, size / _USUAL_BYTES)
 
 
 class LimitError(UnreadableError):
@@ -86,15 +94,16 @@ class FileReader:
         if file.holds_documents:
             return read_passages(file)
         process = self._process or self._start()
-        request = [file.path, str(file.place), file.size, file.holds_documents]
+        seconds = self.limits.seconds_for(file.size)
+        request = [file.path, str(file.place), file.size, seconds + _SPARE_SECONDS]
         try:
             assert process.stdin is not None, "a pipe"
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            answer = json.loads(self._answers.get(timeout=self.limits.seconds))
+            answer = json.loads(self._answers.get(timeout=seconds))
         except queue.Empty:
             self._end()
-            self._refuse(file, "files that take too long", f"reading it takes longer than {self.limits.seconds:g} s")
+            self._refuse(file, "files that take too long", f"reading it takes longer than {seconds:.3g} s")
         except (OSError, ValueError):  # the pipe is closed, or an answer ends in the middle
             self._end()
             self._refuse(file, "files that break their parser", "its parser came to a sudden end")
@@ -119,7 +128,7 @@ class FileReader:
     def _start(self) -> subprocess.Popen[bytes]:
         """A new process that has loaded its modules."""
         limits = self.limits
-        numbers = (limits.seconds + _SPARE_SECONDS, limits.memory_bytes, limits.text_chars, _log.getEffectiveLevel())
+        numbers = (limits.memory_bytes, limits.text_chars, _log.getEffectiveLevel())
         words = [sys.executable, "-c", _CODE, *map(str, numbers), *sys.path]
         process = self._process = subprocess.Popen(  # noqa: S603  # fixed words
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -158,23 +167,23 @@ def _forward(stream: BinaryIO, answers: queue.Queue[bytes]) -> None:
 # In the process that reads
 
 
-def answer(seconds: float, memory_bytes: float, text_chars: float, level: float) -> None:
+def answer(memory_bytes: int, text_chars: int, level: int) -> None:
     """Read the files named on standard input, a line each, and write a line for each to standard output.
 
     level: of log records that go with an answer.
     """
-    _limit_memory(int(memory_bytes))
+    _limit_memory(memory_bytes)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what a parser says is no answer
-    records = _Records(int(level))
+    records = _Records(level)
     logging.getLogger("blockrank").addHandler(records)
-    logging.getLogger("blockrank").setLevel(int(level))
+    logging.getLogger("blockrank").setLevel(level)
     answers.write(b"{}\n")
     answers.flush()
     for line in requests:
-        path, place, size, holds_documents = json.loads(line)
+        path, place, size, seconds = json.loads(line)
         with _alarm(seconds):
-            found = _answered(SourceFile(path, Path(place), size, holds_documents), int(text_chars))
+            found = _answered(SourceFile(path, Path(place), size, holds_documents=False), text_chars)
             data = json.dumps({**found, "log": records.taken()}).encode()
         answers.write(data + b"\n")
         answers.flush()
