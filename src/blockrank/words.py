@@ -53,10 +53,12 @@ _ACCENTED = re.compile(
 # Shapes: w a letter, d a digit or underscore, u one of an unspaced script, m a mark, e emoji, r half of a flag; others
 # as they are.
 _WORD = re.compile(
-    r"w(?:\.w)+(?![wdm])"  # an abbreviation
-    r"|[wd][wdm]*(?:'[wd][wdm]*)*(?:(?:\+\+|\#)(?![wdu+#]))?"
-    r"|(?:um*)+|rr|e"
+    r"(?<!\.)(w(?:\.w)+)(?![wdm])"  # an abbreviation
+    r"|([wd][wdm]*+)(?!['+\#])"  # nearly all
+    r"|([wd][wdm]*(?:'[wd][wdm]*)*(?:(?:\+\+|\#)(?![wdu+#]))?)"  # with apostrophes, or a sign at its end
+    r"|((?:um*)+)|rr|e"
 )
+_ABBREVIATION, _PLAIN, _COMPOUND, _UNSPACED_RUN = 1, 2, 3, 4  # groups
 _UNIT = re.compile("um*")
 
 
@@ -141,23 +143,20 @@ def document_words(text: str) -> list[str]:
     Of an unspaced script every character and every pair of neighbours, so that each query finds its own; `C++` counts
     as `c` too. What an apostrophe divides are words, but for single letters, as in `l'eau` or `Stoker's`.
     """
-    folded = fold(text)
-    return [_without_dots(folded[start:end]) for start, end in _spans(folded, singles=True)]
+    return [word for word, _, _ in _folded_words(fold(text), singles=True)]
 
 
 def query_words(text: str) -> list[str]:
     """The words of a query, in order: as `document_words`, but of unspaced scripts no character beside pairs."""
-    folded = fold(text)
-    return [_without_dots(folded[start:end]) for start, end in _spans(folded, singles=False)]
+    return [word for word, _, _ in _folded_words(fold(text), singles=False)]
 
 
 def located_words(text: str) -> list[Word]:
     """`document_words` with their places in `text`, by start."""
     starts, folded = _folded_with_starts(text)
-    return [
-        Word(_without_dots(folded[start:end]), starts[start], _end(starts, end))
-        for start, end in sorted(_spans(folded, singles=True))
-    ]
+    words = _folded_words(folded, singles=True)
+    located = [Word(word, starts[start], _end(starts, end)) for word, start, end in words]
+    return sorted(located, key=lambda word: (word.start, word.end))
 
 
 def spans_of_words(text: str, is_wanted: Callable[[str], bool]) -> list[tuple[int, int]]:
@@ -199,17 +198,23 @@ def _shape_before(text: str, position: int) -> str:
     return fold(text[start:position]).translate(_SHAPES).rstrip("m")[-1:]
 
 
-def _spans(folded: str, *, singles: bool) -> Iterator[tuple[int, int]]:
-    """Where words stand in a folded text. singles: the single characters of unspaced scripts, too."""
+def _folded_words(folded: str, *, singles: bool) -> Iterator[tuple[str, int, int]]:
+    """Words of a folded text, and where they stand in it. singles: single characters of unspaced scripts, too."""
     shapes = folded.translate(_SHAPES)
     for match in _WORD.finditer(shapes):
         start, end = match.span()
-        if shapes[start] == "u":
-            yield from _pairs([unit.span() for unit in _UNIT.finditer(shapes, start, end)], singles)
-        elif shapes[end - 1] in "+#" or "'" in match[0]:
-            yield from _divided(shapes, start, end)
+        if match.lastindex == _UNSPACED_RUN:
+            spans = _pairs([unit.span() for unit in _UNIT.finditer(shapes, start, end)], singles)
+        elif match.lastindex == _COMPOUND:
+            spans = _divided(shapes, start, end)
+        elif match.lastindex == _ABBREVIATION:
+            yield folded[start:end].replace(".", ""), start, end
+            continue
         else:
-            yield start, end
+            yield folded[start:end], start, end
+            continue
+        for first, last in spans:
+            yield folded[first:last], first, last
 
 
 def _pairs(units: list[tuple[int, int]], singles: bool) -> Iterator[tuple[int, int]]:
@@ -246,11 +251,6 @@ def _folded_with_starts(text: str) -> tuple[list[int], str]:
         starts += [at] * len(parts[-1])
         at = end
     return [*starts, len(text)], "".join(parts)
-
-
-def _without_dots(word: str) -> str:
-    """An abbreviation is the word that it is without them."""
-    return word.replace(".", "")
 
 
 def _end(starts: list[int], end: int) -> int:

@@ -64,15 +64,14 @@ class Bm25Index:
     @classmethod
     def build(cls, documents: Iterable[Document], *, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
         """The index of documents with ids, in memory. Raises as `open`."""
-        analyser, counted, apart, doc_ids = Analyser(), _Postings(), _Postings(), list[str]()
+        analyser, postings, doc_ids = Analyser(), _Postings(), list[str]()
         for document in documents:
             doc_ids.append(str(document.doc_id))
-            terms = analyser.of_document(document.content)
-            counted.add(term for term in terms if not is_apart(term))
-            apart.add(term for term in terms if is_apart(term))
+            postings.add(analyser.of_document(document.content))
         if not doc_ids:
             raise InputError("the corpus has no documents: there is nothing to index.")
-        return cls(_joined(counted.scored(k1, b), apart.scored(k1, b=0.0)), doc_ids)
+        counted = _scored(postings.counted, postings.ids.counted, k1, b)
+        return cls(_joined(counted, _scored(postings.apart, postings.ids.apart, k1, b=0.0)), doc_ids)
 
     def save(self, folder: Path) -> None:
         """Write the index into an empty folder."""
@@ -135,24 +134,43 @@ def matching_words(query: str, text: str) -> list[tuple[int, int]]:
     return Analyser().matches(query, text)
 
 
-class _Postings:
-    """Ids of the terms of each document, and the vocabulary that they are of."""
+class _TermIds(dict[str, int]):
+    """Ids of terms, filled as terms come by: from 0 in the order of `counted`, or -1 downwards in that of `apart`."""
 
     def __init__(self) -> None:
-        self.ids: list[list[int]] = []
-        self.vocabulary: dict[str, int] = {}
+        self.counted: dict[str, int] = {}
+        self.apart: dict[str, int] = {}
+
+    def __missing__(self, term: str) -> int:
+        if is_apart(term):
+            self[term] = ~self.apart.setdefault(term, len(self.apart))
+        else:
+            self[term] = self.counted.setdefault(term, len(self.counted))
+        return self[term]
+
+
+class _Postings:
+    """The terms of each document: those that count, and those that are kept apart, by their own ids."""
+
+    def __init__(self) -> None:
+        self.ids = _TermIds()
+        self.counted: list[list[int]] = []
+        self.apart: list[list[int]] = []
 
     def add(self, terms: Iterable[str]) -> None:
         """The terms of the next document."""
-        self.ids.append([self.vocabulary.setdefault(term, len(self.vocabulary)) for term in terms])
+        ids = list(map(self.ids.__getitem__, terms))
+        self.counted.append([place for place in ids if place >= 0])
+        self.apart.append([~place for place in ids if place < 0])
 
-    def scored(self, k1: float, b: float) -> Any:
-        """Scores of all terms in all documents."""
-        if not self.vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
-            self.ids, self.vocabulary = [[0]] * len(self.ids), {"": 0}
-        scores = libraries()[0].BM25(k1=k1, b=b)
-        scores.index((self.ids, self.vocabulary), create_empty_token=False, show_progress=False)
-        return scores
+
+def _scored(ids: list[list[int]], vocabulary: dict[str, int], k1: float, b: float) -> Any:
+    """An index over the terms of each document."""
+    if not vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
+        ids, vocabulary = [[0]] * len(ids), {"": 0}
+    scores = libraries()[0].BM25(k1=k1, b=b)
+    scores.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+    return scores
 
 
 def _joined(counted: Any, apart: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable
 from typing import Any
 
 from blockrank.types import MissingExtraError
@@ -22,40 +21,44 @@ STOP_WORDS = frozenset({
     "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to",
     "was", "will", "with",
 })  # fmt: skip
-_CAPITALS = re.compile(rf"\b(?:{'|'.join(sorted(word.upper() for word in STOP_WORDS if len(word) > 1))})\b")
+_CAPITALS = re.compile(rf"\b[A-Z]{{2,{max(map(len, STOP_WORDS))}}}\b")
 _APART = " "  # begins terms that are kept apart: no stem does
 
 
-class Analyser:
-    """Texts to terms. One serves one thread: stems are remembered, of each word once."""
+class _Terms(dict[str, str]):
+    """From a word to its term: filled as words come by."""
 
     def __init__(self) -> None:
         _, stemmer = libraries()
         self._stemmer = stemmer.Stemmer("english")
-        self._terms: dict[str, str] = {}
+
+    def __missing__(self, word: str) -> str:
+        apart = word in STOP_WORDS or sum(unicodedata.category(letter)[0] != "M" for letter in word) == 1
+        term = self[word] = _APART + word if apart else self._stemmer.stemWord(word)
+        return term
+
+
+class Analyser:
+    """Texts to terms. One serves one thread: of each word the term is remembered."""
+
+    def __init__(self) -> None:
+        self._terms = _Terms()
 
     def of_document(self, text: str) -> list[str]:
         """The terms of a text that is searched."""
-        return [*(self._term(word) for word in document_words(text)), *_capitals(text)]
+        return [*map(self._terms.__getitem__, document_words(text)), *_capitals(text)]
 
     def of_query(self, text: str) -> list[str]:
         """The terms of a query."""
         words, capitals = query_words(text), _capitals(text)
         meant = {word.strip().lower() for word in capitals}
         counted = [word for word in words if word not in STOP_WORDS or word in meant]
-        return [*map(self._term, counted or words), *capitals]
+        return [*map(self._terms.__getitem__, counted or words), *capitals]
 
     def matches(self, query: str, text: str) -> list[tuple[int, int]]:
         """Where in `text` words of the query stand, as (start, end) of characters; other forms of a word count."""
         wanted = set(self.of_query(query))
-        return spans_of_words(text, lambda word: self._term(word) in wanted)
-
-    def _term(self, word: str) -> str:
-        term = self._terms.get(word)
-        if term is None:
-            apart = word in STOP_WORDS or sum(unicodedata.category(letter)[0] != "M" for letter in word) == 1
-            term = self._terms[word] = _APART + word if apart else self._stemmer.stemWord(word)
-        return term
+        return spans_of_words(text, lambda word: self._terms[word] in wanted)
 
 
 def is_apart(term: str) -> bool:
@@ -63,9 +66,11 @@ def is_apart(term: str) -> bool:
     return term.startswith(_APART)
 
 
-def _capitals(text: str) -> Iterable[str]:
+def _capitals(text: str) -> list[str]:
     """Stop words in capitals, unless everything is: names such as IT."""
-    return [] if text.isupper() and len(text.split()) > 1 else [_APART + word for word in _CAPITALS.findall(text)]
+    if text.isupper() and len(text.split()) > 1:
+        return []
+    return [_APART + word for word in _CAPITALS.findall(text) if word.lower() in STOP_WORDS]
 
 
 def libraries() -> tuple[Any, Any]:
