@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from blockrank import InputError, MissingExtraError
+from blockrank import BlockrankError, InputError, MissingExtraError
 from blockrank.cli import app
 from blockrank.retrieve import PassageIndex, ReadLimits, search
 from blockrank.retrieve.files import SourceFile, UnreadableError, list_files, read_passages
@@ -179,6 +180,13 @@ def _is_running(pid: int) -> bool:
 def test_limits_are_positive(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(changes))} must be a positive number"):
         ReadLimits(**changes)
+
+
+@pytest.mark.parametrize("program", ["/nowhere/python", shutil.which("true")])
+def test_a_process_that_does_not_start_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(BlockrankError, match="the process that reads files does not start"):
+        PassageIndex.open(folder)
 
 
 def test_larger_files_have_time_in_proportion() -> None:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from blockrank.retrieve.files import SourceFile, UnreadableError, read_passages
 from blockrank.retrieve.passages import Passage
-from blockrank.types import InputError, MissingExtraError
+from blockrank.types import BlockrankError, InputError, MissingExtraError
 
 _START_SECONDS = 60  # until a new process has loaded its modules: this is no file's fault
 _USUAL_BYTES = 5_000_000  # HTML of this size takes about 4 s on one core
@@ -89,7 +89,8 @@ class FileReader:
     def read(self, file: SourceFile) -> list[Passage]:
         """The passages of one file, in order; errors as those of `read_passages`.
 
-        Raises `LimitError` where it took more than it may, after a sentence in the log.
+        Raises `LimitError` where it took more than it may, after a sentence in the log, `BlockrankError` where no
+        process can be started.
         """
         if file.holds_documents:
             return read_passages(file)
@@ -130,20 +131,20 @@ class FileReader:
         limits = self.limits
         numbers = (limits.memory_bytes, limits.text_chars, _log.getEffectiveLevel())
         words = [sys.executable, "-c", _CODE, *map(str, numbers), *sys.path]
-        process = self._process = subprocess.Popen(  # noqa: S603  # fixed words
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        answers = self._answers = queue.Queue()
-        assert process.stdout is not None, "a pipe"
-        threading.Thread(target=_forward, args=(process.stdout, answers), daemon=True).start()
         try:
-            started = json.loads(answers.get(timeout=_START_SECONDS))
-        except (queue.Empty, ValueError):
-            started = None
-        if started is None:
-            self._end()
-            raise InputError("files cannot be read: the process that reads them does not start.")
-        return process
+            process = subprocess.Popen(  # noqa: S603  # fixed words
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            raise BlockrankError(f"the process that reads files does not start: {error.strerror}.") from None
+        self._process, self._answers = process, queue.Queue()
+        assert process.stdout is not None, "a pipe"
+        threading.Thread(target=_forward, args=(process.stdout, self._answers), daemon=True).start()
+        with suppress(queue.Empty):
+            if self._answers.get(timeout=_START_SECONDS):
+                return process
+        self._end()
+        raise BlockrankError("the process that reads files does not start.")
 
     def _end(self) -> None:
         process, self._process = self._process, None
