@@ -35,10 +35,11 @@ class FakeRanker(RequestRanker):
         """Rank a stream of requests lazily, in order."""
         for request in requests:
             self.calls.append(request)
-            raw = [float(self._score(request.query, document.content)) for document in request.candidates]
+            documents = [request.candidates[index] for index in request.readable]
+            raw = [float(self._score(request.query, document.content)) for document in documents]
             if min(raw) < 0:
                 raise InputError("the score function of a FakeRanker must not be negative.")
             total = sum(raw)
             shares = [value / total for value in raw] if total else [1 / len(raw)] * len(raw)
-            evidence = [shared_words(request.query, document) for document in request.candidates]
+            evidence = [shared_words(request.query, document) for document in documents]
             yield Ranking.from_scores(request, shares, evidence=evidence if request.evidence else None)

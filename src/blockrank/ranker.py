@@ -158,7 +158,7 @@ class Ranker(RequestRanker):
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
         if tokenised.query_cut:
             _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, tokenised.query_cut)
-        for index, segment in enumerate(tokenised.documents):
+        for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
             if segment.cut:
                 _log_cut(request, index, segment, spec.max_segment_tokens)
         return tokenised
@@ -187,8 +187,20 @@ class Ranker(RequestRanker):
         evidence = None
         if scored.shares_R is not None and request.evidence:
             evidence = _evidence(request, tokenised, scored.shares_R)
-        cuts, tokens = [s.cut for s in tokenised.documents], [s.body_tokens for s in tokenised.documents]
-        return Ranking.from_scores(request, scored.scores_C.tolist(), tokens, cuts, tokenised.query_cut, evidence)
+        documents = tokenised.documents
+        ranking = Ranking.from_scores(
+            request,
+            scored.scores_C.tolist(),
+            [segment.body_tokens for segment in documents],
+            [segment.cut for segment in documents],
+            tokenised.query_cut,
+            evidence,
+            read=tokenised.indices,
+            estimated=[segment.cut_is_estimate for segment in documents],
+        )
+        for warning in ranking.warnings:
+            _log.warning("query_id %r: %s", request.query_id, warning)
+        return ranking
 
     def _score_apart(
         self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
@@ -300,8 +312,8 @@ def _scorer(name: str) -> Scorer:
 
 def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:
     _log.warning(
-        "query_id %r: documents[%d] (doc_id %r) was cut from %d to %d tokens of its own (max_segment_tokens %d).",
-        request.query_id, index, request.candidates[index].doc_id,
+        "query_id %r: documents[%d] (doc_id %r) was cut from %s%d to %d tokens of its own (max_segment_tokens %d).",
+        request.query_id, index, request.candidates[index].doc_id, "about " if segment.cut_is_estimate else "",
         segment.body_tokens + segment.cut, segment.body_tokens, limit,
     )  # fmt: skip
 
@@ -313,7 +325,8 @@ def _by_size(segment: Segment) -> tuple[int, bytes]:
 def _evidence(request: RankRequest, tokenised: TokenisedRequest, shares_R: Tensor) -> list[tuple[Evidence, ...]]:
     """Where the attention fell in each document of a request, token by token; frame tokens are left out."""
     evidence, row = [], 0
-    for document, segment in zip(request.candidates, tokenised.documents, strict=True):
+    for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
+        document = request.candidates[index]
         assert segment.spans_L2 is not None, "tokenised for evidence"
         shares = shares_R[row : row + len(segment.ids)].tolist()
         row += len(segment.ids)
