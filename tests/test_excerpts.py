@@ -21,8 +21,8 @@ WORDS = st.sampled_from(
 )  # fmt: skip
 # White space, digits, contractions and added tokens that a gap may cut anywhere.
 EVERYTHING = (
-    "The fox, it's 1234567 quick FooBarBaz \n \n \n 12 345678901 如果忘记了密码，请点击。 पानी e\u0301te\u0301 \U0001f98a--- "
-    f"=== <|im_end|> [SEP]x[SEP] ab   cd {'12345' * 9} fox aaaa\u200bbbbb 's 't don't\t\t\n"
+    "The fox, it's 1234567 quick FooBarBaz \n \n \n 12 345678901 如果忘记了密码，请点击。 पानी e\u0301te\u0301 "
+    f"\U0001f98a--- === <|im_end|> [SEP]x[SEP] ab   cd {'12345' * 9} fox aaaa\u200bbbbb 's 't don't\t\t\n"
 ) * 2
 TEXTS = st.tuples(st.lists(WORDS, min_size=1, max_size=40), st.integers(1, 30), st.lists(WORDS, max_size=12)).map(
     lambda parts: "x" + "".join(parts[0]) * parts[1] + "".join(parts[2])
@@ -50,7 +50,8 @@ def test_what_is_read_is_that_of_the_whole_text(
     found, whole = (segment(kind, frame, text, limit, characters) for characters in (room, 10**9))
     assert found.ids.tolist() == whole.ids.tolist()
     assert found.body_tokens == whole.body_tokens
-    assert found.spans_L2 is not None and whole.spans_L2 is not None
+    assert found.spans_L2 is not None
+    assert whole.spans_L2 is not None
     assert found.spans_L2.tolist() == whole.spans_L2.tolist()
     assert (found.cut > 0) is (whole.cut > 0)
     assert not whole.cut_is_estimate

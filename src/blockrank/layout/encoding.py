@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -151,7 +152,7 @@ def _broken(encoded: Encoded, hits: Sequence[int]) -> tuple[Piece, Ints]:
     """The piece with a space after the character of each hit, and all places where something was put in."""
     text, bodies = encoded.piece.text, encoded.piece.bodies
     cuts = [0, *(hit + 1 for hit in hits), len(text)]
-    spaced = " ".join(text[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True))
+    spaced = " ".join(text[start:end] for start, end in itertools.pairwise(cuts))
     moved = tuple((a + bisect_left(hits, a), b + bisect_left(hits, b)) for a, b in bodies)
     old = encoded.breaks + np.searchsorted(hits, encoded.breaks)
     new = np.array(hits, dtype=np.int64) + 1 + np.arange(len(hits))

@@ -1,8 +1,10 @@
-"""How much of a long document is encoded: its beginning, as far as it can matter, and its end where a frame follows.
+"""How much of a long text is encoded: its beginning, as far as it can matter, and its end where a frame follows.
 
 Of a document over the limit the first tokens are kept, and the others are counted and dropped. Tokenizers work word by
 word, so that the first tokens are known without the rest: what is encoded is a beginning, a gap, and the end that the
-frame behind it may merge with. The tokens before the gap, less a margin of words, are those of the whole text.
+frame behind it may merge with. The tokens before the gap, less a margin of words, are those of the whole text. A
+beginning of `FIRST_ROOM` characters for each token of the limit is tried first, then one of `LAST_ROOM`. More is never
+encoded: a text that has so few tokens, or a word so long that it fills all of that, is taken as if it ended there.
 """
 
 from __future__ import annotations
@@ -14,11 +16,7 @@ import numpy as np
 from blockrank.layout.encoding import Encoded, PieceEncoder
 from blockrank.prompt import Piece
 
-FIRST_ROOM = 8  # characters for each token of the limit that are encoded at first ...
-GROWTH = 4  # ... and so many times more wherever that was too little
-# A word so long that a first part of so many characters for each token of the limit does not show where it ends is
-# taken as if it ended there. (Tokens of a word may depend on all of it; the end of such a one is far from what is kept.)
-LONGEST_ROOM = 32
+FIRST_ROOM, LAST_ROOM = 8, 64
 _END = 256  # characters of a document's end that are encoded with the frame behind it
 _MARGIN_WORDS = 3
 
@@ -59,7 +57,7 @@ def _end_of(text: str, end: int) -> int:
 def settled(encoded: Encoded, gap: int, encoder: PieceEncoder, *, is_last: bool) -> int:
     """How many of the first tokens stay what they are whatever stands behind the gap.
 
-    is_last: whether a word that the gap cuts is taken to end there.
+    is_last: whether the text is taken to end there.
     """
     place = encoded.encoded(gap) - encoder.longest_name
     if is_last:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from blockrank.layout.batches import plan_batches
 from blockrank.layout.encoding import Encoded, Ints, PieceEncoder
-from blockrank.layout.excerpts import FIRST_ROOM, GROWTH, LONGEST_ROOM, Excerpt, excerpt, settled
+from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, settled
 from blockrank.layout.memo import Memo
 from blockrank.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
@@ -105,27 +105,27 @@ class PromptTokenizer:
     def shorten(self, text: str, limit: int) -> tuple[str, int]:
         """The beginning of a text that takes at most `limit` tokens, and how many tokens were dropped: an estimate
         where the text has over `FIRST_ROOM` characters for each token of the limit."""
-        part, over = self._measured(text, limit)
-        if over <= 0:
+        part, tokens = self._measured(text, limit)
+        if tokens <= limit or not len(part.encoded.ids_L):
             return text, 0
-        end = part.encoded.given(part.encoded.spans_L2[limit - 1, 1:])
-        return text[: int(end[0])], over
+        end = part.encoded.given(part.encoded.spans_L2[:limit, 1][-1:])
+        return text[: int(end[0])], tokens - limit
 
     def _measured(self, text: str, limit: int) -> tuple[Part, int]:
-        """The beginning of a query, enough of it for `limit` tokens, and by how many tokens all of it is over that."""
-        whole, room = Piece(text, ((0, len(text)),), content=0), FIRST_ROOM * limit
-        while True:
-            found = excerpt(whole, room)
+        """The beginning of a query, where that can be enough of it for `limit` tokens, and how many tokens all has."""
+        whole = Piece(text, ((0, len(text)),), content=0)
+        for room in (FIRST_ROOM, LAST_ROOM):
+            found = excerpt(whole, room * limit)
             part = Part(self._encoder.pieces([found.piece], ["query"])[0], found)
-            if found.gap is None or self._settled(part, room, limit) > limit:
-                return part, len(part.encoded.ids_L) - limit + _estimated(part)
-            room *= GROWTH
+            if self._settled(part, is_last=room == LAST_ROOM) > limit or found.gap is None:
+                break
+        return part, len(part.encoded.ids_L) + _estimated(part)
 
-    def _settled(self, part: Part, room: int, limit: int) -> int:
+    def _settled(self, part: Part, *, is_last: bool) -> int:
         """How many of the first tokens of a piece are those that it has as a whole."""
         if part.excerpt.gap is None:
             return len(part.encoded.ids_L)
-        return settled(part.encoded, part.excerpt.gap, self._encoder, is_last=room >= LONGEST_ROOM * limit)
+        return settled(part.encoded, part.excerpt.gap, self._encoder, is_last=is_last)
 
     def tokenise_request(
         self,
@@ -161,8 +161,8 @@ class PromptTokenizer:
         if spec.long_queries == "cut":
             query, cut = self.shorten(query, limit)
             return (replace(request, query=query) if cut else request), cut
-        if len(query) > FIRST_ROOM * limit and (over := self._measured(query, limit)[1]) > _QUERY_SLACK:
-            raise _too_long(f"about {limit + over}", limit)
+        if len(query) > FIRST_ROOM * limit and (tokens := self._measured(query, limit)[1]) > limit + _QUERY_SLACK:
+            raise _too_long(f"about {tokens}", limit)
         return request, 0
 
     def tokenise(
@@ -188,13 +188,12 @@ class PromptTokenizer:
     def _encoded(self, texts: Sequence[SegmentText], spec: RankSpec, spans: bool) -> list[Segment]:
         """Segments, encoded as far as they can matter."""
         made: dict[int, Segment] = {}
-        waiting, room = list(range(len(texts))), FIRST_ROOM * spec.max_segment_tokens
-        while waiting:
-            for index, parts in self._parts(texts, waiting, room):
-                if (segment := self._segment(texts[index], parts, spec, spans, room)) is not None:
+        for room in (FIRST_ROOM, LAST_ROOM):
+            waiting = [index for index in range(len(texts)) if index not in made]
+            for index, parts in self._parts(texts, waiting, room * spec.max_segment_tokens):
+                segment = self._segment(texts[index], parts, spec, spans, is_last=room == LAST_ROOM)
+                if segment is not None:
                     made[index] = segment
-            waiting = [index for index in waiting if index not in made]
-            room *= GROWTH
         return [made[index] for index in range(len(texts))]
 
     def _parts(
@@ -212,13 +211,13 @@ class PromptTokenizer:
                 yield index, [Part(next(encoded), item) for item in items]
 
     def _segment(
-        self, text: SegmentText, parts: Sequence[Part], spec: RankSpec, spans: bool, room: int
+        self, text: SegmentText, parts: Sequence[Part], spec: RankSpec, spans: bool, *, is_last: bool
     ) -> Segment | None:
         """The segment of encoded parts; None where more of a document must be encoded first."""
         ids = [part.encoded.ids_L for part in parts]
         joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
         if text.kind == "document":
-            return self._document(joined, parts, text, spec, spans, room)
+            return self._document(joined, parts, text, spec, spans, is_last)
         if _says_nothing(parts) or (text.kind == "query" and not len(joined)):
             raise InputError("query yields no token of this tokenizer: there is nothing to read.")
         body = int(_body_mask(parts).sum())
@@ -230,40 +229,42 @@ class PromptTokenizer:
         return Segment(text.kind, joined, body, signal_end=end, ranks_A=ranks_A)
 
     def _document(
-        self, ids_L: Ints, parts: Sequence[Part], text: SegmentText, spec: RankSpec, spans: bool, room: int
+        self, ids_L: Ints, parts: Sequence[Part], text: SegmentText, spec: RankSpec, spans: bool, is_last: bool
     ) -> Segment | None:
         """Drop body tokens from the end until the segment fits; the frame stays whole."""
-        limit = spec.max_segment_tokens
-        over, is_whole = len(ids_L) - limit, all(part.excerpt.gap is None for part in parts)
-        if over <= 0 and not is_whole:
-            return None
-        if _says_nothing(parts) and is_whole:
-            return Segment("document", ids_L, 0, silent=True)
-        spans_L2 = _content_spans(parts) if spans else None
+        is_whole = all(part.excerpt.gap is None for part in parts)
         body_at = np.flatnonzero(_body_mask(parts))
-        if over <= 0:
-            return Segment("document", ids_L, len(body_at), spans_L2=spans_L2)
-        if over >= len(body_at):
+        most = spec.max_segment_tokens - (len(ids_L) - len(body_at))
+        if most <= 0 < len(body_at) - most:
             raise InputError(
                 f"documents[{text.index}] does not fit: its frame alone takes {len(ids_L) - len(body_at)} of the "
-                f"{limit} tokens of max_segment_tokens."
+                f"{spec.max_segment_tokens} tokens of max_segment_tokens."
             )
-        kept = len(body_at) - over
-        if not is_whole and body_at[kept - 1] >= self._settled_tokens(parts, room, limit):
-            return None
-        if spans_L2 is not None:
-            spans_L2 = np.delete(spans_L2, body_at[-over:], axis=0)
-        cut = over + sum(map(_estimated, parts))
-        ids_L = np.delete(ids_L, body_at[-over:])
-        return Segment("document", ids_L, kept, cut, spans_L2=spans_L2, cut_is_estimate=not is_whole)
+        count = min(len(body_at), most)
+        if not is_whole:
+            known = int(np.searchsorted(body_at, self._settled_tokens(parts, is_last)))
+            if known < most and not is_last:
+                return None
+            count = min(known, most)
+        if _says_nothing(parts) or (not is_whole and not count):
+            return Segment("document", ids_L, 0, silent=True)
+        dropped = body_at[count:]
+        return Segment(
+            "document",
+            np.delete(ids_L, dropped),
+            count,
+            len(dropped) + sum(map(_estimated, parts)),
+            spans_L2=np.delete(_content_spans(parts), dropped, axis=0) if spans else None,
+            cut_is_estimate=not is_whole,
+        )
 
-    def _settled_tokens(self, parts: Sequence[Part], room: int, limit: int) -> int:
+    def _settled_tokens(self, parts: Sequence[Part], is_last: bool) -> int:
         """How many of the first tokens of a segment are those that it has as a whole."""
         tokens = 0
         for part in parts:
-            tokens += self._settled(part, room, limit)
+            tokens += self._settled(part, is_last=is_last)
             if part.excerpt.gap is not None:
-                return tokens
+                break
         return tokens
 
     def _signal_end(self, text: SegmentText, ids: Sequence[Ints], spec: RankSpec) -> int:
@@ -308,7 +309,7 @@ def _estimated(part: Part) -> int:
         return 0
     gap = part.encoded.encoded(part.excerpt.gap)
     before = int(np.searchsorted(part.encoded.spans_L2[:, 0], gap))
-    return round(before / max(gap, 1) * part.excerpt.omitted)
+    return max(round(before / max(gap, 1) * part.excerpt.omitted), 1)
 
 
 def _says_nothing(parts: Sequence[Part]) -> bool:
