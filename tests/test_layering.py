@@ -15,6 +15,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports from its own line and the lines above it.
 ORDER = (
     {""},  # the package itself: names and version, loaded lazily
+    {"errors"},
+    {"characters"},
+    {"documents"},
     {"types", "words"},
     {"spec"},
     {"prompt"},

@@ -142,9 +142,12 @@ def test_a_long_document_is_cut_and_the_cut_told(mini: Ranker, caplog: pytest.Lo
     assert entry.to_dict()["cut_tokens"] == entry.cut_tokens
     [record] = [record for record in caplog.records if record.name == "blockrank.ranker"]
     assert record.getMessage() == (
-        f"query_id '7': documents[3] (doc_id '3') was cut from {entry.tokens + entry.cut_tokens} to {entry.tokens} "
-        f"tokens of its own (max_segment_tokens {mini.spec.max_segment_tokens})."
+        f"query_id '7': documents[3] (doc_id '3') was cut from about {entry.tokens + entry.cut_tokens} to "
+        f"{entry.tokens} tokens of its own (max_segment_tokens {mini.spec.max_segment_tokens})."
     )
+    assert entry.to_dict()["cut_is_estimate"]
+    whole = len(mini.model.hf_tokenizer(megabyte, add_special_tokens=False).input_ids)
+    assert entry.tokens + entry.cut_tokens == pytest.approx(whole, rel=0.02)
 
 
 def test_a_query_over_the_limit_names_its_request(mini: Ranker) -> None:

@@ -156,7 +156,9 @@ def readable_indices(documents: Sequence[Document]) -> tuple[int, ...]:
     """The documents that have a readable character. Raises `InputError` where none has."""
     found = tuple(index for index, document in enumerate(documents) if is_readable(document.content))
     if not found:
-        raise InputError("documents: none has a readable character; there is nothing to rank.")
+        raise InputError(
+            f"{named_documents(documents, range(len(documents)))}: no readable character; there is nothing to rank."
+        )
     return found
 
 

@@ -45,6 +45,8 @@ def strongest(entry: RankedDocument, count: int = _STRONGEST) -> str:
 def marked(entry: RankedDocument, width: int, indent: str = "") -> Text:
     """The part of a document that holds most of its evidence, words marked by their share, in lines of `width`."""
     items = words(entry)
+    if not items:  # the tokens read cover white space alone
+        return Text(indent + preview(entry.document.content, width))
     first = _densest([item.share for item in items], _EXCERPT_WORDS)
     kept = items[first : first + _EXCERPT_WORDS]
     most = max(item.share for item in items) or 1.0

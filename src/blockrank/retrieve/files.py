@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from blockrank.characters import is_readable
 from blockrank.data import json_objects, named
 from blockrank.retrieve import html, markdown, pdf
 from blockrank.retrieve.kept import FORMER_FOLDER
@@ -202,7 +203,7 @@ def _of_json_lines(file: SourceFile) -> Iterator[Passage]:
 def _document(value: Mapping[str, Any], index: int) -> Document | None:
     """A checked document; None where it has neither text nor title, as real corpora hold."""
     texts = [value.get("text"), value.get("title") or ""]
-    if all(isinstance(text, str) and not text.strip() for text in texts):
+    if all(isinstance(text, str) and not is_readable(text) for text in texts):
         return None
     return as_document(value, index)
 

@@ -273,9 +273,10 @@ class Service:
         cuts = [segment.cut for segment in tokenised.documents]
         if not call.may_cut and any(cuts):
             ticket.release()
-            index = next(index for index, cut in enumerate(cuts) if cut)
+            place = next(place for place, cut in enumerate(cuts) if cut)
+            over = f"{'about ' * tokenised.documents[place].cut_is_estimate}{cuts[place]} tokens over the limit"
             raise invalid(
-                _as_named(f"documents[{index}] is {cuts[index]} tokens over the limit and may not be cut.", dialect),
+                _as_named(f"documents[{tokenised.indices[place]}] is {over} and may not be cut.", dialect),
                 cause="limit",
             )
         read = Reading(tokenised.length, sum(cut > 0 for cut in cuts), max(cuts), tokenised.query_cut)
