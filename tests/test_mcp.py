@@ -34,7 +34,7 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"query": "rivers", "documents": ["a " * 400, "river"]},
     # refused
     {"query": QUERY, "documents": [*TEXTS, "one more"]},
-    {"query": QUERY, "documents": [TEXTS[0], " "]},
+    {"query": QUERY, "documents": ["", " "]},
     {"query": QUERY, "documents": ["long " * 200]},
     {"query": QUERY, "documents": []},
     {"query": " ", "documents": list(TEXTS)},
@@ -44,7 +44,7 @@ CALLS: tuple[dict[str, Any], ...] = (
 )
 REFUSALS = (
     "documents holds 4 documents and the limit is 3: documents[3] is the first over it.",
-    "documents[1] is empty: there is no text to rank.",
+    "documents[0] and documents[1]: no readable character; there is nothing to rank.",
     "documents[0] has 1000 characters and the limit is 900.",
     "list of documents must not be empty.",
     "query must not be empty or only white space.",

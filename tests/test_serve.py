@@ -135,7 +135,7 @@ def test_body_cap(server: Running, chunked: bool) -> None:
     [
         (["a"] * 61, "documents[60]"),
         (["a", "b" * 100_001], "documents[1] has 100001 characters and the limit is 100000"),
-        (["a", ""], "documents[1] is empty"),
+        (["", " "], "documents[0] and documents[1]: no readable character"),
         (["a", {"text": "b"}, {"txt": "c"}], "documents[2] has an unknown field 'txt'"),
         (["a", 7], "documents[1] must be a string"),
     ],

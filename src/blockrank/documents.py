@@ -33,7 +33,7 @@ class Document:
     def __post_init__(self) -> None:
         if is_missing(self.title):
             object.__setattr__(self, "title", "")
-        if self.metadata is None:
+        if is_missing(self.metadata):
             object.__setattr__(self, "metadata", {})
         if type(self.doc_id) is not str and is_integer(self.doc_id):
             object.__setattr__(self, "doc_id", str(operator.index(self.doc_id)))  # type: ignore[arg-type]

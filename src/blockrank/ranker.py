@@ -239,7 +239,7 @@ class Ranker(RequestRanker):
         The documents are encoded in groups that depend on `documents` alone, so that later scores are the same to the
         last bit after a restart. progress: called with the distinct documents done and all of them. Returns False, and
         does nothing, where the model is not of that kind, where documents leave early, or where the keys would take
-        over nine tenths of `max_bytes`.
+        over nine tenths of `max_bytes`. Documents of which nothing can be read are left out.
         """
         if not self.can_reuse or not documents:
             return False
@@ -288,8 +288,10 @@ class Ranker(RequestRanker):
 
     def _encoding_groups(self, documents: Sequence[Document]) -> list[TokenisedRequest]:
         """Distinct documents by length, as requests of a few thousand tokens; their query is a placeholder."""
-        frame, *_ = alone = [self.tokenise(RankRequest("q", [document])) for document in documents]
-        segments = sorted({item.documents[0].ids.tobytes(): item.documents[0] for item in alone}.values(), key=_by_size)
+        # Each behind a placeholder, so that one of which nothing can be read makes no request that is refused.
+        frame, *_ = alone = [self.tokenise(RankRequest("q", ["q", document])) for document in documents]
+        found = [segment for item in alone for segment in item.documents[1:]]
+        segments = sorted({segment.ids.tobytes(): segment for segment in found}.values(), key=_by_size)
         groups = plan_batches([len(segment.ids) for segment in segments], _ENCODE_TOKENS)
         return [TokenisedRequest((frame.segments[0], *segments[group], frame.segments[-1])) for group in groups]
 
