@@ -180,7 +180,7 @@ def test_a_request_line_reads_back_as_an_equal_request(
     rows: list[Any], query: str, query_id: str, top_k: int | None, evidence: bool
 ) -> None:
     documents = [Document(text, f"{i}\u2028", title, metadata) for i, (text, title, metadata) in enumerate(rows)]
-    documents.append(Document("a"))
+    documents += [Document("a"), Document("b", metadata={"metadata": {"c": 1}})]
     request = RankRequest(query, documents, query_id, top_k, evidence)
     line = request_line(request)
     assert "\n" not in line

@@ -6,11 +6,11 @@ import dataclasses
 import datetime
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from blockrank import (
@@ -26,6 +26,17 @@ from blockrank import (
     Template,
 )
 from blockrank.documents import check_unique_ids
+
+
+class Column:
+    """What tables of any library have: values in order, and no sequence."""
+
+    def __init__(self, values: list[Any], ndim: int = 1) -> None:
+        self.values, self.ndim = values, ndim
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
 
 TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula.", "It rains."]
 
@@ -45,6 +56,12 @@ TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula.", "It r
         ({"text": "text", "id": 7}, Document("text", "7")),
         ({"text": "text", "doc_id": None, "id": "a"}, Document("text", "a")),
         ({"text": "text", "year": 1897}, Document("text", "0", metadata={"year": 1897})),
+        ({"text": "text", "metadata": {"id": 5}, "year": 1}, Document("text", "0", metadata={"id": 5, "year": 1})),
+        (
+            {"text": "text", "metadata": {"a": 5}, "a": 1},
+            Document("text", "0", metadata={"metadata": {"a": 5}, "a": 1}),
+        ),
+        ({"text": "text", "metadata": "m"}, Document("text", "0", metadata={"metadata": "m"})),
     ],
 )
 def test_spellings_of_a_document(value: Any, expected: Document) -> None:
@@ -126,9 +143,8 @@ def test_what_cannot_be_ranked_is_told(arguments: dict[str, Any], words: str) ->
         {"a": 1, "b": 2}.keys(),
         np.array(["a", "b"]),
         np.array(["a", "b"], dtype=object),
-        pd.Series(["a", "b"], index=[7, 3]),
-        pd.Index(["a", "b"]),
-        pd.DataFrame({"text": ["a", "b"], "title": [None, math.nan]}).to_dict("records"),
+        Column(["a", "b"]),
+        [{"text": "a", "title": None, "id": None}, {"text": "b", "title": math.nan}],
     ],
     ids=lambda documents: type(documents).__name__,
 )
@@ -138,9 +154,29 @@ def test_documents_come_in_anything_with_an_order(documents: Any) -> None:
     assert FakeRanker().rank("b", request.candidates).doc_ids == ["1", "0"]
 
 
+def test_columns_of_a_real_table() -> None:
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"text": ["a", "b"], "title": [None, "t"], "page": [1, 2], "when": [pd.Timestamp(0)] * 2})
+    for documents in (
+        pd.Series(["a", "b"], index=[7, 3]),
+        pd.Index(["a", "b"]),
+        table["text"],
+        table.to_dict("records"),
+    ):
+        ranking = FakeRanker().rank("b", documents)
+        assert ranking.doc_ids == ["1", "0"]
+    assert ranking[1].to_dict()["metadata"] == {"page": 1, "when": "1970-01-01T00:00:00"}
+    ids = RankRequest("b", [{"text": text, "id": index} for index, text in table["text"].items()], table["page"][1])
+    assert ([document.doc_id for document in ids.candidates], ids.query_id) == (["0", "1"], "2")
+    with pytest.raises(InputError, match="documents must have one dimension, not 2: give one column of a table"):
+        RankRequest("q", table)
+    with pytest.raises(InputError, match=r"documents\[0\] is (None|nan): there is no document"):
+        RankRequest("q", table["title"])
+
+
 def test_a_table_is_not_taken_for_the_names_of_its_columns() -> None:
     with pytest.raises(InputError, match="documents must have one dimension, not 2: give one column of a table"):
-        RankRequest("q", pd.DataFrame({"text": ["a", "b"]}))  # type: ignore[arg-type]
+        RankRequest("q", Column(["text", "title"], ndim=2))
 
 
 def test_integers_are_ids_and_counts() -> None:

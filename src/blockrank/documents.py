@@ -128,11 +128,17 @@ def checked_document(value: object, index: int) -> Document:
 
 
 def _from_mapping(value: Mapping[str, Any], where: str) -> Document:
-    """Read a document from the spellings common in retrieval data (`doc_id`, `_id` or `id`; `text`; `title`)."""
+    """Read a document from the spellings common in retrieval data (`doc_id`, `_id` or `id`; `text`; `title`).
+
+    Metadata is what stands beside them, and what stands in an object `metadata` as other libraries have it.
+    """
     if "text" not in value:
         raise InputError(f"{where} has no 'text'; its keys are {sorted(map(str, value))}.")
     doc_id = next((value[key] for key in _ID_KEYS if value.get(key) is not None), None)
     metadata = {key: item for key, item in value.items() if key not in (*_ID_KEYS, "text", "title")}
+    inner = metadata.get("metadata")
+    if isinstance(inner, Mapping) and not inner.keys() & (metadata.keys() - {"metadata"}):
+        metadata = {**inner, **{key: item for key, item in metadata.items() if key != "metadata"}}
     return Document(value["text"], doc_id, value.get("title") or "", metadata)
 
 

@@ -57,4 +57,4 @@ class Cuts:
         if self.warned:
             note(self.warning)
         if self.warned > 1:
-            note(f"{self.warned - 1} more requests have such warnings; --json and --verbose list them.")
+            note(f"{self.warned} requests have such warnings; --json and --verbose list them.")

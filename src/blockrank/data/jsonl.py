@@ -141,7 +141,8 @@ def document_object(document: Document, id_key: str = "doc_id") -> dict[str, Any
     entry: dict[str, Any] = {id_key: document.doc_id}
     if document.title:
         entry["title"] = document.title
-    return {**entry, "text": document.text, **document.metadata}
+    named = "metadata" in document.metadata  # beside the text it would be taken for all of it
+    return {**entry, "text": document.text, **({"metadata": document.metadata} if named else document.metadata)}
 
 
 def json_text(value: Mapping[str, Any]) -> str:
