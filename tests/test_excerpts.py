@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import vocabularies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockrank import RankRequest, RankSpec, Template
+from blockrank import Ranker, RankRequest, RankSpec, Template
 from blockrank.layout import PromptTokenizer, Segment
 from blockrank.layout.encoding import Encoded, PieceEncoder
-from blockrank.layout.excerpts import settled
+from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, settled
 from blockrank.prompt import Piece
 
 FRAMES = [("{text}",), ("\nID: {id} | {text} | END",), ("[SEP]{text}[SEP]",), ("{text}.\n", "({query})"), (" {text}s",)]
@@ -73,3 +75,23 @@ def test_tokens_before_any_gap_are_those_of_the_whole_text(kind: str) -> None:
         assert part.ids_L[:count].tolist() == whole[:count], gap
         most = max(most, count)
     assert most > len(whole) / 2
+
+
+def test_little_is_encoded_and_little_at_once(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer's own record takes a hundred times the size of a text."""
+    assert mini.model.tokenizer is not None
+    sizes: list[int] = []
+    encode = PieceEncoder.pieces
+
+    def recorded(self: PieceEncoder, pieces: Sequence[Piece], names: Sequence[str]) -> list[Encoded]:
+        sizes.append(sum(len(piece.text) for piece in pieces))
+        return encode(self, pieces, names)
+
+    monkeypatch.setattr(PieceEncoder, "pieces", recorded)
+    limit = mini.spec.max_segment_tokens
+    for text, room in (("." * 50_000, FIRST_ROOM), ("a" * 50_000, FIRST_ROOM + LAST_ROOM)):
+        sizes.clear()
+        found = mini.model.tokenizer.tokenise_request(RankRequest("q", [text] * 200), mini.spec)
+        assert sum(sizes) <= 200 * (room * limit + 1000)
+        assert max(sizes) <= 1 << 18
+        assert all(segment.cut for segment in found.documents)

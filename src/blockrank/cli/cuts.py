@@ -21,6 +21,7 @@ class Cuts:
     cut: int = 0
     most: int = 0
     queries: int = 0
+    estimated: bool = False
     warned: int = 0
     warning: str = ""
 
@@ -31,17 +32,28 @@ class Cuts:
             self.queries += ranking.query_cut_tokens > 0
             self.cut += sum(entry.cut_tokens > 0 for entry in ranking)
             self.most = max(self.most, *(entry.cut_tokens for entry in ranking), 0)
+            self.estimated |= any(entry.cut_is_estimate for entry in ranking)
             if ranking.warnings:
                 self.warned += 1
                 self.warning = self.warning or f"query_id {ranking.query_id!r}: {' '.join(ranking.warnings)}"
             yield ranking
 
-    def add(self, documents: int, cut: int, most: int, queries: int, warned: int = 0, warning: str = "") -> None:
+    def add(
+        self,
+        documents: int,
+        cut: int,
+        most: int,
+        queries: int,
+        estimated: bool = False,
+        warned: int = 0,
+        warning: str = "",
+    ) -> None:
         """Add what was counted before."""
         self.documents += documents
         self.cut += cut
         self.most = max(self.most, most)
         self.queries += queries
+        self.estimated |= estimated
         self.warned += warned
         self.warning = self.warning or warning
 
@@ -50,7 +62,7 @@ class Cuts:
         if self.cut:
             note(
                 f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "
-                f"(at most {self.most} tokens were left out); --verbose lists them."
+                f"(at most {'about ' * self.estimated}{self.most} tokens were left out); --verbose lists them."
             )
         if self.queries:
             note(f"{self.queries} queries were cut to fit; --verbose lists them.")
