@@ -108,14 +108,14 @@ def checked(hint: Any, value: Any, name: str) -> Any:
     An integer is a float too; a truth value is no number, and what is not finite is none either. Raises `InputError`
     with `name`.
     """
-    value = _plain(value)
-    if not _fits(hint, value):
+    found = _plain(value)
+    if not _fits(hint, found):
         raise InputError(f"{name} must be {_words(hint)}, not {value!r}.")
-    return value
+    return found
 
 
 def check_fields(instance: Any) -> None:
-    """Bring every field of a frozen dataclass into the form of `checked`. Raises `InputError` naming class and field."""
+    """Bring every field of a frozen dataclass into the form of `checked`; an `InputError` names class and field."""
     kind: Any = type(instance)
     for name, hint in _hints(kind).items():
         value = checked(hint, getattr(instance, name), f"{kind.__name__}.{name}")

@@ -96,6 +96,11 @@ class PromptTokenizer:
         self._control = np.array(sorted(self._names), dtype=np.int64)
         self._unknown_id = getattr(tokenizer, "unk_token_id", None)
 
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
+        return {name: i for i, name in self._names.items()}
+
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
