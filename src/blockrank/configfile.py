@@ -10,6 +10,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -139,11 +140,15 @@ def _fits(hint: Any, value: Any) -> bool:
     if kind in _UNIONS:
         return any(_fits(item, value) for item in arguments)
     if kind is Literal:
-        return isinstance(value, str) and value in arguments
+        return any(type(value) is type(item) and value == item for item in arguments)
     if kind is tuple:
         return isinstance(value, tuple) and _fit_all(arguments, value)
+    if kind is list:
+        return isinstance(value, tuple) and _fit_all((*arguments, ...), value)
     if kind is dict:
         return isinstance(value, dict) and all(_fits(arguments[1], item) for item in value.values())
+    if isinstance(hint, type) and issubclass(hint, Enum):  # written by its name
+        return isinstance(value, str)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
@@ -162,18 +167,17 @@ def _words(hint: Any) -> str:
     """The type as a message calls it."""
     kind, arguments = get_origin(hint), get_args(hint)
     if kind in _UNIONS:
-        return " or ".join(_words(item) for item in arguments if item is not type(None))
+        return " or ".join(dict.fromkeys(_words(item) for item in arguments if item is not type(None)))
     if kind is Literal:
         return repr(arguments[0]) if len(arguments) == 1 else f"one of {arguments}"
-    if kind is tuple:
-        if arguments[1:] == (...,):
+    if kind in (tuple, list):
+        if kind is list or arguments[1:] == (...,):
             return f"a list of which each is {_words(arguments[0])}"
         return f"a list of {' and '.join(map(_words, arguments))}"
     if kind is dict:
         return "a table" if arguments[1] is Any else f"a table of which each value is {_words(arguments[1])}"
-    if is_dataclass(hint):
-        return "a table"
-    return {str: "a string", int: "an integer", float: "a finite number", bool: "true or false"}[hint]
+    names = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false", dict: "a table"}
+    return "a table" if is_dataclass(hint) else names.get(hint, "a string")
 
 
 def _called(value: object) -> str:

@@ -52,6 +52,8 @@ class DataConfig:
                 raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}.")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"data.max_tokens must be positive, not {self.max_tokens}.")
+        if below := [(name, weight) for name, weight in self.weights.items() if weight < 0]:
+            raise InputError("data.weights gives {!r} {}; a share is at least 0.".format(*below[0]))
         self._check_curriculum()
 
     def _check_curriculum(self) -> None:
@@ -108,6 +110,9 @@ class LossConfig:
         for name in ("temperature", "teacher_temperature", "distil_temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"loss.{name} must be positive, not {getattr(self, name)}.")
+        for name in ("contrastive_weight", "lm", "distil"):
+            if getattr(self, name) < 0:
+                raise InputError(f"loss.{name} must be at least 0, not {getattr(self, name)}.")
         if not 0 <= self.lm_separator_weight <= 1:
             raise InputError(f"loss.lm_separator_weight must lie in [0, 1], not {self.lm_separator_weight}.")
         if self.answer_length is not None and self.answer_length < 1:
@@ -173,8 +178,16 @@ class TrainConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"seed must lie in [0, 2^32), not {self.seed}.")
+
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
         """Read a TOML file. Raises `InputError` naming the file and the key that is wrong."""
-        config: TrainConfig = build(cls, read_toml(path), str(path))
+        raw = read_toml(path)
+        try:
+            config: TrainConfig = build(cls, raw, str(path))
+        except InputError as error:
+            raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
         return config
