@@ -188,7 +188,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        answer = torch.zeros((), device=device)
+        answer.item()  # one that keeps no values does not answer
+        return answer.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
 
