@@ -177,6 +177,7 @@ def test_wrong_values_for_the_trainer(line: str, words: str, work: Path) -> None
         (b'output = "a"\nseed = "\xff"', r":2: not valid UTF-8\."),
         ('output = "a"'.encode("utf-16"), r":1: not valid UTF-8\."),
         (b"seed = " + b"[" * 100_000, r" is not valid TOML: nested too deeply\."),
+        (b'output = "a"\na' + b".a" * 1000 + b" = 1", r":2: not valid TOML: nested too deeply\."),
         (b"seed = " + b"9" * 5000, r" is not valid TOML: a number has too many digits\."),
         (b'output = "a"\n= 1', r" is not valid TOML: .*line 2"),
         (b"", ": missing 3 required positional arguments"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from blockrank.types import InputError
 
+_LONG_KEY = re.compile(r"\b(?:[\w-]+\s*\.\s*){100}")
 _UNIONS = (UnionType, Union)  # what `|` makes of classes, and with `Literal`
 
 
@@ -44,6 +46,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The table in a TOML file. Raises `InputError` as `read_json`."""
     text = _text(path)
+    if (found := _LONG_KEY.search(text)) is not None:  # the parser's time and memory would grow with the square
+        line = text.count("\n", 0, found.start()) + 1
+        raise InputError(f"{path}:{line}: not valid TOML: nested too deeply.")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
