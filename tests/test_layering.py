@@ -19,6 +19,7 @@ ORDER = (
     {"characters"},
     {"documents"},
     {"types", "words"},
+    {"configfile"},
     {"spec"},
     {"prompt"},
     {"layout"},

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +90,7 @@ def test_the_budget_does_not_change_scores(mini: Ranker) -> None:
     tight, wide = (Ranker(mini.model, max_tokens=tokens).rank_many(many(5)) for tokens in (1, 100_000))
     for one, two in zip(tight, wide, strict=True):
         assert one.doc_ids == two.doc_ids
-        assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=1e-5)
+        assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=TOLERANCE["float32"])
     with pytest.raises(InputError, match="max_tokens must be positive"):
         Ranker(mini.model, max_tokens=0)
 
@@ -104,7 +105,7 @@ def test_a_batch_that_does_not_fit_runs_in_halves(mini: Ranker, caplog: pytest.L
     assert scorer.batches == [6, 3, 6]
     assert "5 requests do not fit into memory together" in caplog.text
     for one, two in zip(found, mini.rank_many(many(5)), strict=True):
-        assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=1e-5)
+        assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=TOLERANCE["float32"])
 
 
 def test_a_request_that_does_not_fit_is_told(mini: Ranker) -> None:
@@ -127,7 +128,7 @@ def test_threads_share_a_ranker(mini: Ranker) -> None:
         found = list(pool.map(lambda request: mini.rank_many([request])[0], requests))
     for one, two in zip(found, expected, strict=True):
         assert one.doc_ids == two.doc_ids
-        assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=1e-5)
+        assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=TOLERANCE["float32"])
 
 
 # Limits

@@ -387,7 +387,7 @@ def test_a_spec_is_read_back(spec: RankSpec, tmp_path: Any) -> None:
     [
         ({"layer": -1}, "layer counts from 0"),
         ({"signal_tokens": 0}, "signal_tokens must be positive or 'query'"),
-        ({"signal_tokens": "all"}, "signal_tokens must be positive or 'query'"),
+        ({"signal_tokens": "all"}, "signal_tokens must be an integer or 'query', not 'all'"),
         ({"length_norm": 1.5}, "length_norm must lie in"),
         ({"heads": []}, "heads is empty"),
         ({"max_segment_tokens": 0}, "max_segment_tokens must be positive"),
@@ -396,7 +396,7 @@ def test_a_spec_is_read_back(spec: RankSpec, tmp_path: Any) -> None:
         ({"softmax_over": "queries"}, "softmax_over must be one of"),
         ({"template": "unknown"}, "template 'unknown' is unknown"),
         ({"version": 9}, "version 9 is not supported"),
-        ({"layers": 3}, "has no field layers"),
+        ({"layers": 3}, "unknown key 'layers'"),
     ],
 )
 def test_a_wrong_spec_is_told(values: dict[str, Any], words: str) -> None:

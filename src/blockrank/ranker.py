@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blockrank.cache import MemoryStore
+from blockrank.configfile import checked
 from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
@@ -54,6 +55,7 @@ class Ranker(RequestRanker):
     """
 
     def __init__(self, model: RankModel, scorer: Scorer | None = None, max_tokens: int = DEFAULT_MAX_TOKENS) -> None:
+        max_tokens = checked(int, max_tokens, "max_tokens")
         if max_tokens < 1:
             raise InputError(f"max_tokens must be positive, not {max_tokens}.")
         self.model, self.max_tokens = model, max_tokens

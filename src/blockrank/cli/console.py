@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import sys
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from blockrank.data import atomic_file
 from blockrank.types import BlockrankError
@@ -58,6 +59,19 @@ CutQueriesOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]
+
+
+class Command(TyperCommand):
+    """A command whose numbers are numbers: what is not finite is no size, share or time."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """What was given on the command line, read."""
+        ctx = super().make_context(*args, **kwargs)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"{value} is not a finite number.", param_hint=param.opts[0])
+        return ctx
 
 
 class Commands(TyperGroup):

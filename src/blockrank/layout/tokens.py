@@ -91,6 +91,11 @@ class PromptTokenizer:
         """`tokenizer`: a Hugging Face tokenizer with a fast backend. Raises `InputError` without one."""
         self._encoder = PieceEncoder(tokenizer)
 
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
+        return {name: i for i, name in self._names.items()}
+
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
         return self._encoder.text(text)[0]
