@@ -38,24 +38,15 @@ class Cuts:
                 self.warning = self.warning or f"query_id {ranking.query_id!r}: {' '.join(ranking.warnings)}"
             yield ranking
 
-    def add(
-        self,
-        documents: int,
-        cut: int,
-        most: int,
-        queries: int,
-        estimated: bool = False,
-        warned: int = 0,
-        warning: str = "",
-    ) -> None:
-        """Add what was counted before."""
-        self.documents += documents
-        self.cut += cut
-        self.most = max(self.most, most)
-        self.queries += queries
-        self.estimated |= estimated
-        self.warned += warned
-        self.warning = self.warning or warning
+    def add(self, other: Cuts) -> None:
+        """Add what was counted elsewhere, or before."""
+        self.documents += other.documents
+        self.cut += other.cut
+        self.most = max(self.most, other.most)
+        self.queries += other.queries
+        self.estimated |= other.estimated
+        self.warned += other.warned
+        self.warning = self.warning or other.warning
 
     def report(self) -> None:
         """Say how many were cut; nothing where none was."""

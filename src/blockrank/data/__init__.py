@@ -8,12 +8,24 @@ from blockrank.data.collection import (
     open_collection,
     open_corpus,
     read_queries,
+    unknown_ids,
     write_collection,
 )
-from blockrank.data.files import Source, atomic_file, json_objects, named, packed_file, source_name, text_lines
+from blockrank.data.files import (
+    Source,
+    atomic_file,
+    check_writable,
+    json_objects,
+    named,
+    packed_file,
+    rereadable,
+    source_name,
+    text_lines,
+)
 from blockrank.data.jsonl import (
     as_request,
     json_line,
+    placed_requests,
     positives_of,
     read_documents,
     read_requests,
@@ -22,12 +34,20 @@ from blockrank.data.jsonl import (
 )
 from blockrank.data.problems import Kind, Problem, Report, validate, validate_run
 from blockrank.data.records import RecordFile
-from blockrank.data.training import TrainingRequest, read_training_requests, training_line, training_request
+from blockrank.data.training import (
+    TrainingRequest,
+    placed_training_requests,
+    read_training_requests,
+    training_line,
+    training_request,
+)
 from blockrank.data.trec import (
     RUN_TAG,
     Qrels,
     Run,
+    check_ids,
     evaluation_order,
+    judgement_place,
     read_qrels,
     read_run,
     run_lines,
@@ -52,14 +72,19 @@ __all__ = [
     "TrainingRequest",
     "as_request",
     "atomic_file",
+    "check_ids",
+    "check_writable",
     "evaluation_order",
     "json_array",
     "json_line",
     "json_objects",
+    "judgement_place",
     "named",
     "open_collection",
     "open_corpus",
     "packed_file",
+    "placed_requests",
+    "placed_training_requests",
     "positives_of",
     "read_documents",
     "read_qrels",
@@ -69,6 +94,7 @@ __all__ = [
     "read_texts",
     "read_training_requests",
     "request_line",
+    "rereadable",
     "run_lines",
     "source_name",
     "strictly_decreasing",
@@ -76,6 +102,7 @@ __all__ = [
     "training_line",
     "training_request",
     "trec_lines",
+    "unknown_ids",
     "validate",
     "validate_run",
     "write_collection",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from blockrank.types import InputError, MissingExtraError
 
 RESAMPLES = 10_000
+_STEPS = 2.0**30  # that the greatest difference is divided into
 _BATCH = 1000  # sign patterns drawn at once: bounds memory over many queries
 
 
@@ -76,14 +77,12 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
     Exact over all 2^Q sign patterns where they are no more than `resamples`, else from so many random ones, drawn with
     `seed`. Raises `MissingExtraError` without scipy.
     """
-    try:
-        from scipy.stats import permutation_test
-    except ImportError:
-        raise MissingExtraError("comparisons of systems need scipy: pip install 'blockrank[eval]'.") from None
+    test = permutation_test()
     if len(differences) < 2 or not differences.any():  # one pair, or no difference: every pattern is as far from zero
         return 1.0
-    result = permutation_test(
-        (differences,),
+    steps = np.rint(differences * (_STEPS / np.abs(differences).max()))  # whole numbers: equal sums are found equal
+    result = test(
+        (steps,),
         lambda sample, axis: sample.mean(axis=axis),
         permutation_type="samples",
         vectorized=True,
@@ -92,6 +91,15 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
+
+
+def permutation_test() -> Any:
+    """Scipy's test. Raises `MissingExtraError` without scipy."""
+    try:
+        from scipy.stats import permutation_test as test
+    except ImportError:
+        raise MissingExtraError("comparisons of systems need scipy: pip install 'blockrank[eval]'.") from None
+    return test
 
 
 def holm(p: Sequence[float]) -> list[float]:

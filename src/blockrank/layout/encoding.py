@@ -67,6 +67,11 @@ class PieceEncoder:
         self._marks = None if _splits(self._backend) else _space_marks(self._backend)
         self.longest_name = max(map(len, self._names.values()), default=0)
 
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
+        return {name: i for i, name in self._names.items()}
+
     def text(self, text: str) -> tuple[Ints, Ints]:
         """Ids (L,) and characters (L, 2) of the tokens of a plain text, without a frame and as it is."""
         encoding = self._backend.encode(text, add_special_tokens=False)

@@ -94,7 +94,7 @@ class PromptTokenizer:
     @property
     def control_tokens(self) -> dict[str, int]:
         """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
-        return {name: i for i, name in self._names.items()}
+        return self._encoder.control_tokens
 
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
