@@ -16,6 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     {""},  # the package itself: names and version, loaded lazily
     {"types"},
+    {"capacity"},
     {"spec"},
     {"prompt"},
     {"layout"},

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blockrank.cache import MemoryStore
+from blockrank.capacity import is_out_of_memory
 from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
@@ -204,7 +205,9 @@ class Ranker(RequestRanker):
         try:
             with model.inference(), torch.autocast(model.device.type, enabled=False):
                 return self.scorer.score(model, pack(tokenised, self.spec), evidence=evidence).cpu()
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if len(requests) == 1:
                 raise CapacityError(
                     f"query_id {requests[0].query_id!r}: its {tokenised[0].length} tokens do not fit into the memory "
