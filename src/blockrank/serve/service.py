@@ -19,8 +19,8 @@ from blockrank.serve.admission import Admission, Ticket
 from blockrank.serve.batcher import Batcher, Job
 from blockrank.serve.calls import Call, Reading
 from blockrank.serve.dialects import Dialect, dialect_of, dialect_of_path
-from blockrank.serve.fields import read_json
 from blockrank.serve.metrics import Metrics, Stage
+from blockrank.serve.parsing import read_json
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.worker import Worker, devices_of, lost
