@@ -144,17 +144,23 @@ class Ranker(RequestRanker):
             while running:
                 yield from running.popleft().result()
 
-    def tokenise(self, request: RankRequest, max_segment_tokens: int | None = None) -> TokenisedRequest:
+    def tokenise(
+        self,
+        request: RankRequest,
+        max_segment_tokens: int | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> TokenisedRequest:
         """The request's segments as tokens, within the limits of the spec; logs what was cut.
 
-        max_segment_tokens: a limit on documents for this request alone; it acts where it is below the spec's.
+        max_segment_tokens: a limit on documents for this request alone; it acts where it is below the spec's. between:
+        called now and then, between documents; what it raises ends the work.
         """
         assert self.model.tokenizer is not None, "a ranker's model has a tokenizer"
         spec = self.spec
         if max_segment_tokens is not None and max_segment_tokens < spec.max_segment_tokens:
             spec = replace(spec, max_segment_tokens=max_segment_tokens)
         try:
-            tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo)
+            tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo, between=between)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
         if tokenised.query_cut:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from blockrank.layout.batches import plan_batches
 from blockrank.layout.memo import Memo
-from blockrank.layout.packed import PackedLayout, pack, plan_batches, ranges_flat
+from blockrank.layout.packed import PackedLayout, pack, ranges_flat
 from blockrank.layout.tokens import Ints, PromptTokenizer, Segment, TokenisedRequest
 
 __all__ = [

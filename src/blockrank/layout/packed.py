@@ -204,17 +204,6 @@ def ranges_flat(starts: Ints, ends: Ints) -> Ints:
     return (np.arange(total) + offsets).astype(np.int64)
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[slice]:
-    """Consecutive requests grouped by tokens, not by count; one that exceeds the budget goes alone."""
-    slices, start, total = [], 0, 0
-    for index, length in enumerate(lengths):
-        if index > start and total + length > budget:
-            slices.append(slice(start, index))
-            start, total = index, 0
-        total += length
-    return [*slices, slice(start, len(lengths))] if lengths else []
-
-
 def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
     """Lay requests one after the other in one stream; no row of one is ever listed by another.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blockrank.layout.batches import plan_batches
 from blockrank.layout.memo import Memo
 from blockrank.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
@@ -17,6 +18,7 @@ from blockrank.types import InputError, RankRequest
 
 Ints = NDArray[np.int64]
 _BREAK_ROUNDS = 8
+_GROUP_CHARACTERS = 100_000  # of segments encoded at once: some hundredths of a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +122,24 @@ class PromptTokenizer:
         spec: RankSpec,
         answer: tuple[int, ...] | None = None,
         memo: Memo[Segment] | None = None,
+        between: Callable[[], None] | None = None,
     ) -> TokenisedRequest:
         """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
 
-        `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. Raises `InputError` as `tokenise` does.
+        `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. between: called before each group of
+        documents; what it raises ends the work. Raises `InputError` as `tokenise` does.
         """
         cut = 0
         if spec.long_queries == "cut":
             query, cut = self.shorten(request.query.strip(), spec.max_query_tokens)
             request = replace(request, query=query) if cut else request
         texts = segments(spec.prompt, request, answer)
-        return replace(self.tokenise(texts, spec, spans=request.evidence, memo=memo), query_cut=cut)
+        made: list[Segment] = []
+        for group in plan_batches([sum(len(piece.text) for piece in text.pieces) for text in texts], _GROUP_CHARACTERS):
+            if between is not None:
+                between()
+            made += self.tokenise(texts[group], spec, spans=request.evidence, memo=memo).segments
+        return TokenisedRequest(tuple(made), cut)
 
     def tokenise(
         self, texts: Sequence[SegmentText], spec: RankSpec, *, spans: bool = False, memo: Memo[Segment] | None = None

@@ -24,7 +24,7 @@ class Admission:
     def __init__(self, max_requests: int, max_tokens: int, max_bytes: int) -> None:
         self.max_requests, self.max_tokens, self.max_bytes = max_requests, max_tokens, max_bytes
         self._lock = Lock()
-        self._rate = _FIRST_RATE
+        self._rate = Rate(_FIRST_RATE)
         self.requests = self.tokens = self.bytes = 0
 
     @contextmanager
@@ -75,17 +75,36 @@ class Admission:
 
     def ran(self, tokens: int, seconds: float) -> None:
         """Note how long a forward took."""
-        if seconds > 0:
-            self._rate += _SMOOTHING * (tokens / seconds - self._rate)
+        self._rate.note(tokens, seconds)
 
     def _overload(self, why: str) -> Refusal:
-        wait = math.ceil(self.tokens / max(self._rate, 1.0))
-        return Refusal(
-            429,
-            "overload",
-            f"the server is busy: {why}; try again later.",
-            retry_after=min(max(wait, 1), _LONGEST_RETRY),
-        )
+        return overload(why, self._rate.seconds(self.tokens))
+
+
+class Rate:
+    """How much is done in a second, lately. first: before anything was timed."""
+
+    def __init__(self, first: float) -> None:
+        self._rate = first
+
+    def note(self, amount: float, seconds: float) -> None:
+        """Note how long something took."""
+        if seconds > 0:
+            self._rate += _SMOOTHING * (amount / seconds - self._rate)
+
+    def seconds(self, amount: float) -> float:
+        """How long so much takes."""
+        return amount / max(self._rate, 1.0)
+
+
+def overload(why: str, wait_s: float) -> Refusal:
+    """What is told where too much is waiting."""
+    return Refusal(
+        429,
+        "overload",
+        f"the server is busy: {why}; try again later.",
+        retry_after=min(max(math.ceil(wait_s), 1), _LONGEST_RETRY),
+    )
 
 
 class Ticket:
