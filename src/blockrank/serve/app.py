@@ -210,6 +210,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, bytes]) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        del tasks, task  # else an error of theirs refers to itself, and keeps the body in memory
 
 
 def _left() -> Refusal:

@@ -29,8 +29,12 @@ class Deadline:
 
     def check(self) -> None:
         """Raise `Refusal` where work for the request would be for nothing."""
-        if (refusal := self.refusal(time.monotonic())) is not None:
-            raise refusal
+        refusal = self.refusal(time.monotonic())
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            del refusal  # else it refers to itself through its traceback, and keeps the body of the request
 
 
 def over() -> Refusal:

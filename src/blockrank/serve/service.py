@@ -214,6 +214,8 @@ class Service:
         except BaseException:
             future.add_done_callback(give_back)
             raise
+        finally:
+            del future  # see `_result`
 
     async def _scores(self, prepared: Prepared, deadline: Deadline) -> Scored:
         """Wait for a device."""
@@ -242,6 +244,9 @@ class Service:
             if not result.done():
                 deadline.abandoned = True
                 result.cancel()
+            # An error refers to this frame, and the frame by these names to the error: it would keep the body of the
+            # request until the garbage collector comes by.
+            del future, result
 
     def _forward_ran(self, jobs: Sequence[Job], tokens: int, seconds: float) -> None:
         self._admission.ran(tokens, seconds)
