@@ -29,11 +29,11 @@ CODE = "from blockrank.cli import main; main()"
 
 
 @contextmanager
-def process(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[tuple[Any, Any]]:
+def process(*arguments: str, environment: dict[str, str] | None = None, code: str = CODE) -> Iterator[tuple[Any, Any]]:
     """The command in a process of its own, and a client of it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    command = [sys.executable, "-c", code, "serve", "--port", str(port), *arguments]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     try:
@@ -89,6 +89,36 @@ def test_a_drain_has_a_deadline() -> None:
             server.communicate(timeout=30)
             assert time.monotonic() - started < 15
             assert under_way.result().status_code == 503
+        assert server.returncode == 0
+
+
+STUCK = """
+import time
+from blockrank import Ranker
+tokenise = Ranker.tokenise
+def slowly(self, request, *rest, **options):
+    if request.query == "held":
+        time.sleep(300)
+    return tokenise(self, request, *rest, **options)
+Ranker.tokenise = slowly
+"""
+
+
+def test_the_end_does_not_wait_for_threads_that_are_stuck() -> None:
+    """What they work for is told within the drain, and the process ends after it."""
+    with process("--drain", "0.5", code=STUCK + CODE) as (server, client):
+        wait_until(lambda: answers(client), 60)
+        with ThreadPoolExecutor(2) as pool:
+            stuck = [
+                pool.submit(client.post, path, json={**BODY, "query": "held"}) for path in ("/v1/rerank", "/v2/rerank")
+            ]
+            wait_until(lambda: "requests_under_way 2.0" in client.get("/metrics").text)
+            started = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+            assert time.monotonic() - started < 15
+            assert [answer.result().status_code for answer in stuck] == [503, 503]
+            assert stuck[1].result().json()["message"] == "the server is shutting down."
         assert server.returncode == 0
 
 
