@@ -134,12 +134,23 @@ class PromptTokenizer:
             query, cut = self.shorten(request.query.strip(), spec.max_query_tokens)
             request = replace(request, query=query) if cut else request
         texts = segments(spec.prompt, request, answer)
+        return replace(self._in_groups(texts, spec, request.evidence, memo, between), query_cut=cut)
+
+    def _in_groups(
+        self,
+        texts: Sequence[SegmentText],
+        spec: RankSpec,
+        spans: bool,
+        memo: Memo[Segment] | None,
+        between: Callable[[], None] | None,
+    ) -> TokenisedRequest:
+        """`tokenise`, a few segments at once."""
         made: list[Segment] = []
         for group in plan_batches([sum(len(piece.text) for piece in text.pieces) for text in texts], _GROUP_CHARACTERS):
             if between is not None:
                 between()
-            made += self.tokenise(texts[group], spec, spans=request.evidence, memo=memo).segments
-        return TokenisedRequest(tuple(made), cut)
+            made += self.tokenise(texts[group], spec, spans=spans, memo=memo).segments
+        return TokenisedRequest(tuple(made))
 
     def tokenise(
         self, texts: Sequence[SegmentText], spec: RankSpec, *, spans: bool = False, memo: Memo[Segment] | None = None
