@@ -117,13 +117,14 @@ def test_work_ends_between_documents_when_its_time_is_over(mini: Ranker, monkeyp
 
     with running(mini) as server:
         monkeypatch.setattr(PromptTokenizer, "tokenise", slowly)
-        body = {"query": QUERY, "documents": [f"{i} " + "word " * 11_000 for i in range(9)]}
+        monkeypatch.setattr("blockrank.layout.tokens._GROUP_CHARACTERS", 40)
+        body = {"query": QUERY, "documents": [f"{i} rivers and seas and lakes" for i in range(20)]}
         assert server.post(body=body, headers={"x-request-timeout-ms": "200"}).status_code == 504
         wait_until(lambda: at_rest(server) and not server.service._lanes.is_busy)
         assert len(groups) == 1
         groups.append(0)
         assert server.post(body=body).status_code == 200
-        assert len(groups) > 9
+        assert len(groups) > 20
 
 
 def test_groups_change_no_token(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
