@@ -267,3 +267,17 @@ def test_a_request_that_the_end_interrupts_is_told(path: str) -> None:
     assert sent[0]["status"] == 503
     assert b"shutting down" in sent[1]["body"]
     assert json.loads(sent[1]["body"])
+
+
+def test_a_large_request_keeps_no_small_one_out(mini: Ranker) -> None:
+    """One request over the whole limit is let in alone, and small ones beside it; another large one is not."""
+    with running(mini, ServeSettings(max_queue_tokens=400, batch_tokens=300)) as server, ThreadPoolExecutor(2) as pool:
+        large = {"query": "rivers", "documents": [f"{i} rivers and seas" for i in range(200)]}
+        server.gate.close()
+        first = pool.submit(server.post, body=large)
+        wait_until(lambda: server.metric("blockrank_tokens_under_way") > 400)
+        small = pool.submit(server.post)
+        assert server.post(body=large).status_code == 429
+        server.gate.open.set()
+        assert [first.result().status_code, small.result().status_code] == [200, 200]
+        wait_until(lambda: at_rest(server))

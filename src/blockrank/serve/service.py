@@ -120,6 +120,7 @@ class Service:
         settings = self.settings
         budget = settings.batch_tokens or _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ELSEWHERE)
         self._batcher = Batcher(budget, batching=settings.batching)
+        self._admission.batch_tokens = budget
         self._admission.max_tokens = settings.max_queue_tokens or _QUEUE_BATCHES * budget
         for name, ranker in devices:
             worker = Worker(
