@@ -186,3 +186,34 @@ def test_freed_memory_beyond_a_reserve_goes_back() -> None:
         del blocks
         check()
         assert (resident_bytes() - floor < 30 << 20) is goes, len(kept)
+
+
+ARENAS = """
+import threading
+from blockrank.serve.memory import resident_bytes, share_arenas, trim
+share_arenas()
+barrier = threading.Barrier(9)
+def work():
+    barrier.wait()
+    del [bytearray(100_000) for _ in range(100)][:]
+    barrier.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+barrier.wait()
+barrier.wait()
+print(sum("7f" in line[:2] and " rw-p 00000000 00:00 0" in line for line in open("/proc/self/maps")))
+"""
+
+
+def test_threads_share_a_heap() -> None:
+    """Two heaps for eight threads, where each would take one of its own."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("maps are read from /proc")
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    command = [sys.executable, "-c", ARENAS]
+    shared, own = (
+        int(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
+        for variables in (environment, {**environment, "MALLOC_ARENA_MAX": "64"})
+    )
+    assert shared < own

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from blockrank.ranker import Ranker
 from blockrank.serve.app import create_app
+from blockrank.serve.memory import share_arenas
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import ServeSettings
 from blockrank.types import BlockrankError
@@ -116,6 +117,7 @@ def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
 
     Raises `ServerError` where loading failed, a device was lost, or the port is taken.
     """
+    share_arenas()
     servers: list[Server] = []
 
     def on_failure(sentence: str) -> None:
