@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -30,9 +31,24 @@ GOLDEN_INFO = json.loads((GOLDEN / "golden.json").read_text())
 FAMILIES = tuple(GOLDEN_INFO["families"])
 CASES = tuple(case["name"] for case in GOLDEN_INFO["families"]["mistral"]["cases"])
 CPU = torch.device("cpu")
+# How far apart two scores of one request may be, by the type of the weights, where they come of different forwards:
+# alone or with others, encoded or remembered, with more threads. The same forward gives the same bits.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "int8": 5e-2}
+# The longest wait for what an event ends: no test says how quick the machine is.
+PATIENCE_S = 120.0
+settings.register_profile("blockrank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("blockrank")
 # One thread, here and in child processes: models are tiny, and tests may share the machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indices that tests and their child processes make are not kept among the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOCKRANK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,13 @@ def exhaust(kind: str) -> None:
 
 
 EXHAUSTED = ("torch on a processor", "numpy", "python", "cuda")
+
+
+def same_order(one: Sequence[float], two: Sequence[float], tolerance: float) -> bool:
+    """Whether two lists of scores order alike what lies further apart than the tolerance."""
+    first, second = np.subtract.outer(one, one), np.subtract.outer(two, two)
+    far = (np.abs(first) > tolerance) & (np.abs(second) > tolerance)
+    return bool((np.sign(first) == np.sign(second))[far].all())
 
 
 def failed(result: Any) -> str:

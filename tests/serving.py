@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Any, ClassVar
 
 import torch
-from conftest import exhaust
+from conftest import PATIENCE_S, exhaust
 from huggingface_hub.utils import httpx
 
 from blockrank import Ranker
@@ -43,7 +43,7 @@ class Gate:
     def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         self.requests.append(layout.requests)
         self.entered.set()
-        assert self.open.wait(30), "the gate was never opened"
+        assert self.open.wait(PATIENCE_S), "the gate was never opened"
         if self.failure is not None and (found := self.failure(layout)) is not None:
             return found
         return AttentionScorer().score(model, layout, evidence=evidence)
@@ -55,7 +55,7 @@ class Gate:
 
     def hold(self) -> None:
         """Wait until a forward is held."""
-        assert self.entered.wait(10), "nothing came"
+        assert self.entered.wait(PATIENCE_S), "nothing came"
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Running:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"
@@ -102,7 +102,7 @@ def running(
     thread = Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, headers=headers) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, headers=headers) as client:
             if wait:
                 wait_until(lambda: app.state.service.state == "ready")
             yield Running(client, app.state.service, gate, port, app.routes)
@@ -110,7 +110,7 @@ def running(
         gate.failure = None
         gate.open.set()
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
         listener.close()
     assert not thread.is_alive()
 

@@ -93,3 +93,18 @@ def test_distil(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert [(row["teacher"], row["take"]) for row in found["tuning"]] == [(name, "sentences") for name in systems]
     assert list(found["settings"]) == systems
     assert systems[0] in capsys.readouterr().out
+
+
+def test_first_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    texts = ["Stoker wrote Dracula.", "Shelley wrote Frankenstein.", "如果忘记了密码，请点击重置密码链接"]
+    documents = [Document(text, f"d{place}") for place, text in enumerate(texts)]
+    queries = {"latin": "who wrote Dracula", "chinese": "重置密码"}
+    qrels = {"latin": {"d0": 1}, "chinese": {"d2": 1}}
+    write_collection(tmp_path / "all" / "small", documents, queries, qrels)
+    arguments = ("--collections", str(tmp_path / "all"), "--out", str(tmp_path / "record.json"))
+    run(monkeypatch, *arguments, script="first_stage.py")
+    row = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))["rows"]["small"]
+    assert row["bm25s"] == {"nDCG@10": 0.5, "R@100": 0.5}
+    assert row["blockrank"] == {"nDCG@10": 1.0, "R@100": 1.0}
+    assert row["difference"] == {"nDCG@10": 0.5, "R@100": 0.5}
+    assert capsys.readouterr().out.splitlines()[2] == "| small | 0.5000 | 1.0000 | 0.5000 | 1.0000 |"

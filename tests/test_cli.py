@@ -242,8 +242,7 @@ def test_wrong_usage_is_told(arguments: list[str]) -> None:
 def test_mistakes_in_inputs_are_one_sentence(tmp_path: Path, lines: str) -> None:
     assert "missing.txt: cannot be read: No such file" in failed(run("rank", QUERY, "missing.txt"))
     assert "query is empty" in failed(run("rank", " ", lines))
-    assert "there is no text in it" in failed(run("rank", QUERY, "-", stdin=""))
-    assert "documents[1] has the doc_id" in failed(run("rank", QUERY, lines, lines))
+    assert "no readable character" in failed(run("rank", QUERY, "-", stdin=""))
     surrogate = tmp_path / "surrogate.jsonl"
     surrogate.write_text('{"text": "x"}\n{"text": "\\ud800"}\n', encoding="utf-8")
     assert "surrogate.jsonl:2: documents[1].text holds a lone surrogate" in failed(

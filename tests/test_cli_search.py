@@ -12,14 +12,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from blockrank.cli import app
-from blockrank.cli.search import cache_folder, drawing, readable
+from blockrank.cli.search import drawing, readable
 from blockrank.retrieve import Hit, Passage, PassageIndex
+from blockrank.retrieve.kept import cache_folder
 
 DRACULA = "Bram Stoker wrote Dracula in 1897."
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("BLOCKRANK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     notes = tmp_path / "notes"
     notes.mkdir()
@@ -53,6 +55,7 @@ def test_json_is_an_object_a_line(folder: Path) -> None:
     assert [row["rank"] for row in rows] == [1, 2]
     assert set(rows[0]) == {
         "rank", "score", "bm25", "path", "doc_id", "title", "text", "first_line", "last_line", "page",
+        "copies",
     }  # fmt: skip
     assert sum(row["score"] for row in rows) == pytest.approx(1)
     assert {row["path"] for row in rows} == {str(folder / "books.md"), str(folder / "coast.txt")}
@@ -91,10 +94,13 @@ def test_no_match_is_said(folder: Path) -> None:
     assert result.stderr.startswith("blockrank: no passage shares a word with the query; 2 were searched")
 
 
-def test_a_folder_that_cannot_be_written_uses_the_cache(folder: Path, tmp_path: Path) -> None:
-    (folder / ".blockrank").write_text("a file in the way", encoding="utf-8")
+def test_the_index_is_kept_in_the_users_cache_folder(folder: Path, tmp_path: Path) -> None:
     assert run(folder, "Stoker", "--no-rerank").exit_code == 0
-    assert list((tmp_path / "cache" / "blockrank" / "search").glob("passages-*"))
+    assert list((tmp_path / "cache" / "blockrank" / "indices").glob("passages-*"))
+    (folder / ".blockrank").mkdir()
+    (folder / "new.txt").write_text("Stoker", encoding="utf-8")
+    assert re.fullmatch(r".*/\.blockrank is no longer used and can be removed: .*\n", run(folder, "x").stderr)
+    assert run(folder, "x").stderr == ""
 
 
 def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -112,6 +118,18 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
 def test_wrong_usage_is_told(arguments: list[str]) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_copies_are_told_beside_the_hit(folder: Path) -> None:
+    for number in range(8):
+        (folder / f"copy{number}.md").write_text(f"# Books\n\n{DRACULA}\n", encoding="utf-8")
+    lines = run(folder, "author of Dracula", "--no-rerank").stdout.splitlines()
+    assert re.fullmatch(
+        r"    also in .*/copy0\.md:1-3, .*/copy1\.md:1-3, (.*, ){2}.*/copy4\.md:1-3 and 3 more", lines[1]
+    )
+    assert lines[2:5] == ["    # Books", "", f"    {DRACULA}"]
+    (row,) = map(json.loads, run(folder, "Dracula", "--no-rerank", "--json").stdout.splitlines())
+    assert [copy["path"] for copy in row["copies"]] == [str(folder / f"copy{number}.md") for number in range(8)]
 
 
 # Drawing
@@ -157,6 +175,8 @@ def test_lines_of_prose_are_joined_and_those_of_code_are_not() -> None:
         ({"XDG_CACHE_HOME": "relative", "HOME": "/h"}, "linux", "/h/.cache/blockrank"),
         ({"HOME": "/h"}, "darwin", "/h/Library/Caches/blockrank"),
         ({"LOCALAPPDATA": "/l"}, "win32", "/l/blockrank"),
+        ({"BLOCKRANK_CACHE": "/own", "XDG_CACHE_HOME": "/x"}, "linux", "/own"),
+        ({"BLOCKRANK_CACHE": "relative", "XDG_CACHE_HOME": "/x"}, "linux", "/x/blockrank"),
         ({}, "linux", None),
     ],
 )

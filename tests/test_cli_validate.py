@@ -193,8 +193,8 @@ def test_problems_of_requests(tmp_path: Path) -> None:
 def test_problems_of_documents(tmp_path: Path) -> None:
     lines = ['{"text": "x", "id": 1}', '{"text": ""}', '{"_id": "1", "text": "y"}']
     assert problems(tmp_path, *lines, kind="documents") == [
-        "2: error: documents[1] is empty: there is no text to rank.",
-        "3: error: the doc_id '1' is that of line 1.",
+        "2: warning: documents[1] has no readable character: it is ranked last.",
+        "3: warning: the doc_id '1' is that of line 1.",
     ]
 
 

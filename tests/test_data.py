@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker, InputError, RankRequest
+from blockrank.characters import is_readable
 from blockrank.data import (
     atomic_file,
     json_line,
@@ -60,9 +62,9 @@ def test_gzip_byte_order_mark_and_streams_are_read(tmp_path: Path) -> None:
         ({"texts": "x"}, "documents[1] has no 'text'; its keys are ['texts']."),
         ('{"text": %s}' % ("9" * 5000), "not valid JSON: a number has too many digits."),
         ({"text": None}, "documents[1].text must be a string, not NoneType."),
-        ({"text": " \t"}, "documents[1] is empty"),
         ('{"text": "\\ud800"}', "documents[1].text holds a lone surrogate (U+D800) at character 0"),
-        ({"text": "x", "doc_id": "a"}, "the doc_id 'a' is that of line 1."),
+        ({"text": "x", "id": True}, "documents[1].doc_id must be a string or an integer, not bool."),
+        ({"text": "x", "id": 1.5}, "documents[1].doc_id must be a string or an integer, not float."),
     ],
 )
 def test_a_broken_document_names_file_and_line(tmp_path: Path, line: Any, complaint: str) -> None:
@@ -91,9 +93,17 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_source_is_refused(content: str) -> None:
-    for read in (read_documents, read_texts, lambda source: list(read_requests(source))):
+    readers = (read_documents, partial(read_texts, lines=True), lambda source: list(read_requests(source)))
+    for read in readers:
         with pytest.raises(InputError, match=r"there (are|is) no"):
             read(io.BytesIO(content.encode()))
+
+
+def test_documents_may_be_empty_and_share_an_id(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"text": "x", "id": "a"}, {"text": ""}, {"text": "y", "id": "a"}, {"text": "z", "id": 1})
+    assert [(d.doc_id, d.text) for d in read_documents(path)] == [("a", "x"), ("#1", ""), ("a", "y"), ("1", "z")]
+    (tmp_path / "empty.txt").write_bytes(b"\n")
+    assert read_texts(tmp_path / "empty.txt") == [Document("", str(tmp_path / "empty.txt"))]
 
 
 def test_texts_are_files_or_lines(tmp_path: Path) -> None:
@@ -133,10 +143,10 @@ def test_requests_take_lists_and_objects_of_documents(tmp_path: Path) -> None:
         ({"query": "q", "documents": None}, "documents must be a sequence of documents, not NoneType."),
         ({"query": "q", "documents": ["x", 3]}, "documents[1] must be a string"),
         ({"query": "q", "documents": {"a": 3}}, "documents[0] must be a string"),
-        (
-            {"query": "q", "documents": [{"text": "x", "id": "a"}] * 2},
-            "documents[1] has the doc_id 'a' of documents[0].",
-        ),
+        ({"query": "q", "documents": ["", {"text": "\u200b"}]}, "documents[0] and documents[1]: no readable character"),
+        ({"query": "\u00ad", "documents": ["x"]}, "query has no readable character"),
+        ({"query": "q", "documents": ["x"], "query_id": True}, "query_id must be a string or an integer, not bool."),
+        ({"query": "q", "documents": ["x"], "top_k": True}, "top_k must be a positive integer or None, not True."),
         ({"query": "q", "documents": ["x"], "query_id": "0"}, "the query_id '0' is that of line 1."),
         ({"query": "q", "documents": ["x"], "query_id": [1]}, "query_id must be a string or an integer, not list."),
     ],
@@ -156,11 +166,11 @@ METADATA = st.dictionaries(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
     max_size=3,
 )
-TEXT = st.text(min_size=1, max_size=20).filter(str.strip)
+TEXT = st.text(min_size=1, max_size=20).filter(is_readable)
 
 
 @given(
-    st.lists(st.tuples(TEXT, st.text(max_size=6), METADATA), min_size=1, max_size=4),
+    st.lists(st.tuples(st.text(max_size=20), st.text(max_size=6), METADATA), max_size=4),
     TEXT,
     st.text(max_size=5),
     st.none() | st.integers(1, 9),
@@ -170,6 +180,7 @@ def test_a_request_line_reads_back_as_an_equal_request(
     rows: list[Any], query: str, query_id: str, top_k: int | None, evidence: bool
 ) -> None:
     documents = [Document(text, f"{i}\u2028", title, metadata) for i, (text, title, metadata) in enumerate(rows)]
+    documents += [Document("a"), Document("b", metadata={"metadata": {"c": 1}})]
     request = RankRequest(query, documents, query_id, top_k, evidence)
     line = request_line(request)
     assert "\n" not in line

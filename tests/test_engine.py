@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, FAMILIES, golden_case, golden_spec, random_decoder, random_layout, rank_model, tokenised
+from conftest import (
+    CPU,
+    FAMILIES,
+    TOLERANCE,
+    golden_case,
+    golden_spec,
+    random_decoder,
+    random_layout,
+    rank_model,
+    tokenised,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -229,10 +239,12 @@ def test_a_large_request_in_pieces_ranks_as_at_once(mini: Ranker, monkeypatch: p
         ran.clear()
         found = mini.rank_many([request])[0]
         assert [entry.doc_id for entry in found] == [entry.doc_id for entry in whole]
-        assert [entry.score for entry in found] == pytest.approx([entry.score for entry in whole], abs=1e-5)
+        assert [entry.score for entry in found] == pytest.approx(
+            [entry.score for entry in whole], abs=TOLERANCE["float32"]
+        )
         shares = [[item.share for item in entry.evidence or ()] for entry in found]
         for one, entry in zip(shares, whole, strict=True):
-            assert one == pytest.approx([item.share for item in entry.evidence or ()], abs=1e-5)
+            assert one == pytest.approx([item.share for item in entry.evidence or ()], abs=TOLERANCE["float32"])
         assert len(ran) >= pieces
     monkeypatch.setattr(module, "_PIECE_TOKENS", 100)
     ran.clear()
@@ -480,7 +492,7 @@ def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
     assert {item.decoder for item in used} == {model.decoder, second.decoder}
     for ranking, expected in zip(found, mini.rank_iter(requests), strict=True):
         assert [e.doc_id for e in ranking] == [e.doc_id for e in expected]
-        assert [e.score for e in ranking] == pytest.approx([e.score for e in expected], abs=1e-5)
+        assert [e.score for e in ranking] == pytest.approx([e.score for e in expected], abs=TOLERANCE["float32"])
     used.clear()
     assert len(both.rank("one request", ["a", "b"])) == 2
     assert used == [model], "one request alone is not handed over"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, dense_pairs, golden_spec, random_layout
+from conftest import TOLERANCE, byte_tokenizer, dense_pairs, golden_spec, random_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariants import specs
@@ -86,7 +86,9 @@ def test_requests_with_and_without_evidence_share_a_batch(mini: Ranker) -> None:
     assert [bool(ranking[0].evidence) for ranking in rankings] == [False, True, False, True]
     alone = mini.rank(QUERY, DOCUMENTS, evidence=True)
     for one, two in zip(rankings[1], alone, strict=True):
-        assert [e.share for e in one.evidence] == pytest.approx([e.share for e in two.evidence], abs=1e-5)
+        assert [e.share for e in one.evidence] == pytest.approx(
+            [e.share for e in two.evidence], abs=TOLERANCE["float32"]
+        )
 
 
 def test_a_cut_document_has_evidence_for_what_was_read(mini: Ranker) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, FAMILIES, dense_pairs, golden_spec, random_layout, rank_model, tokenised
+from conftest import CPU, FAMILIES, TOLERANCE, dense_pairs, golden_spec, random_layout, rank_model, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -139,7 +139,7 @@ def test_the_embedded_model_ignores_the_order(mini: Ranker, query: str, document
     straight = {entry.index: entry.score for entry in mini.rank(query, documents)}
     shuffled = mini.rank(query, [documents[i] for i in order])
     for entry in shuffled:
-        assert entry.score == pytest.approx(straight[order[entry.index]], abs=1e-6)
+        assert entry.score == pytest.approx(straight[order[entry.index]], abs=TOLERANCE["float32"])
     assert sorted(entry.index for entry in shuffled) == list(range(len(documents)))
     assert sum(straight.values()) == pytest.approx(1, abs=1e-5)
 
@@ -152,7 +152,7 @@ def test_many_requests_equal_each_alone(mini: Ranker, requests: list[tuple[str, 
         alone = {entry.index: entry.score for entry in mini.rank(query, documents)}
         assert sorted(ranking.doc_ids) == sorted(map(str, range(len(documents))))
         for entry in ranking:
-            assert entry.score == pytest.approx(alone[entry.index], abs=1e-5)  # float32, logits scaled by 45
+            assert entry.score == pytest.approx(alone[entry.index], abs=TOLERANCE["float32"])
 
 
 # Short cuts against dense computations

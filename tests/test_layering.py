@@ -15,8 +15,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports from its own line and the lines above it.
 ORDER = (
     {""},  # the package itself: names and version, loaded lazily
-    {"types"},
-    {"capacity"},
+    {"errors"},
+    {"characters"},
+    {"documents"},
+    {"types", "words"},
+    {"capacity", "configfile"},
     {"spec"},
     {"prompt"},
     {"layout"},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from blockrank import InputError, Ranker, RankRequest, RankSpec, Template
 from blockrank.attention.reference import dense_mask
 from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment, TokenisedRequest, pack, ranges_flat
-from blockrank.prompt import Piece, segments
+from blockrank.prompt import segments
 from blockrank.spec import TEMPLATES
 
 CHAT = Template(
@@ -110,21 +110,14 @@ def test_a_memo_drops_the_oldest() -> None:
     assert len(memo) == 3
 
 
-def test_a_refused_document_is_named_by_its_place_whatever_is_kept() -> None:
-    memo: Memo[Segment] = Memo(1 << 20)
-    bare = spec(template=Template((), ("{text}",), ("{query}",)))
-    for documents, place in ((["a", "b"], None), (["b", "a", ""], 2), (["a", ""], 1)):
-        texts = segments(bare.prompt, RankRequest("q", ["x"] * len(documents)))
-        filled = [
-            replace(text, pieces=(Piece(body, ((0, len(body)),)),))
-            for text, body in zip(texts[1:-1], documents, strict=True)
-        ]
-        asked = [texts[0], *filled, texts[-1]]
-        if place is None:
-            BYTES.tokenise(asked, bare, memo=memo)
-            continue
-        with pytest.raises(InputError, match=rf"documents\[{place}\]"):
-            BYTES.tokenise(asked, bare, memo=memo)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_refused_document_is_named_by_its_place_whatever_is_kept(kept: bool) -> None:
+    memo: Memo[Segment] | None = Memo(1 << 20) if kept else None
+    numbered = spec(template=Template((), ("{id}" * 9 + "{text}",), ("{query}",)), max_segment_tokens=16)
+    BYTES.tokenise_request(RankRequest("q", ["a", "b"]), numbered, memo=memo)
+    texts = ["a", " ", *map(str, range(9)), "c"]  # one has no segment, and the last of the others has two digits
+    with pytest.raises(InputError, match=r"documents\[11\] does not fit"):
+        BYTES.tokenise_request(RankRequest("q", texts), numbered, memo=memo)
 
 
 def test_braces_are_plain_text() -> None:
@@ -148,13 +141,45 @@ def test_a_text_that_cannot_be_kept_apart_is_refused() -> None:
         PromptTokenizer(object())
 
 
-def test_a_text_without_tokens_is_refused(mini: Ranker) -> None:
-    bare = spec(template=Template((), ("{text}",), ("{query}",)))
-    zero_width = "\N{ZERO WIDTH SPACE}"
-    with pytest.raises(InputError, match=r"documents\[1\]"):
-        tokenise("q", ["a", zero_width], bare, mini.model.tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="query"):
-        tokenise(zero_width, ["a"], bare, mini.model.tokenizer)  # type: ignore[arg-type]
+PRIVATE = "\ue000\ue001"  # a person may see something; this vocabulary has nothing of it
+
+
+@pytest.mark.parametrize("template", ["query-free-bert", "blockrank"])
+def test_a_document_without_tokens_has_no_segment(mini: Ranker, template: str) -> None:
+    of = spec(template=template)
+    tokenizer = mini.model.tokenizer
+    assert tokenizer is not None
+    memo: Memo[Segment] = Memo(1 << 20)
+    for _ in range(2):
+        found = tokenizer.tokenise_request(RankRequest("q", ["a", PRIVATE, " ", "b"]), of, memo=memo)
+        alone = tokenizer.tokenise_request(RankRequest("q", ["a", "b"]), of)
+        assert tuple(found.indices) == (0, 3)
+        assert tuple(alone.indices) == (0, 1)
+        for one, other in zip(found.segments, alone.segments, strict=True):  # numbers too are those of two documents
+            assert one.ids.tolist() == other.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "words"),
+    [
+        (PRIVATE, ["a"], "query yields no token of this tokenizer"),
+        ("q", [PRIVATE, " "], "documents: none yields a token of this tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("template", ["query-free-bert", "blockrank"])
+def test_a_request_without_tokens_is_refused(
+    mini: Ranker, query: str, documents: list[str], words: str, template: str
+) -> None:
+    assert mini.model.tokenizer is not None
+    with pytest.raises(InputError, match=words):
+        mini.model.tokenizer.tokenise_request(RankRequest(query, documents), spec(template=template))
+
+
+def test_an_answer_lists_no_document_without_tokens(mini: Ranker) -> None:
+    assert mini.model.tokenizer is not None
+    request = RankRequest("q", ["a", PRIVATE])
+    with pytest.raises(InputError, match=r"documents\[1\] yields no token of this tokenizer, and the answer lists it"):
+        mini.model.tokenizer.tokenise_request(request, spec(template="blockrank"), answer=(1,))
 
 
 # Limits

@@ -17,6 +17,7 @@ from typing import Any
 import mteb
 import numpy as np
 import pytest
+from conftest import TOLERANCE
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,7 +149,7 @@ def test_the_embedded_model_reranks_a_task_and_the_measures_agree(mini: Ranker, 
     for query_id, found in run.items():
         alone = mini.rank(QUERIES[query_id], [document(doc_id) for doc_id in TOP_RANKED[query_id]])
         assert list(found) == alone.doc_ids
-        assert list(found.values()) == pytest.approx([entry.score for entry in alone], abs=1e-6)
+        assert list(found.values()) == pytest.approx([entry.score for entry in alone], abs=TOLERANCE["float32"])
 
 
 def document(doc_id: str) -> dict[str, str]:

@@ -273,5 +273,5 @@ def test_values_that_make_no_sense(values: dict[str, Any], words: str) -> None:
 def test_names_that_are_in_no_table(tmp_path: Path, key: str, value: str) -> None:
     path = tmp_path / "run.toml"
     path.write_text(f'output = "o"\n[model]\nbase = "b"\n[data]\nsets = []\n[loss]\n{key} = "{value}"\n')
-    with pytest.raises(InputError, match=rf"\[loss\]: {key} must be '.*, not '{value}'"):
+    with pytest.raises(InputError, match=rf"\[loss\]: {key} must be one of .*, not '{value}'"):
         TrainConfig.load(path)

@@ -49,10 +49,25 @@ def test_a_missing_reader_names_the_extra(
 LINE = st.one_of(
     st.text(max_size=30),
     st.sampled_from(["", "# Head", "## Sub `x`", "```", "~~~py", "---", "===", "- item", "| a | b |", "    code"]),
-    st.text("wörd, Satz. 漢字 ", min_size=0, max_size=80).map(lambda text: text * 12),
+    st.text("wörd, Satz. 漢字 e\u0301\u0323", min_size=0, max_size=80).map(lambda text: text * 12),
     st.integers(1, 4000).map(lambda count: "x" * count),
 )
 SOURCE = st.lists(LINE, max_size=14).map("\n".join)
+
+
+@pytest.mark.parametrize("letter", ["e\u0301\u0323", "मि", "น้ำ", "שָׁ", "e" + "\u0301" * 40])
+def test_no_cut_parts_a_letter_from_its_marks_unless_they_are_too_many(tmp_path: Path, letter: str) -> None:
+    texts = [passage.text for passage in passages_of(written(tmp_path, "a.txt", letter * 700))]
+    assert len(texts) > 3
+    assert "".join(texts) == letter * 700
+    assert all(size(text) <= MOST for text in texts)
+    assert len(letter) > 9 or all(text[0] == letter[0] for text in texts)
+
+
+def test_sentences_of_other_scripts_are_cut_at_their_ends(tmp_path: Path) -> None:
+    for sentence in ("पानी जीवन है और सबको चाहिए।", "هل تعرف أين الكتاب؟", "ຂາຍນ້ຳສະອາດ. ", "ရေသောက်တယ်။"):
+        for passage in passages_of(written(tmp_path, "a.txt", " ".join([sentence.strip()] * 150))):
+            assert passage.text.endswith(sentence.strip())
 
 
 @given(SOURCE, st.sampled_from(["a.md", "a.txt", "a.py"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,14 @@ def documents(texts: tuple[str, ...] = TEXTS) -> Iterator[Document]:
     return (Document(text, f"d{index}") for index, text in enumerate(texts))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where indices are kept, empty."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("BLOCKRANK_CACHE", str(folder))
+    return folder / "indices"
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> CorpusFile:
     path = tmp_path / "corpus.jsonl"
@@ -39,7 +48,7 @@ def corpus(tmp_path: Path) -> CorpusFile:
 
 
 def kept_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(".blockrank/*") if path.is_dir())
+    return sorted(path for path in folder.glob("*") if path.is_dir())
 
 
 # BM25
@@ -49,7 +58,7 @@ def test_bm25_finds_other_forms_of_a_word_and_ignores_common_ones() -> None:
     index = Bm25Index.build(documents())
     assert list(index.search("who was the vampire", 10)) == ["d3"]
     assert list(index.search("who wrote Frankenstein", 10)) == ["d1", "d0"]
-    assert index.search("the of and", 10) == {}
+    assert list(index.search("the of and", 10)) == ["d2"]  # nothing else to look for
     assert index.search("zebra", 10) == {}
     assert len(index) == 4
 
@@ -115,9 +124,9 @@ def test_matching_words_are_those_of_the_query_in_any_form() -> None:
 # BM25 on disk
 
 
-def test_an_index_is_kept_beside_the_corpus_and_used_again(corpus: CorpusFile) -> None:
+def test_an_index_is_kept_in_the_cache_folder_and_used_again(corpus: CorpusFile, cache: Path) -> None:
     first = Bm25Index.open(corpus)
-    (folder,) = kept_folders(corpus.path.parent)
+    (folder,) = kept_folders(cache)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     second = Bm25Index.open(corpus)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -127,17 +136,17 @@ def test_an_index_is_kept_beside_the_corpus_and_used_again(corpus: CorpusFile) -
     )
 
 
-def test_an_index_follows_its_corpus_and_settings(corpus: CorpusFile) -> None:
+def test_an_index_follows_its_corpus_and_settings(corpus: CorpusFile, cache: Path) -> None:
     Bm25Index.open(corpus)
-    (stale,) = kept_folders(corpus.path.parent)
+    (stale,) = kept_folders(cache)
     with corpus.path.open("a", encoding="utf-8") as stream:
         stream.write("\n" + json.dumps({"_id": "new", "text": "Zebras graze."}))
     assert list(Bm25Index.open(corpus).search("zebra", 5)) == ["new"]
-    (fresh,) = kept_folders(corpus.path.parent)
+    (fresh,) = kept_folders(cache)
     assert fresh != stale
     other = Bm25Index.open(corpus, k1=2.0)
     assert other.search("wrote", 5) != Bm25Index.open(corpus).search("wrote", 5)
-    assert len(kept_folders(corpus.path.parent)) == 2
+    assert len(kept_folders(cache)) == 2
 
 
 def test_the_same_size_at_another_time_is_another_corpus(corpus: CorpusFile) -> None:
@@ -150,9 +159,9 @@ def test_the_same_size_at_another_time_is_another_corpus(corpus: CorpusFile) -> 
 
 @pytest.mark.parametrize("name", ["data.csc.index.npy", "vocab.index.json", "doc_ids.jsonl", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
-def test_a_damaged_index_is_made_anew(corpus: CorpusFile, name: str, damage: str) -> None:
+def test_a_damaged_index_is_made_anew(corpus: CorpusFile, cache: Path, name: str, damage: str) -> None:
     expected = Bm25Index.open(corpus).search("wrote vampires", 10)
-    (folder,) = kept_folders(corpus.path.parent)
+    (folder,) = kept_folders(cache)
     data = (folder / name).read_bytes()
     if damage == "gone":
         (folder / name).unlink()
@@ -160,20 +169,31 @@ def test_a_damaged_index_is_made_anew(corpus: CorpusFile, name: str, damage: str
         (folder / name).write_bytes(data[:-3] if damage == "cut" else data[:-3] + b"???")
     assert Bm25Index.open(corpus).search("wrote vampires", 10) == expected
     assert (folder / name).read_bytes()[-3:] == data[-3:] or name == "vocab.index.json"  # the order of words is free
-    assert len(kept_folders(corpus.path.parent)) == 1
+    assert len(kept_folders(cache)) == 1
 
 
-def test_an_index_stays_in_memory_where_it_cannot_be_written(corpus: CorpusFile) -> None:
-    (corpus.path.parent / ".blockrank").write_text("a file in the way", encoding="utf-8")
+def test_an_index_stays_in_memory_where_it_cannot_be_written(corpus: CorpusFile, cache: Path) -> None:
+    cache.write_text("a file in the way", encoding="utf-8")
     assert list(Bm25Index.open(corpus).search("Dracula", 5)) == ["d0"]
-    assert sorted(os.listdir(corpus.path.parent)) == [".blockrank", "corpus.jsonl"]
+    assert os.listdir(corpus.path.parent) == ["corpus.jsonl"]
+
+
+def test_an_index_beside_the_corpus_is_not_believed(
+    corpus: CorpusFile, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Bm25Index.open(corpus)
+    shutil.copytree(cache, corpus.path.parent / ".blockrank")
+    shutil.rmtree(cache)
+    assert list(Bm25Index.open(corpus).search("Dracula", 5)) == ["d0"]
+    assert ".blockrank is no longer used and can be removed" in caplog.text
+    assert len(kept_folders(cache)) == 1
 
 
 def test_an_index_is_kept_in_the_folder_named(corpus: CorpusFile, tmp_path: Path) -> None:
     place = tmp_path / "deep" / "place"
     Bm25Index.open(corpus, folder=place)
     assert [path.name for path in place.iterdir() if path.is_dir()]
-    assert not (corpus.path.parent / ".blockrank").exists()
+    assert sorted(os.listdir(corpus.path.parent)) == ["corpus.jsonl", "deep"]
 
 
 def test_a_missing_corpus_is_told(tmp_path: Path) -> None:
@@ -205,7 +225,7 @@ def test_two_writers_of_one_folder_leave_one_whole_folder(tmp_path: Path) -> Non
     kept.write(slow)
     assert kept.is_whole()
     assert list(Records(kept.path, "values")) == ["fast"]
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".gitignore"] == [kept.path.name]
+    assert os.listdir(tmp_path) == [kept.path.name]
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -215,7 +235,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         KeptFolder(tmp_path, "thing", "owner", 1).write(fail)
-    assert os.listdir(tmp_path) == [".gitignore"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

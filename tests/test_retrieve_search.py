@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockrank import FakeRanker, InputError, Ranker
-from blockrank.retrieve import Hit, PassageIndex, search
+from blockrank.retrieve import Hit, PassageIndex, ReadLimits, search
+from blockrank.retrieve.files import read_passages
+from blockrank.retrieve.kept import KeptFolder, _checked
+from blockrank.retrieve.reading import FileReader
+from blockrank.retrieve.readings import known_readings
 
 NOTES = {
     "books.md": "# Books\n\n## Dracula\n\nBram Stoker wrote Dracula in 1897.\n\n## Frankenstein\n\n"
@@ -24,7 +29,14 @@ NOTES = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where indices are kept, empty."""
+    monkeypatch.setenv("BLOCKRANK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "indices"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache: Path) -> Path:
     notes = tmp_path / "notes"
     for name, text in NOTES.items():
         path = notes / name
@@ -107,7 +119,9 @@ def test_results_are_candidates_each_once(
     for number, text in enumerate(["ab", *texts]):
         (folder / f"{number}.md").write_text(text, encoding="utf-8")
     ranker = FakeRanker()
-    index = PassageIndex.open(folder)
+    with pytest.MonkeyPatch.context() as patch:  # without a process for each example
+        patch.setattr(FileReader, "read", lambda _, file: read_passages(file))
+        index = PassageIndex.open(folder)
     hits = index.search(query, ranker=ranker, depth=depth, top_k=100, all_passages=all_passages)
     wanted = [document.content for call in ranker.calls for document in call.candidates]
     shown = [f"{hit.passage.title} {hit.passage.text}".strip() for hit in hits]
@@ -122,7 +136,8 @@ def test_results_are_candidates_each_once(
 
 
 def test_documents_of_json_lines_are_results_of_their_own(tmp_path: Path) -> None:
-    rows = [{"_id": f"d{i}", "text": f"Stoker wrote letter {i}. " * (60 if i else 1)} for i in range(3)]
+    letters = [" ".join(f"Stoker wrote letter {i}.{n}." for n in range(60 if i else 1)) for i in range(3)]
+    rows = [{"_id": f"d{i}", "text": text} for i, text in enumerate(letters)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "Stoker"}', encoding="utf-8")
     hits = search(tmp_path, "Stoker", ranker=FakeRanker())
@@ -139,15 +154,59 @@ def test_cut_passages_are_logged(folder: Path, caplog: pytest.LogCaptureFixture)
     assert "2 of 2 passages were cut to fit the model" in caplog.text
 
 
+# Copies
+
+
+LICENCE = "Permission is hereby granted to use Stoker's letters."
+
+
+def test_copies_of_a_text_are_one_hit_with_all_its_places(folder: Path) -> None:
+    for number in range(12):
+        (folder / f"licence{number:02}.txt").write_text(
+            f"\n{LICENCE}".replace(" ", " " * (1 + number % 2)), encoding="utf-8"
+        )
+    (folder / "other.txt").write_text("Permission was granted.", encoding="utf-8")
+    ranker = FakeRanker()
+    hits = PassageIndex.open(folder).search("permission granted", ranker=ranker, depth=2, top_k=5)
+    assert len(ranker.calls[0].candidates) == len(hits) == 2  # copies take no place from other texts
+    assert "other.txt" in names(hits)
+    (copied,) = (hit for hit in hits if hit.copies)
+    places = [copied.place, *(copy.place for copy in copied.copies)]
+    assert sorted(places) == [f"{folder}/licence{number:02}.txt:2" for number in range(12)]
+    assert [list(row) for row in copied.to_dict()["copies"]] == [
+        ["path", "doc_id", "first_line", "last_line", "page"]
+    ] * 11
+
+
+def test_copies_of_documents_and_within_one_document(tmp_path: Path) -> None:
+    rows = [{"_id": name, "text": LICENCE} for name in "abc"] + [{"_id": "d", "text": "Stoker."}]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (hit, other) = search(tmp_path, "permission Stoker", ranker=None)
+    assert [hit.passage.doc_id, *(copy.doc_id for copy in hit.copies)] == ["a", "b", "c"]
+    assert (other.passage.doc_id, other.copies) == ("d", ())
+    (tmp_path / "corpus.jsonl").unlink()
+    (tmp_path / "twice.md").write_text(f"# One\n\n{LICENCE}\n\n# One\n\n{LICENCE}\n", encoding="utf-8")
+    (hit,) = search(tmp_path, "permission", ranker=None, all_passages=True)
+    assert [hit.place, hit.copies[0].place] == [f"{tmp_path}/twice.md:1-3", f"{tmp_path}/twice.md:5-7"]
+
+
+def test_a_document_whose_best_passage_is_a_copy_is_shown_through_it(folder: Path) -> None:
+    (folder / "a.md").write_text(f"# Stoker Stoker Stoker permission\n\nOwn.\n\n# B\n\n{LICENCE}\n", encoding="utf-8")
+    (folder / "b.md").write_text(f"# B\n\n{LICENCE}\n", encoding="utf-8")
+    hits = search(folder, "Stoker permission", ranker=None)
+    assert names(hits)[:2] == ["a.md", "b.md"]  # a.md by its own passage, b.md by the text that both hold
+    assert [copy.path for copy in hits[1].copies] == [str(folder / "a.md")]
+
+
 # The index
 
 
-def test_the_index_is_used_until_a_file_changes(folder: Path) -> None:
+def test_the_index_is_used_until_a_file_changes(folder: Path, cache: Path) -> None:
     assert PassageIndex.open(folder).is_new
-    first = kept(folder / ".blockrank")
+    first = kept(cache)
     assert not PassageIndex.open(folder).is_new
     assert PassageIndex.open(folder, rebuild=True).is_new
-    assert kept(folder / ".blockrank") == first
+    assert kept(cache) == first
     (folder / "new.txt").write_text("A zebra.", encoding="utf-8")
     assert names(search(folder, "zebra", ranker=None)) == ["new.txt"]
     (folder / "new.txt").write_text("A horse.", encoding="utf-8")
@@ -155,8 +214,8 @@ def test_the_index_is_used_until_a_file_changes(folder: Path) -> None:
     assert names(search(folder, "horse", ranker=None)) == ["new.txt"]
     (folder / "new.txt").unlink()
     assert search(folder, "horse", ranker=None) == []
-    assert len(kept(folder / ".blockrank")) == 1
-    assert kept(folder / ".blockrank") == first
+    assert len(kept(cache)) == 1
+    assert kept(cache) == first
 
 
 def test_the_kept_index_equals_a_new_one(folder: Path) -> None:
@@ -165,26 +224,35 @@ def test_the_kept_index_equals_a_new_one(folder: Path) -> None:
     assert made.search("Stoker wrote", ranker=FakeRanker()) == loaded.search("Stoker wrote", ranker=FakeRanker())
 
 
-def test_files_that_did_not_change_are_not_read_again(folder: Path) -> None:
+def test_files_that_did_not_change_are_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "picture.bin").write_bytes(b"\0\1")
+    PassageIndex.open(folder)
+    (folder / "new.txt").write_text("A zebra.", encoding="utf-8")
+    os.utime(folder / "books.md", ns=(0, 0))  # the same content at another time
+    read: list[str] = []
+    plain = FileReader.read
+    monkeypatch.setattr(FileReader, "read", lambda self, file: read.append(file.path) or plain(self, file))
+    index = PassageIndex.open(folder)
+    assert (index.is_new, read) == (True, ["new.txt"])
+    assert index.skipped["binary files"] == 1
+    assert sorted(names(index.search("Irish zebra", ranker=None))) == ["ireland.txt", "new.txt"]
+    PassageIndex.open(folder, rebuild=True)
+    assert len(read) == 6
+
+
+def test_another_content_of_the_same_size_and_time_is_seen(folder: Path) -> None:
     PassageIndex.open(folder)
     text = folder / "travel" / "ireland.txt"
     state = text.stat()
-    text.write_text("X" * state.st_size, encoding="utf-8")  # unseen: size and time are as before
+    text.write_text("X" * state.st_size, encoding="utf-8")
     os.utime(text, ns=(state.st_atime_ns, state.st_mtime_ns))
-    (folder / "new.txt").write_text("A zebra.", encoding="utf-8")
-    index = PassageIndex.open(folder)
-    assert index.is_new
-    assert index.skipped["binary files"] == 1
-    assert sorted(names(index.search("Irish zebra", ranker=None))) == ["ireland.txt", "new.txt"]
-    again = PassageIndex.open(folder, rebuild=True)
-    assert names(again.search("Irish zebra", ranker=None)) == ["new.txt"]
+    assert search(folder, "Irish", ranker=None) == []
 
 
 @pytest.mark.parametrize("name", ["passages.jsonl", "files.jsonl", "passages.offsets.npy", "indices.csc.index.npy"])
-def test_a_damaged_index_is_made_anew(folder: Path, name: str) -> None:
+def test_a_damaged_index_is_made_anew(folder: Path, cache: Path, name: str) -> None:
     expected = search(folder, "Stoker wrote", ranker=None)
-    (place,) = (folder / ".blockrank").glob("passages-*")
+    (place,) = cache.glob("passages-*")
     (place / name).write_bytes(b"?" + (place / name).read_bytes()[1:])
     index = PassageIndex.open(folder)
     assert index.is_new
@@ -192,41 +260,142 @@ def test_a_damaged_index_is_made_anew(folder: Path, name: str) -> None:
     assert not PassageIndex.open(folder).is_new
 
 
-def test_a_damaged_index_is_no_source_for_the_next_one(folder: Path) -> None:
+def test_a_damaged_index_is_no_source_for_the_next_one(folder: Path, cache: Path) -> None:
     PassageIndex.open(folder)
-    (place,) = (folder / ".blockrank").glob("passages-*")
+    (place,) = cache.glob("passages-*")
     path = place / "passages.jsonl"
     path.write_bytes(path.read_bytes().replace(b"Irish", b"Welsh"))
     (folder / "new.txt").write_text("A zebra.", encoding="utf-8")
     assert search(folder, "Welsh", ranker=None) == []
 
 
-def test_where_the_folder_cannot_be_written_the_cache_folder_keeps_the_index(folder: Path, tmp_path: Path) -> None:
-    (folder / ".blockrank").write_text("a file in the way", encoding="utf-8")
-    cache = tmp_path / "cache"
-    assert PassageIndex.open(folder, cache=cache).is_new
-    assert not PassageIndex.open(folder, cache=cache).is_new
-    assert len(kept(cache / "search")) == 1
-    assert PassageIndex.open(folder).is_new  # without a cache folder it stays in memory
-    assert (folder / ".blockrank").is_file()
+def test_the_searched_folder_stays_as_it_is(folder: Path, cache: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in folder.rglob("*"))
+    assert PassageIndex.open(folder).is_new
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    assert len(kept(cache)) == 1
+    assert PassageIndex.open(folder, cache=tmp_path / "other").is_new
+    assert not PassageIndex.open(folder, cache=tmp_path / "other").is_new
 
 
-def test_two_folders_share_a_cache_folder(folder: Path, tmp_path: Path) -> None:
+def test_without_a_cache_folder_the_index_stays_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("BLOCKRANK_CACHE", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert PassageIndex.open(folder).is_new
+    assert PassageIndex.open(folder).is_new
+    assert "notes is not kept: no cache folder is known." in caplog.text
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.parent.mkdir()
+    cache.write_text("a file in the way", encoding="utf-8")
+    assert names(search(folder, "Irish", ranker=None)) == ["ireland.txt"]
+    assert caplog.text.count("notes is not kept: ") == 1
+
+
+def test_two_folders_with_the_same_files_have_their_own_indices(folder: Path, cache: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     for path in (folder, other):
-        (path / ".blockrank").write_text("a file in the way", encoding="utf-8")
-        PassageIndex.open(path, cache=tmp_path / "cache")
-    assert not any(PassageIndex.open(path, cache=tmp_path / "cache").is_new for path in (folder, other))
+        PassageIndex.open(path)
+    assert len(kept(cache)) == 2
+    assert not any(PassageIndex.open(path).is_new for path in (folder, other))
+
+
+# What others may have put there
+
+
+def renamed(cache: Path, target: Path, text: bytes, other: bytes) -> Path:
+    """The kept index with other words in its passages and a manifest that fits, at another place."""
+    (place,) = cache.glob("passages-*")
+    planted = Path(shutil.copytree(place, target / place.name))
+    path = planted / "passages.jsonl"
+    path.write_bytes(path.read_bytes().replace(text, other))
+    manifest = json.loads((planted / "manifest.json").read_text())
+    manifest["files"]["passages.jsonl"] = _checked(path)
+    (planted / "manifest.json").write_text(json.dumps(manifest))
+    return planted
+
+
+def test_a_valid_index_in_the_searched_folder_is_not_believed_and_told_of_once(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    PassageIndex.open(folder)
+    planted = renamed(cache, folder / ".blockrank", b"Irish", b"Welsh")
+    shutil.rmtree(cache)
+    assert [hit.passage.text[:9] for hit in search(folder, "Irish", ranker=None)] == ["The Irish"]
+    assert search(folder, "Welsh", ranker=None) == []
+    assert planted.is_dir()
+    assert (
+        caplog.text.count(f"{folder}/.blockrank is no longer used and can be removed: indices are kept in {cache}.")
+        == 1
+    )
+
+
+def test_the_file_searched_alone_ignores_an_index_beside_it(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    PassageIndex.open(folder / "books.md")
+    renamed(cache, folder / ".blockrank", b"Mary", b"Anne")
+    shutil.rmtree(cache)
+    assert search(folder / "books.md", "Anne", ranker=None) == []
+    assert ".blockrank is no longer used" in caplog.text
+
+
+def test_an_index_that_others_may_write_in_is_made_anew(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    PassageIndex.open(folder)
+    (place,) = cache.glob("passages-*")
+    assert (stat.S_IMODE(cache.stat().st_mode), stat.S_IMODE(place.stat().st_mode)) == (0o700, 0o700)
+    place.chmod(0o777)
+    assert PassageIndex.open(folder).is_new
+    assert "is not used: it belongs to another user, or others may write in it." in caplog.text
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert not PassageIndex.open(folder).is_new
+
+
+def test_nothing_is_kept_where_others_may_write(folder: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    PassageIndex.open(folder)
+    cache.chmod(0o777)
+    assert PassageIndex.open(folder).is_new
+    assert f"notes is not kept: {cache} belongs to another user, or others may write in it." in caplog.text
+    assert known_readings(KeptFolder(cache, "passages", str(folder.resolve()), 1), ReadLimits()) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
+def test_an_index_of_another_user_is_not_believed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PassageIndex.open(folder)
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    assert PassageIndex.open(folder).is_new
+
+
+def test_an_index_under_the_name_of_another_is_not_believed(folder: Path, cache: Path) -> None:
+    PassageIndex.open(folder)
+    (first,) = cache.glob("passages-*")
+    aside = first.rename(cache / "aside")
+    (folder / "travel" / "ireland.txt").write_text("A zebra.", encoding="utf-8")
+    PassageIndex.open(folder)
+    (second,) = cache.glob("passages-*")
+    shutil.rmtree(second)
+    aside.rename(second)
+    index = PassageIndex.open(folder)
+    assert index.is_new
+    assert names(index.search("zebra", ranker=None)) == ["ireland.txt"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_searched(folder: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_searched(folder: Path, cache: Path) -> None:
     folder.chmod(0o555)
     try:
-        assert names(search(folder, "Irish", ranker=None, cache=tmp_path / "cache")) == ["ireland.txt"]
+        assert names(search(folder, "Irish", ranker=None)) == ["ireland.txt"]
     finally:
         folder.chmod(0o755)
-    assert len(kept(tmp_path / "cache" / "search")) == 1
+    assert len(kept(cache)) == 1
 
 
 def test_a_single_file_is_a_source(folder: Path) -> None:
@@ -240,11 +409,11 @@ def test_a_single_file_is_a_source(folder: Path) -> None:
     assert not PassageIndex.open(path).is_new
 
 
-def test_many_at_once_make_one_index(folder: Path) -> None:
+def test_many_at_once_make_one_index(folder: Path, cache: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         results = list(pool.map(lambda _: search(folder, "Stoker wrote", ranker=None), range(12)))
     assert all(result == results[0] for result in results)
-    assert len(kept(folder / ".blockrank")) == 1
+    assert len(kept(cache)) == 1
     assert not PassageIndex.open(folder).is_new
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import golden_spec, random_layout, tokenised
+from conftest import TOLERANCE, golden_spec, random_layout, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +46,7 @@ def test_reuse_changes_no_score(mini: Ranker, asked: list[tuple[str, list[int]]]
     reusing.model.store = MemoryStore(1 << 24)
     expected = scores(mini, requests)
     for _ in range(2):  # filling the store, then reading from it
-        assert scores(reusing, requests) == pytest.approx(expected, abs=1e-5)
+        assert scores(reusing, requests) == pytest.approx(expected, abs=TOLERANCE["float32"])
     assert len(reusing.model.store) == len({i for _, at in asked for i in at})  # type: ignore[arg-type]
 
 
@@ -107,7 +107,9 @@ def test_remember_declines_what_it_cannot_do(mini: Ranker, reusing: Ranker) -> N
 def test_evidence_survives_reuse(mini: Ranker, reusing: Ranker) -> None:
     reusing.remember(POOL, 1 << 24)
     for one, two in zip(reusing.rank("Oslo", POOL, evidence=True), mini.rank("Oslo", POOL, evidence=True), strict=True):
-        assert [e.share for e in one.evidence] == pytest.approx([e.share for e in two.evidence], abs=1e-5)
+        assert [e.share for e in one.evidence] == pytest.approx(
+            [e.share for e in two.evidence], abs=TOLERANCE["float32"]
+        )
 
 
 def test_the_key_of_a_document_is_its_content() -> None:

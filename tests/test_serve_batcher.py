@@ -6,6 +6,7 @@ import threading
 from typing import Any, cast
 
 import pytest
+from conftest import PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,7 +99,7 @@ def test_closing_fails_what_waits_and_what_comes() -> None:
     thread = threading.Thread(target=lambda: taken.append(idle.take()))
     thread.start()
     idle.close(lambda: Refusal(503, "draining", "the end."))
-    thread.join(5)
+    thread.join(PATIENCE_S)
     assert taken == [[]]
 
 

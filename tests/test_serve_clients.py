@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import TOLERANCE
 from serving import QUERY, TEXTS, Running, running
 
 from blockrank import Ranker
@@ -52,4 +53,6 @@ def test_a_client_gets_the_ranking(server: Running, mini: Ranker, client: str) -
     assert found.returncode == 0, found.stderr[-2000:]
     ranked = json.loads(found.stdout)
     assert [index for index, _ in ranked] == [entry.index for entry in expected]
-    assert [score for _, score in ranked] == pytest.approx([entry.score for entry in expected], abs=1e-5)
+    assert [score for _, score in ranked] == pytest.approx(
+        [entry.score for entry in expected], abs=TOLERANCE["float32"]
+    )

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from conftest import PATIENCE_S
 from serving import QUERY, TEXTS, Running, device_lost, not_finite, running, wait_until
 
 from blockrank import ModelError, Ranker
@@ -34,7 +35,7 @@ def test_readiness(mini: Ranker) -> None:
         assert "illegal memory access" in told[0]
 
     def load() -> list[Ranker]:
-        assert loaded.wait(10)
+        assert loaded.wait(PATIENCE_S)
         return [Ranker(mini.model)]
 
     with running(mini, load=load, wait=False) as server:
@@ -126,7 +127,7 @@ def test_auth_matrix(guarded: Running) -> None:
 
 def raw(server: Running, method: str, path: str, authorization: str) -> tuple[int, dict[str, str]]:
     """A request whose path nobody tidies."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers={"Authorization": authorization} if authorization else {})
         answer = connection.getresponse()

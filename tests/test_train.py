@@ -345,7 +345,7 @@ def test_accumulated_steps_equal_large_ones(work: Path) -> None:
         (("[trainer]\n", "[trainer]\nlearning_speed = 1\n"), r"\[trainer\]: .*learning_speed"),
         (("max_steps = 4", "max_steps = 0"), "max_steps must be positive"),
         (("[model]\n", "[model]\nspec = { layer = -1 }\n"), "layer counts from 0"),
-        (("[model]\n", "[model]\nspec = { colour = 1 }\n"), "has no field colour"),
+        (("[model]\n", "[model]\nspec = { colour = 1 }\n"), "unknown key 'colour'"),
         (("requests.jsonl", "none.jsonl"), r"none\.jsonl: cannot be read"),
         (("[data]\n", "[data]\nweights = { other = 1 }\n"), "names 'other', which is no source"),
         (("[loss]\n", "[loss]\ndistil = 1.0\n"), "loss.teachers names no teacher"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from blockrank.configfile import checked
 from blockrank.types import InputError
 
 _SLAB_BYTES = 64 << 20
@@ -18,10 +19,11 @@ class MemoryStore:
 
     Entries are copied into slabs, and a slab is dropped whole: thousands of small tensors that outlive the forwards
     between which they were allocated would leave the heap in pieces (measured: 6.6 GB for 1.8 GB of keys). Raises
-    `InputError` where `max_bytes` is not positive.
+    `InputError` where `max_bytes` is no positive integer.
     """
 
     def __init__(self, max_bytes: int) -> None:
+        max_bytes = checked(int, max_bytes, "max_bytes")
         if max_bytes < 1:
             raise InputError(f"max_bytes must be positive, not {max_bytes}.")
         self._max_bytes, self._slab_bytes = max_bytes, min(_SLAB_BYTES, max(max_bytes // _LEAST_SLABS, 1))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 
 from blockrank.types import Document, Evidence, InputError, Ranking, RankRequest, RequestRanker
+from blockrank.words import document_words, query_words, spans_of_words
 
 
 def word_overlap(query: str, text: str) -> float:
     """Share of the query's distinct words that the text holds, in [0, 1]."""
-    wanted, found = (set(re.findall(r"\w+", item.lower())) for item in (query, text))
+    wanted, found = set(query_words(query)), set(document_words(text))
     return len(wanted & found) / len(wanted) if wanted else 0.0
 
 
 def shared_words(query: str, document: Document) -> tuple[Evidence, ...]:
     """The words of a document that the query holds too, each with an equal share."""
-    wanted = set(re.findall(r"\w+", query.lower()))
-    found = [match for match in re.finditer(r"\w+", document.content) if match[0].lower() in wanted]
-    return tuple(Evidence(*document.locate(*match.span()), 1 / len(found)) for match in found)
+    found = spans_of_words(document.content, set(query_words(query)).__contains__)
+    return tuple(Evidence(*document.locate(*span), 1 / len(found)) for span in found)
 
 
 class FakeRanker(RequestRanker):
@@ -36,10 +35,11 @@ class FakeRanker(RequestRanker):
         """Rank a stream of requests lazily, in order."""
         for request in requests:
             self.calls.append(request)
-            raw = [float(self._score(request.query, document.content)) for document in request.candidates]
+            documents = [request.candidates[index] for index in request.readable]
+            raw = [float(self._score(request.query, document.content)) for document in documents]
             if min(raw) < 0:
                 raise InputError("the score function of a FakeRanker must not be negative.")
             total = sum(raw)
             shares = [value / total for value in raw] if total else [1 / len(raw)] * len(raw)
-            evidence = [shared_words(request.query, document) for document in request.candidates]
+            evidence = [shared_words(request.query, document) for document in documents]
             yield Ranking.from_scores(request, shares, evidence=evidence if request.evidence else None)

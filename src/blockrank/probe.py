@@ -4,7 +4,7 @@ Decoder families differ in how they call attention, and some fail silently: they
 leak between documents, or add a mask, a window or a soft cap of their own. Three checks, on about 40 tokens:
 every layer calls the seam; no document influences another (under the causal pattern: none that stands before it);
 hidden states equal the model's own eager attention given the explicit 4-D mask. Where the layers are fused, a fourth:
-what they yield equals what the library's own do.
+what they yield equals what the library's own do. All of it with NaN in place of weights that the checkpoint leaves out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def probe_model(model: RankModel) -> None:
     # Every document to the end, and every row's keys, also of those that no score reads.
     model = model.with_spec(replace(model.spec, prune=(), softmax_over="all"))
     layout = _layout(model)
-    with torch.inference_mode():
+    with torch.inference_mode(), _spoiled(model):
         states = _states(model, layout)
         if not all(bool(state.isfinite().all()) for state in states[: model.spec.layer + 1]):
             raise ModelError(f"{_name(model)} yields values that are not finite: its weights are broken.")
@@ -150,6 +150,19 @@ def rows_apart(one: Tensor, two: Tensor) -> float:
         return math.inf
     share = 0.9 if one.dtype in (torch.bfloat16, torch.float16) else 1.0
     return float(distance.sort().values[math.ceil(share * len(distance)) - 1])
+
+
+@contextmanager
+def _spoiled(model: RankModel) -> Iterator[None]:
+    """Put NaN where the checkpoint leaves weights out: whatever reads one of them after all yields no number."""
+    weights = [weight for name, weight in model.module.named_parameters() if name in model.omitted]
+    for weight in weights:
+        weight.data.fill_(torch.nan)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.data.zero_()
 
 
 @contextmanager

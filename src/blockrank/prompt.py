@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,22 +70,31 @@ def _answer(template: Template, ids: list[str]) -> Piece:
     return Piece(text + (template.answer_end if ids else ""), id_spans=tuple(spans))
 
 
-def segments(template: Template, request: RankRequest, answer: tuple[int, ...] | None = None) -> list[SegmentText]:
-    """The C + 2 segments of a request: instruction, one a candidate in the order given, query.
+def segments(
+    template: Template, request: RankRequest, answer: tuple[int, ...] | None = None, read: Sequence[int] | None = None
+) -> list[SegmentText]:
+    """The segments of a request: instruction, one a candidate in the order given, query.
 
-    `answer` lists indices of candidates; training passes them and the query segment then ends in their numbers, in the
-    order given, and the template's end (method, section 2).
+    `read` lists the candidates that have one, the readable ones if left out; a template numbers these alone, so that
+    scores are those of a request without the others. `answer` lists indices of candidates; training passes them and the
+    query segment then ends in their numbers, in the order given, and the template's end (method, section 2).
     """
+    read = request.readable if read is None else read
     query = {"query": request.query.strip()}
-    numbers = [str(template.id_base + index) for index in range(len(request.candidates))]
+    numbers = {index: str(template.id_base + place) for place, index in enumerate(read)}
     tail = [fill(piece, query) for piece in template.query]
     if template.answer:
         tail.append(_answer(template, [numbers[index] for index in answer or ()]))
     return [
         _segment("instruction", template.instruction, query),
         *(
-            _segment("document", template.document, {**query, "text": document.content, "id": numbers[index]}, index)
-            for index, document in enumerate(request.candidates)
+            _segment(
+                "document",
+                template.document,
+                {**query, "text": request.candidates[index].content, "id": number},
+                index,
+            )
+            for index, number in numbers.items()
         ),
         SegmentText("query", tuple(tail)),
     ]

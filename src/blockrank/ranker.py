@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blockrank.cache import MemoryStore
 from blockrank.capacity import is_out_of_memory
+from blockrank.configfile import checked
 from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
@@ -55,6 +56,7 @@ class Ranker(RequestRanker):
     """
 
     def __init__(self, model: RankModel, scorer: Scorer | None = None, max_tokens: int = DEFAULT_MAX_TOKENS) -> None:
+        max_tokens = checked(int, max_tokens, "max_tokens")
         if max_tokens < 1:
             raise InputError(f"max_tokens must be positive, not {max_tokens}.")
         self.model, self.max_tokens = model, max_tokens
@@ -165,7 +167,7 @@ class Ranker(RequestRanker):
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
         if tokenised.query_cut:
             _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, tokenised.query_cut)
-        for index, segment in enumerate(tokenised.documents):
+        for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
             if segment.cut:
                 _log_cut(request, index, segment, spec.max_segment_tokens)
         return tokenised
@@ -194,8 +196,20 @@ class Ranker(RequestRanker):
         evidence = None
         if scored.shares_R is not None and request.evidence:
             evidence = _evidence(request, tokenised, scored.shares_R)
-        cuts, tokens = [s.cut for s in tokenised.documents], [s.body_tokens for s in tokenised.documents]
-        return Ranking.from_scores(request, scored.scores_C.tolist(), tokens, cuts, tokenised.query_cut, evidence)
+        documents = tokenised.documents
+        ranking = Ranking.from_scores(
+            request,
+            scored.scores_C.tolist(),
+            [segment.body_tokens for segment in documents],
+            [segment.cut for segment in documents],
+            tokenised.query_cut,
+            evidence,
+            read=tokenised.indices,
+            estimated=[segment.cut_is_estimate for segment in documents],
+        )
+        for warning in ranking.warnings:
+            _log.warning("query_id %r: %s", request.query_id, warning)
+        return ranking
 
     def _score_apart(
         self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
@@ -236,7 +250,7 @@ class Ranker(RequestRanker):
         The documents are encoded in groups that depend on `documents` alone, so that later scores are the same to the
         last bit after a restart. progress: called with the distinct documents done and all of them. Returns False, and
         does nothing, where the model is not of that kind, where documents leave early, or where the keys would take
-        over nine tenths of `max_bytes`.
+        over nine tenths of `max_bytes`. Documents of which nothing can be read are left out.
         """
         if not self.can_reuse or not documents:
             return False
@@ -285,8 +299,10 @@ class Ranker(RequestRanker):
 
     def _encoding_groups(self, documents: Sequence[Document]) -> list[TokenisedRequest]:
         """Distinct documents by length, as requests of a few thousand tokens; their query is a placeholder."""
-        frame, *_ = alone = [self.tokenise(RankRequest("q", [document])) for document in documents]
-        segments = sorted({item.documents[0].ids.tobytes(): item.documents[0] for item in alone}.values(), key=_by_size)
+        # Each behind a placeholder, so that one of which nothing can be read makes no request that is refused.
+        frame, *_ = alone = [self.tokenise(RankRequest("q", ["q", document])) for document in documents]
+        found = [segment for item in alone for segment in item.documents[1:]]
+        segments = sorted({segment.ids.tobytes(): segment for segment in found}.values(), key=_by_size)
         groups = plan_batches([len(segment.ids) for segment in segments], _ENCODE_TOKENS)
         return [TokenisedRequest((frame.segments[0], *segments[group], frame.segments[-1])) for group in groups]
 
@@ -309,8 +325,8 @@ def _scorer(name: str) -> Scorer:
 
 def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:
     _log.warning(
-        "query_id %r: documents[%d] (doc_id %r) was cut from %d to %d tokens of its own (max_segment_tokens %d).",
-        request.query_id, index, request.candidates[index].doc_id,
+        "query_id %r: documents[%d] (doc_id %r) was cut from %s%d to %d tokens of its own (max_segment_tokens %d).",
+        request.query_id, index, request.candidates[index].doc_id, "about " if segment.cut_is_estimate else "",
         segment.body_tokens + segment.cut, segment.body_tokens, limit,
     )  # fmt: skip
 
@@ -322,7 +338,8 @@ def _by_size(segment: Segment) -> tuple[int, bytes]:
 def _evidence(request: RankRequest, tokenised: TokenisedRequest, shares_R: Tensor) -> list[tuple[Evidence, ...]]:
     """Where the attention fell in each document of a request, token by token; frame tokens are left out."""
     evidence, row = [], 0
-    for document, segment in zip(request.candidates, tokenised.documents, strict=True):
+    for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
+        document = request.candidates[index]
         assert segment.spans_L2 is not None, "tokenised for evidence"
         shares = shares_R[row : row + len(segment.ids)].tolist()
         row += len(segment.ids)

@@ -6,10 +6,12 @@ Literals that belong to one checkpoint (its layer, its query offset, its prompt)
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from blockrank.configfile import build, check_fields, checked, read_json
 from blockrank.types import InputError, ModelError
 
 SPEC_FILE = "blockrank.json"
@@ -17,6 +19,9 @@ SPEC_VERSION = 1
 EMBEDDED = "embedded"  # the name of the embedded model, wherever a folder or a hub name can be
 
 Attend = Literal["causal", "bidirectional"]
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+# What can be said in each kind of segment.
+_FIELDS = {"instruction": {"query"}, "document": {"query", "text", "id"}, "query": {"query"}}
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,9 @@ class Template:
     number, counted from `id_base`). Only what a field brings in is *body*; the rest is *frame* and is never cut.
     `answer` is a piece appended to the query segment; training continues it with the ids of the relevant documents,
     joined by `answer_separator` and closed by `answer_end`.
+
+    Raises `InputError` where a part is of another type, names a field that it cannot have, or `{text}` or `{query}` is
+    nowhere: the model would rank without having read it.
     """
 
     instruction: tuple[str, ...]
@@ -36,6 +44,18 @@ class Template:
     answer_separator: str = ", "
     answer_end: str = "]"
     id_base: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        named = {kind: set(_FIELD.findall(" ".join(getattr(self, kind)))) for kind in _FIELDS}
+        for kind, allowed in _FIELDS.items():
+            if other := sorted(named[kind] - allowed):
+                words = " and ".join(f"{{{name}}}" for name in sorted(allowed))
+                raise InputError(f"Template.{kind} names {{{other[0]}}}; what it can hold is {words}.")
+        if "text" not in named["document"]:
+            raise InputError("Template.document does not hold {text}, the document (its title included).")
+        if not any("query" in names for names in named.values()):
+            raise InputError("Template.query does not hold {query}, nor does any other part.")
 
     @property
     def reads_query_first(self) -> bool:
@@ -168,10 +188,8 @@ class RankSpec:
     notes: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check_numbers()
-        for name, hint in get_type_hints(RankSpec).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise InputError(f"RankSpec.{name} must be one of {get_args(hint)}, not {getattr(self, name)!r}.")
         if isinstance(self.template, str) and self.template not in TEMPLATES:
             raise InputError(f"RankSpec.template {self.template!r} is unknown; built in are {sorted(TEMPLATES)}.")
         self._check_pattern()
@@ -186,12 +204,18 @@ class RankSpec:
     def _check_numbers(self) -> None:
         if self.layer < 0:
             raise InputError(f"RankSpec.layer counts from 0; {self.layer} is negative.")
-        if self.signal_tokens != "query" and (not isinstance(self.signal_tokens, int) or self.signal_tokens < 1):
+        if self.signal_tokens != "query" and self.signal_tokens < 1:
             raise InputError(f"RankSpec.signal_tokens must be positive or 'query', not {self.signal_tokens!r}.")
+        if self.logit_scale == 0:
+            raise InputError("RankSpec.logit_scale is 0: every document would get the same score.")
         if not 0 <= self.length_norm <= 1:
             raise InputError(f"RankSpec.length_norm must lie in [0, 1], not {self.length_norm}.")
         if self.heads is not None and not self.heads:
             raise InputError("RankSpec.heads is empty; use null to read all heads.")
+        if self.heads is not None and len(set(self.heads)) < len(self.heads):
+            raise InputError(f"RankSpec.heads names a head twice: {list(self.heads)}.")
+        if self.query_offset is not None and self.query_offset < 0:
+            raise InputError(f"RankSpec.query_offset counts from 0; {self.query_offset} is negative.")
         for name in ("max_segment_tokens", "max_query_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"RankSpec.{name} must be positive, not {getattr(self, name)}.")
@@ -223,21 +247,13 @@ class RankSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RankSpec:
-        """Inverse of `to_dict`. Raises `InputError` on an unknown key or a value out of range."""
+        """Inverse of `to_dict`. Raises `InputError` on an unknown key, or a value of another type or out of range."""
         values = dict(values)
-        version = values.pop("version", SPEC_VERSION)
+        version = checked(int, values.pop("version", SPEC_VERSION), "RankSpec.version")
         if version != SPEC_VERSION:
             raise InputError(f"RankSpec version {version!r} is not supported; this release reads {SPEC_VERSION}.")
-        if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
-            raise InputError(f"RankSpec has no field {', '.join(unknown)}.")
-        if isinstance(values.get("template"), dict):
-            raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["template"].items()}
-            values["template"] = Template(**raw)
-        if values.get("heads") is not None:
-            values["heads"] = tuple(values["heads"])
-        if "prune" in values:
-            values["prune"] = tuple((int(layer), float(share)) for layer, share in values["prune"])
-        return cls(**values)
+        found: RankSpec = build(cls, values, "RankSpec")
+        return found
 
     def save(self, folder: str | Path) -> Path:
         """Write `blockrank.json` into `folder` and return its path."""
@@ -255,9 +271,13 @@ class RankSpec:
                 "pass spec=RankSpec(...)."
             )
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError, InputError) as error:
-            raise ModelError(f"{path} is not a valid RankSpec: {error}") from error
+            values = read_json(path)
+        except InputError as error:
+            raise ModelError(str(error)) from None
+        try:
+            return cls.from_dict(values)
+        except InputError as error:
+            raise ModelError(f"{path} is not a valid RankSpec: {error}") from None
 
 
 BUILT_IN_SPECS: dict[str, RankSpec] = {

@@ -5,15 +5,33 @@ Nothing here knows about tensors; importing it is cheap.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, overload
 
+from blockrank.characters import is_readable
+from blockrank.documents import (
+    Document,
+    DocumentLike,
+    as_document,
+    as_json,
+    check_id,
+    check_text,
+    checked_document,
+    named_documents,
+    number_documents,
+    readable_indices,
+    repeated_ids,
+)
+from blockrank.errors import BlockrankError, CapacityError, InputError, MissingExtraError, ModelError
+
 __all__ = [
     "BlockrankError",
     "CapacityError",
     "Document",
+    "DocumentLike",
     "Evidence",
     "InputError",
     "MissingExtraError",
@@ -26,145 +44,106 @@ __all__ = [
 ]
 
 
-class BlockrankError(Exception):
-    """Root of every error this package raises on purpose."""
-
-
-class InputError(BlockrankError, ValueError):
-    """The caller's input cannot be ranked; the message names the argument and the document's index."""
-
-
-class ModelError(BlockrankError):
-    """A checkpoint cannot be loaded, fails its probe, or yields scores that are not finite."""
-
-
-class CapacityError(ModelError):
-    """A request does not fit into the device's memory; fewer or shorter documents may."""
-
-
-class MissingExtraError(BlockrankError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text to be ranked. `doc_id` of None becomes the document's index in its request."""
-
-    text: str
-    doc_id: str | None = None
-    title: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def content(self) -> str:
-        """Title, space and text, stripped: what a model reads."""
-        return self._joined.strip()
-
-    @property
-    def _joined(self) -> str:
-        return f"{self.title} {self.text}" if self.title else self.text
-
-    def locate(self, start: int, end: int) -> tuple[Literal["title", "text"], int, int]:
-        """Where the characters [start, end) of `content` stand: the field, and start and end in it as given.
-
-        A span over the seam of title and text is cut to the part in the title.
-        """
-        lead = len(self._joined) - len(self._joined.lstrip())
-        start, end = start + lead, end + lead
-        if not self.title:
-            return "text", start, end
-        if start < len(self.title):
-            return "title", start, min(end, len(self.title))
-        offset = len(self.title) + 1
-        return "text", max(start - offset, 0), max(end - offset, 0)
-
-
-DocumentLike = str | Document | Mapping[str, Any]
-
-
-def _check_text(text: object, argument: str) -> str:
-    """Return `text` if it is a string a tokenizer can encode, else raise naming `argument`."""
-    if not isinstance(text, str):
-        raise InputError(f"{argument} must be a string, not {type(text).__name__}.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{argument} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}: "
-            "it is not valid Unicode text."
-        ) from None
-    return text
-
-
-def as_document(value: DocumentLike, index: int) -> Document:
-    """Turn a string, a mapping or a `Document` at position `index` of a list into a checked `Document` with an id.
-
-    Raises `InputError`, naming `documents[index]`, where there is no text or it is no text.
-    """
-    where = f"documents[{index}]"
-    if isinstance(value, str):
-        value = Document(value)
-    elif isinstance(value, Mapping):
-        value = _from_mapping(value, where)
-    elif not isinstance(value, Document):
-        raise InputError(f"{where} must be a string, a mapping with 'text', or a Document, not {type(value).__name__}.")
-    _check_text(value.text, f"{where}.text")
-    _check_text(value.title, f"{where}.title")
-    if not value.content:
-        raise InputError(f"{where} is empty: there is no text to rank.")
-    doc_id = str(index) if value.doc_id is None else _check_text(value.doc_id, f"{where}.doc_id")
-    return Document(value.text, doc_id, value.title, value.metadata)
-
-
-def _from_mapping(value: Mapping[str, Any], where: str) -> Document:
-    """Read a document from the spellings common in retrieval data (`doc_id`, `_id` or `id`; `text`; `title`)."""
-    if "text" not in value:
-        raise InputError(f"{where} has no 'text'; its keys are {sorted(map(str, value))}.")
-    doc_id = next((value[key] for key in ("doc_id", "_id", "id") if value.get(key) is not None), None)
-    if isinstance(doc_id, int):
-        doc_id = str(doc_id)
-    metadata = {key: item for key, item in value.items() if key not in ("doc_id", "_id", "id", "text", "title")}
-    return Document(value["text"], doc_id, value.get("title") or "", metadata)
-
-
 @dataclass(frozen=True, slots=True)
 class RankRequest:
     """A query and the candidates handed over by a first stage.
 
-    `documents` may be strings, `Document`s or mappings with `text` (and `doc_id`/`_id`/`id`, `title`); they are
-    normalised to `Document`s whose ids are unique. `top_k` keeps the best so many in the ranking; None keeps all.
-    `evidence` asks for the characters of each document that received the attention.
+    `documents`: strings, `Document`s or mappings with `text` (and `doc_id`/`_id`/`id`, `title`; what else they hold
+    becomes metadata), in a list or anything else that has an order: a tuple, a generator, a column of a table. They are
+    normalised to `Document`s with an id: one that has none gets its index (see `number_documents`). Two may have the
+    same id: `index` tells them apart, and a warning says so; where an id must be a key (a run file, judgements) that is
+    refused. A document without a readable character is ranked last with score 0, and a warning says so.
 
-    Raises `InputError` on an empty query, no documents, an empty document, a duplicate id, or text that is not text.
+    `query_id`: a string or an integer. `top_k` keeps the best so many in the ranking; None keeps all. `evidence` asks
+    for the characters of each document that received the attention.
+
+    Raises `InputError` on a query or documents without a readable character, no documents, documents without an order
+    (a set) or of several columns, or text that is not text.
     """
 
     query: str
-    documents: Sequence[DocumentLike]
+    documents: Iterable[DocumentLike]
     query_id: str = "0"
     top_k: int | None = None
     evidence: bool = False
+    _readable: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        if not _check_text(self.query, "query").strip():
+        query = check_text(self.query, "query")
+        if not query.strip():
             raise InputError("query is empty: there is nothing to rank for.")
-        _check_text(self.query_id, "query_id")
-        if isinstance(self.documents, str | bytes | Mapping) or not isinstance(self.documents, Sequence):
-            raise InputError(f"documents must be a sequence of documents, not {type(self.documents).__name__}.")
-        if not self.documents:
+        if not is_readable(query):
+            raise InputError("query has no readable character: there is nothing to rank for.")
+        documents = _documents(self.documents)
+        if not documents:
             raise InputError("documents is empty: there is nothing to rank.")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise InputError(f"top_k must be a positive integer or None, not {self.top_k!r}.")
-        documents = tuple(as_document(value, index) for index, value in enumerate(self.documents))
-        seen: dict[str | None, int] = {}
-        for index, document in enumerate(documents):
-            if (first := seen.setdefault(document.doc_id, index)) != index:
-                raise InputError(f"documents[{index}] has the doc_id {document.doc_id!r} of documents[{first}].")
-        object.__setattr__(self, "documents", documents)
+        values = {
+            "query": query,
+            "query_id": "0" if self.query_id is None else check_id(self.query_id, "query_id"),
+            "top_k": _count(self.top_k),
+            "evidence": _flag(self.evidence),
+            "documents": documents,
+            "_readable": readable_indices(documents),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def candidates(self) -> tuple[Document, ...]:
         """The normalised documents, in the order given."""
         return self.documents  # type: ignore[return-value]  # __post_init__ normalised them
+
+    @property
+    def readable(self) -> tuple[int, ...]:
+        """Indices of the candidates that have a readable character; at least one."""
+        return self._readable
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its ranking will say beside the documents: those without a readable character, and repeated ids."""
+        documents, found = self.candidates, []
+        if empty := [index for index in range(len(documents)) if index not in set(self.readable)]:
+            found.append(_ranked_last(documents, empty, "no readable character"))
+        if repeated := repeated_ids(documents):
+            (index, first), more = repeated[0], f"; {len(repeated) - 1} more repeat one" if repeated[1:] else ""
+            found.append(f"documents[{index}] has the doc_id {documents[index].doc_id!r} of documents[{first}]{more}.")
+        return tuple(found)
+
+
+def _documents(values: object) -> tuple[Document, ...]:
+    """The documents of a request, checked and with ids. Raises `InputError` on what has no order or is no list."""
+    if isinstance(values, set | frozenset):
+        raise InputError("documents must have an order, and a set has none: give a list.")
+    if isinstance(values, str | bytes | bytearray | Mapping | Document) or not isinstance(values, Iterable):
+        raise InputError(f"documents must be a sequence of documents, not {type(values).__name__}.")
+    if (dimensions := getattr(values, "ndim", 1)) != 1:  # a table, of which iteration may give the names of columns
+        raise InputError(f"documents must have one dimension, not {dimensions}: give one column of a table.")
+    return number_documents(checked_document(value, index) for index, value in enumerate(values))
+
+
+def _count(top_k: object) -> int | None:
+    """`top_k` as an integer of Python. Raises `InputError` where it is none, or not positive."""
+    if top_k is None:
+        return None
+    try:
+        count = 0 if isinstance(top_k, bool) else operator.index(top_k)  # type: ignore[arg-type]
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputError(f"top_k must be a positive integer or None, not {top_k!r}.")
+    return count
+
+
+def _flag(evidence: object) -> bool:
+    """`evidence` as a truth value of Python. Raises `InputError` where it is none."""
+    if type(evidence).__name__ not in ("bool", "bool_"):  # the second is numpy's
+        raise InputError(f"evidence must be True or False, not {evidence!r}.")
+    return bool(evidence)
+
+
+def _ranked_last(documents: Sequence[Document], indices: Sequence[int], lack: str) -> str:
+    """The warning about documents of which nothing can be read."""
+    return f"{named_documents(documents, indices)}: {lack}; ranked last with score 0."
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +165,9 @@ class RankedDocument:
     """One place of a ranking.
 
     `rank` counts from 1; `index` is the document's position in the request; `tokens` is how many of its own tokens
-    the model read and `cut_tokens` how many were dropped to respect the length limit. `evidence`: where in it the
-    attention fell, token by token in reading order, if the request asked for it.
+    the model read and `cut_tokens` how many were dropped to respect the length limit: the rest of a document of over
+    eight characters for each token of the limit is not tokenised, and their number is an estimate (`cut_is_estimate`).
+    `evidence`: where in it the attention fell, token by token in reading order, if the request asked for it.
     """
 
     rank: int
@@ -197,6 +177,7 @@ class RankedDocument:
     tokens: int = 0
     cut_tokens: int = 0
     evidence: tuple[Evidence, ...] = ()
+    cut_is_estimate: bool = False
 
     @property
     def doc_id(self) -> str:
@@ -209,14 +190,18 @@ class RankedDocument:
         return self.document.text
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """JSON-ready form; metadata as `as_json` writes it."""
         entry: dict[str, Any] = {
             "rank": self.rank, "score": self.score, "index": self.index, "doc_id": self.doc_id, "text": self.text,
         }  # fmt: skip
         if self.document.title:
             entry["title"] = self.document.title
+        if self.document.metadata:
+            entry["metadata"] = as_json(self.document.metadata)
         if self.cut_tokens:
             entry["cut_tokens"] = self.cut_tokens
+        if self.cut_is_estimate:
+            entry["cut_is_estimate"] = True
         if self.evidence:
             entry["evidence"] = [asdict(item) for item in self.evidence]
         return entry
@@ -227,14 +212,17 @@ class Ranking(Sequence[RankedDocument]):
     """Documents of one request, best first. Iterates and indexes like a list.
 
     Scores of a complete ranking sum to one; they compare documents of the same request and nothing else. Where document
-    ids were decoded, a score is minus the rank.
-    `query_cut_tokens` is how many tokens the query lost, where that was allowed.
+    ids were decoded, a score is minus the rank. Documents of which nothing could be read are last, in the order of the
+    request, with score 0 (minus the rank where ids were decoded) and no tokens.
+    `query_cut_tokens` is how many tokens the query lost, where that was allowed (an estimate for one of over eight
+    characters for each token of the limit). `warnings`: sentences about the request that the caller should see.
     """
 
     query: str
     query_id: str
     ranked: tuple[RankedDocument, ...]
     query_cut_tokens: int = 0
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_scores(
@@ -245,23 +233,38 @@ class Ranking(Sequence[RankedDocument]):
         cut_tokens: Sequence[int] | None = None,
         query_cut_tokens: int = 0,
         evidence: Sequence[tuple[Evidence, ...]] | None = None,
+        *,
+        read: Sequence[int] | None = None,
+        estimated: Sequence[bool] | None = None,
     ) -> Ranking:
-        """Sort by score, descending; equal scores keep the order of the request."""
-        assert len(scores) == len(request.candidates), "a scorer returns one score a document"
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_k]
-        ranked = tuple(
+        """Sort by score, descending; equal scores keep the order of the request.
+
+        read: indices of the candidates that the scores, and the other lists, belong to; the readable ones if left out.
+        All others come last. estimated: whether a number of `cut_tokens` is an estimate.
+        """
+        read = request.readable if read is None else read
+        assert len(scores) == len(read), "a scorer returns one score a document"
+        unread = sorted(set(range(len(request.candidates))) - set(read))
+        lowest = min(0.0, *map(float, scores))
+        entries = [
             RankedDocument(
-                rank,
-                float(scores[index]),
-                index,
-                request.candidates[index],
-                tokens[index] if tokens else 0,
-                cut_tokens[index] if cut_tokens else 0,
-                evidence[index] if evidence else (),
+                0,
+                float(scores[place]),
+                read[place],
+                request.candidates[read[place]],
+                tokens[place] if tokens else 0,
+                cut_tokens[place] if cut_tokens else 0,
+                evidence[place] if evidence else (),
+                estimated[place] if estimated else False,
             )
-            for rank, index in enumerate(order, start=1)
-        )
-        return cls(request.query, request.query_id, ranked, query_cut_tokens)
+            for place in sorted(range(len(scores)), key=lambda place: -scores[place])
+        ]
+        for place, index in enumerate(unread, start=1):
+            entries.append(RankedDocument(0, lowest and lowest - place, index, request.candidates[index]))
+        ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
+        silent = [index for index in unread if index in set(request.readable)]
+        warnings = [_ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
+        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings))
 
     def __len__(self) -> int:
         return len(self.ranked)
@@ -292,6 +295,8 @@ class Ranking(Sequence[RankedDocument]):
         entry: dict[str, Any] = {"query_id": self.query_id, "query": self.query}
         if self.query_cut_tokens:
             entry["query_cut_tokens"] = self.query_cut_tokens
+        if self.warnings:
+            entry["warnings"] = list(self.warnings)
         return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}
 
 
@@ -305,9 +310,9 @@ class RequestRanker(ABC):
     def rank(
         self,
         query: str,
-        documents: Sequence[DocumentLike],
+        documents: Iterable[DocumentLike],
         top_k: int | None = None,
-        query_id: str = "0",
+        query_id: str | int = "0",
         *,
         evidence: bool = False,
     ) -> Ranking:
@@ -315,7 +320,7 @@ class RequestRanker(ABC):
 
         Raises `InputError` on input that cannot be ranked.
         """
-        return self.rank_many([RankRequest(query, documents, query_id, top_k, evidence)])[0]
+        return self.rank_many([RankRequest(query, documents, check_id(query_id, "query_id"), top_k, evidence)])[0]
 
     def rank_many(self, requests: Iterable[RankRequest]) -> list[Ranking]:
         """Rank many requests, in order; each result equals that of its request alone."""

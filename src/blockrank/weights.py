@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from blockrank.types import ModelError
+
 WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "int8-rows"
 _SCALE = ".row_scale"
@@ -48,14 +50,42 @@ def is_int8(folder: str | Path) -> bool:
 
 
 def read_int8(folder: str | Path) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """Dequantised float32 state dict of `folder`, and the names that were omitted on purpose."""
-    with safe_open(Path(folder) / WEIGHTS_FILE, framework="pt") as file:
+    """Dequantised float32 state dict of `folder`, and the names that were omitted on purpose.
+
+    Raises `ModelError` where a tensor of int8 has no scale, a scale no tensor, one does not fit the other, or the file
+    does not say what was omitted.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
-        omitted = frozenset(json.loads(file.metadata()["omitted"]))
-    state = {}
-    for name, tensor in tensors.items():
-        if name.endswith(_SCALE):
-            continue
+        omitted = _omitted((file.metadata() or {}).get("omitted", ""), path)
+    state, unused = {}, {name for name in tensors if name.endswith(_SCALE)}
+    for name in sorted(set(tensors) - unused):
         scale = tensors.get(name + _SCALE)
-        state[name] = tensor.float() if scale is None else tensor.float() * scale.float()[:, None]
+        _check_scale(tensors[name], scale, f"{path} holds {name}")
+        state[name] = tensors[name].float() if scale is None else tensors[name].float() * scale.float()[:, None]
+        unused.discard(name + _SCALE)
+    if unused:
+        raise ModelError(f"{path} holds {min(unused)}, but not what it scales.")
     return state, omitted
+
+
+def _omitted(text: str, path: Path) -> frozenset[str]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{path} does not say which weights it omits: it was not written as it should be.")
+    return frozenset(names)
+
+
+def _check_scale(weight: Tensor, scale: Tensor | None, holds: str) -> None:
+    """Raise `ModelError` where a weight of int8 and its scale do not belong together."""
+    if scale is None:
+        if weight.dtype == torch.int8:
+            raise ModelError(f"{holds} in eight bits without its {_SCALE.removeprefix('.')}.")
+    elif weight.dtype != torch.int8 or weight.ndim != 2 or scale.shape != weight.shape[:1]:
+        raise ModelError(f"{holds} as {tuple(weight.shape)}, which {_SCALE.removeprefix('.')} does not fit.")
+    elif not bool(((scale > 0) & scale.isfinite()).all()):
+        raise ModelError(f"{holds} with a {_SCALE.removeprefix('.')} that is not above zero and finite.")

@@ -23,6 +23,7 @@ from blockrank.evaluate.first_stage import FirstStage
 from blockrank.layout import TokenisedRequest
 from blockrank.ranker import Ranker
 from blockrank.spec import RankSpec
+from blockrank.types import InputError, RankRequest
 
 
 def analyze(
@@ -42,7 +43,7 @@ def analyze(
     report = progress or _silent
     judged = judged_requests(collection, first_stage, settings)
     ranker = Ranker(analysed.model)
-    tokenised = [ranker.tokenise(item.request) for item in judged]
+    tokenised = [_tokenised(ranker, item.request) for item in judged]
     shares = _shares(ranker, judged, settings, report)
     is_dev = split_halves(len(judged), settings.seed)
     reading = Reading(analysed, judged, tokenised, settings.single_tokens)
@@ -71,6 +72,15 @@ def analyze(
     )
 
 
+def _tokenised(ranker: Ranker, request: RankRequest) -> TokenisedRequest:
+    """A request as tokens. Raises `InputError` where nothing of one of its documents can be read."""
+    tokenised = ranker.tokenise(request)
+    if unread := sorted(set(range(len(request.candidates))) - set(tokenised.indices)):
+        doc_id = request.candidates[unread[0]].doc_id
+        raise InputError(f"query_id {request.query_id!r}: the document {doc_id!r} yields no token of this tokenizer.")
+    return tokenised
+
+
 def _silent(_what: str, _done: int, _of: int) -> None:
     """Show nothing."""
 
@@ -84,7 +94,7 @@ def _shares(
     for place, item in enumerate(some):
         generator = np.random.default_rng([settings.seed, place])
         few = item.some(settings.documents, generator)
-        request = ranker.tokenise(few.request)
+        request = _tokenised(ranker, few.request)
         found.append(prompt_shares(ranker.model, request, few.relevance_C > 0, settings.rows, generator))
         report("full attention", place + 1, len(some))
     return mean_shares(found)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.analyze.settings import AnalysisSettings
+from blockrank.characters import is_readable
 from blockrank.data import Collection, Run
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.types import Document, InputError, RankRequest
@@ -56,12 +57,12 @@ def judged_requests(collection: Collection, first_stage: FirstStage, settings: A
     Candidates without any text are left out. Raises `InputError` where fewer than two queries have a relevant one.
     """
     generator = np.random.default_rng(settings.seed)
-    names = [query_id for query_id in collection.qrels if collection.queries.get(query_id, "").strip()]
+    names = [query_id for query_id in collection.qrels if is_readable(collection.queries.get(query_id, ""))]
     drawn = [names[i] for i in generator.permutation(len(names))[: _DRAWN * settings.queries]]
     run = first_stage.search(collection, {name: collection.queries[name] for name in drawn}, settings.candidates)
     useful = [name for name in drawn if _is_useful(collection, run, name, settings.candidates)][: settings.queries]
     wanted = {doc_id: None for name in useful for doc_id in list(run[name])[: settings.candidates]}
-    documents = {doc_id: item for doc_id, item in collection.corpus.read(wanted).items() if item.content}
+    documents = {doc_id: item for doc_id, item in collection.corpus.read(wanted).items() if is_readable(item.content)}
     made = [_judged(collection, name, list(run[name])[: settings.candidates], documents) for name in useful]
     found = [item for item in made if item is not None]
     if len(found) < 2:

@@ -12,7 +12,7 @@ import typer
 from blockrank import __version__
 from blockrank.cli.analyze import analyze_command
 from blockrank.cli.bench import bench_command
-from blockrank.cli.console import Commands
+from blockrank.cli.console import Command, Commands
 from blockrank.cli.data import data_app
 from blockrank.cli.distil import distil_command
 from blockrank.cli.doctor import doctor_command
@@ -43,6 +43,8 @@ app.command("validate")(validate_command)
 app.command("eval")(eval_command)
 app.command("analyze")(analyze_command)
 app.command("bench")(bench_command)
+for _command in (*app.registered_commands, *data_app.registered_commands):
+    _command.cls = Command
 
 
 def _version(wanted: bool) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import sys
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from blockrank.capacity import is_out_of_memory
 from blockrank.data import atomic_file
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_BEAMS = 10  # the paper's, for lists; the package's own comes with torch
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_INVISIBLE = frozenset("\u200c\u200d\u200e\u200f\u061c")  # joiners, and marks of direction that reach no further
+_LEFT_OUT = frozenset("\u00ad\u200b\u2060\ufeff")  # places where a line may or may not break
 
 ModelOption = Annotated[
     str | None,
@@ -56,6 +60,19 @@ CutQueriesOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]
+
+
+class Command(TyperCommand):
+    """A command whose numbers are numbers: what is not finite is no size, share or time."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """What was given on the command line, read."""
+        ctx = super().make_context(*args, **kwargs)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"{value} is not a finite number.", param_hint=param.opts[0])
+        return ctx
 
 
 class Commands(TyperGroup):
@@ -197,5 +214,16 @@ def preview(text: str, length: int = 100) -> str:
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are replaced: a terminal would obey them."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    """A text whose control characters are replaced: a terminal would obey them.
+
+    What is invisible and part of how a script is written stays, or is left out where terminals would show it.
+    """
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or character in _INVISIBLE:
+        return character
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return "" if character in _LEFT_OUT else "\N{REPLACEMENT CHARACTER}"

@@ -1,4 +1,4 @@
-"""What was cut to fit, counted over many rankings."""
+"""What was cut to fit and what else the caller should know, counted over many rankings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from blockrank.types import Ranking
 
 @dataclass(slots=True)
 class Cuts:
-    """Counts documents and queries that were cut to fit, for one sentence each at the end."""
+    """Counts documents and queries that were cut to fit, and requests with warnings, for one sentence each at the end.
+
+    warning: the sentence of the first.
+    """
 
     limit: int
     documents: int = 0
     cut: int = 0
     most: int = 0
     queries: int = 0
+    estimated: bool = False
+    warned: int = 0
+    warning: str = ""
 
     def counted(self, rankings: Iterable[Ranking]) -> Iterator[Ranking]:
         """Pass complete rankings on and count."""
@@ -26,21 +32,41 @@ class Cuts:
             self.queries += ranking.query_cut_tokens > 0
             self.cut += sum(entry.cut_tokens > 0 for entry in ranking)
             self.most = max(self.most, *(entry.cut_tokens for entry in ranking), 0)
+            self.estimated |= any(entry.cut_is_estimate for entry in ranking)
+            if ranking.warnings:
+                self.warned += 1
+                self.warning = self.warning or f"query_id {ranking.query_id!r}: {' '.join(ranking.warnings)}"
             yield ranking
 
-    def add(self, documents: int, cut: int, most: int, queries: int) -> None:
+    def add(
+        self,
+        documents: int,
+        cut: int,
+        most: int,
+        queries: int,
+        estimated: bool = False,
+        warned: int = 0,
+        warning: str = "",
+    ) -> None:
         """Add what was counted before."""
         self.documents += documents
         self.cut += cut
         self.most = max(self.most, most)
         self.queries += queries
+        self.estimated |= estimated
+        self.warned += warned
+        self.warning = self.warning or warning
 
     def report(self) -> None:
         """Say how many were cut; nothing where none was."""
         if self.cut:
             note(
                 f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "
-                f"(at most {self.most} tokens were left out); --verbose lists them."
+                f"(at most {'about ' * self.estimated}{self.most} tokens were left out); --verbose lists them."
             )
         if self.queries:
             note(f"{self.queries} queries were cut to fit; --verbose lists them.")
+        if self.warned:
+            note(self.warning)
+        if self.warned > 1:
+            note(f"{self.warned} requests have such warnings; --json and --verbose list them.")

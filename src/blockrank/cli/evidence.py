@@ -12,6 +12,7 @@ from rich.text import Text
 
 from blockrank.cli.console import ELLIPSIS, preview, printable
 from blockrank.types import Evidence, RankedDocument
+from blockrank.words import end_of_marks, is_inside_word
 
 _EXCERPT_WORDS = 48
 _STRONGEST = 5
@@ -20,15 +21,16 @@ _STYLES = ((0.6, "bold black on bright_yellow"), (0.3, "black on yellow"), (0.12
 
 
 def words(entry: RankedDocument) -> list[Evidence]:
-    """Tokens that touch each other put together, their shares added up: the words of the document."""
+    """Tokens of one word put together, their shares added up; of scripts without spaces the tokens as they are."""
     joined: list[Evidence] = []
     for item in entry.evidence:
-        text = _text(entry, item)
-        item = replace(item, start=item.end - len(text.lstrip()))
+        field = _field(entry, item)
+        text = field[item.start : item.end]
+        # A tokenizer may leave out marks.
+        item = replace(item, start=item.end - len(text.lstrip()), end=end_of_marks(field, item.end))
         last = joined[-1] if joined else None
-        touch = last and (last.field, last.end) == (item.field, item.start)
-        if last and touch and text[:1].isalnum() and _text(entry, last)[-1:].isalnum():
-            joined[-1] = replace(last, end=item.end, share=last.share + item.share)
+        if last and last.field == item.field and item.start <= last.end and is_inside_word(field, item.start):
+            joined[-1] = replace(last, end=max(last.end, item.end), share=last.share + item.share)
         elif item.start < item.end:
             joined.append(item)
     return joined
@@ -43,6 +45,8 @@ def strongest(entry: RankedDocument, count: int = _STRONGEST) -> str:
 def marked(entry: RankedDocument, width: int, indent: str = "") -> Text:
     """The part of a document that holds most of its evidence, words marked by their share, in lines of `width`."""
     items = words(entry)
+    if not items:  # the tokens read cover white space alone
+        return Text(indent + preview(entry.document.content, width))
     first = _densest([item.share for item in items], _EXCERPT_WORDS)
     kept = items[first : first + _EXCERPT_WORDS]
     most = max(item.share for item in items) or 1.0
@@ -58,8 +62,11 @@ def marked(entry: RankedDocument, width: int, indent: str = "") -> Text:
 
 
 def _text(entry: RankedDocument, item: Evidence) -> str:
-    field = entry.document.title if item.field == "title" else entry.text
-    return field[item.start : item.end]
+    return _field(entry, item)[item.start : item.end]
+
+
+def _field(entry: RankedDocument, item: Evidence) -> str:
+    return entry.document.title if item.field == "title" else entry.text
 
 
 def _between(entry: RankedDocument, before: Evidence, after: Evidence) -> str:

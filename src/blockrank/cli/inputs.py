@@ -17,7 +17,7 @@ FilesArgument = Annotated[
     typer.Argument(metavar="FILE", help="Text files, one document each; - is standard input.", show_default=False),
 ]
 DocumentsOption = Annotated[
-    str | None, typer.Option("--documents", metavar="FILE", help='JSON lines: {"text", "doc_id", "title"}.')
+    str | None, typer.Option("--documents", metavar="FILE", help='JSON lines: {"text", "doc_id", "title", ...}.')
 ]
 RequestsOption = Annotated[
     str | None,

@@ -129,8 +129,8 @@ def inspect_request(
     if pattern is not None:
         spec = RankSpec.from_dict({**spec.to_dict(), "pattern": pattern})
     tokenizer, _ = load_tokenizer(model)
-    texts = segments(spec.prompt, request)
     tokenised = tokenizer.tokenise_request(request, spec)
+    texts = segments(spec.prompt, request, read=tokenised.indices)
     layout = pack([tokenised], spec)
     lines = []
     for place, (text, segment) in enumerate(zip(texts, tokenised.segments, strict=True)):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -29,19 +27,20 @@ from blockrank.cli.console import (
     logs,
     note,
     preview,
+    printable,
     terminal,
 )
-from blockrank.retrieve import Hit, PassageIndex, check_query, matching_words, skipped_text
+from blockrank.retrieve import Hit, PassageIndex, ReadLimits, check_query, matching_words, skipped_text
 
 _PLAIN_WIDTH = 100  # columns where no terminal says its own
 _INDENT = 4
 _PLACE_WIDTH = _TITLE_WIDTH = 200
+_COPIES = 5  # places named beside a hit; JSON has all
 _PROSE = frozenset({".md", ".markdown", ".txt", ".text", ".rst", ".html", ".htm", ".pdf"})
 _WRAPPED = 50  # characters: a line shorter than this was not ended by an editor's margin
 _NOT_PROSE = re.compile(r"\s*[|#]|.*\S   ")
 # Not the beginning of a list, a quote, a table, a heading or code.
 _CONTINUES = re.compile(r"\s{0,4}(?!(?:[-*+]|\d+[.)])\s|[>|#=]|```|~~~)\S(?!.*\S   )")
-_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 SourceArgument = Annotated[
     Path,
@@ -52,6 +51,10 @@ TopOption = Annotated[int, typer.Option("--top-k", "-k", min=1, help="Show the b
 DepthOption = Annotated[int, typer.Option("--depth", min=1, help="Passages that BM25 hands to the model.")]
 AllOption = Annotated[bool, typer.Option("--all-passages", help="Show every passage, not the best of each document.")]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Read every file again.")]
+FileTimeoutOption = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0.1, help="Skip a file that takes longer to read; over 5 MB in proportion."),
+]
 NoRerankOption = Annotated[bool, typer.Option("--no-rerank", help="Leave the order to BM25; loads no model.")]
 
 
@@ -67,19 +70,23 @@ def search_command(
     all_passages: AllOption = False,
     rebuild: RebuildOption = False,
     no_rerank: NoRerankOption = False,
+    file_timeout: FileTimeoutOption = 20.0,
     verbose: VerboseOption = False,
 ) -> None:
     """Find the passages of a folder or file that answer a query."""
     check_query(query)
     with logs(verbose):
         with _reading() as progress:
-            index = PassageIndex.open(source, cache=cache_folder(os.environ), rebuild=rebuild, progress=progress)
+            limits = ReadLimits(seconds=file_timeout)
+            index = PassageIndex.open(source, rebuild=rebuild, progress=progress, limits=limits)
         if (skipped := skipped_text(index.skipped)) and (index.is_new or verbose):
             note(f"skipped {skipped}.")
         ranker = None if no_rerank else load_ranker(model, device=device, dtype=dtype)
         hits = index.search(query, ranker=ranker, depth=depth, top_k=top_k, all_passages=all_passages)
     if not hits:
-        note(f"no passage shares a word with the query; {len(index)} were searched (words such as 'the' do not count).")
+        note(
+            f"no passage shares a word with the query; {len(index)} were searched ('the' does not count beside others)."
+        )
     elif as_json:
         _write(json.dumps(hit.to_dict(), ensure_ascii=False) for hit in hits)
     elif console := terminal():
@@ -87,17 +94,6 @@ def search_command(
             console.print(drawing(hit, query))
     else:
         _write(plain_lines(hits))
-
-
-def cache_folder(environment: Mapping[str, str], platform: str = sys.platform) -> Path | None:
-    """Where this user's programs keep what can be made again; None where no home is known."""
-    home = environment.get("HOME", "")
-    choices = [environment.get("XDG_CACHE_HOME", "")]
-    if platform == "win32":
-        choices.append(environment.get("LOCALAPPDATA", ""))
-    elif home:
-        choices.append(f"{home}/Library/Caches" if platform == "darwin" else f"{home}/.cache")
-    return next((Path(choice) / "blockrank" for choice in choices if choice and Path(choice).is_absolute()), None)
 
 
 @contextmanager
@@ -121,6 +117,8 @@ def plain_lines(hits: Sequence[Hit]) -> Iterator[str]:
     margin = " " * _INDENT
     for hit in hits:
         yield "  ".join(filter(None, (str(hit.rank), f"{hit.score:.4f}", preview(hit.place, _PLACE_WIDTH), above(hit))))
+        if hit.copies:
+            yield margin + also_in(hit)
         for line in readable(hit):
             yield from textwrap.wrap(
                 line, _PLAIN_WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
@@ -133,6 +131,8 @@ def drawing(hit: Hit, query: str) -> RenderableType:
     head = Text.assemble(
         (f"{hit.rank}  ", "bold"), f"{hit.score:.4f}  ", (preview(hit.place, _PLACE_WIDTH), "cyan"), f"  {above(hit)}"
     )
+    if hit.copies:
+        head.append(f"\n{' ' * _INDENT}{also_in(hit)}", "dim")
     body = Text("\n".join(readable(hit)))
     for start, end in matching_words(query, body.plain):
         body.stylize("bold yellow", start, end)
@@ -147,12 +147,19 @@ def above(hit: Hit) -> str:
     return preview(f"{passage.doc_id}  {passage.title}", _TITLE_WIDTH)
 
 
+def also_in(hit: Hit) -> str:
+    """Where else the text of a hit stands."""
+    places = [preview(copy.place, _PLACE_WIDTH) for copy in hit.copies[:_COPIES]]
+    more = len(hit.copies) - len(places)
+    return f"also in {', '.join(places)}{f' and {more} more' if more else ''}"
+
+
 def readable(hit: Hit) -> list[str]:
     """The lines of a passage for a terminal: no control characters, lines of prose joined into paragraphs."""
     lines: list[str] = []
     prose, fenced, before = Path(hit.path).suffix.lower() in _PROSE, False, ""
     for line in hit.passage.text.expandtabs(4).split("\n"):
-        line = "".join(character if character.isprintable() else _UNPRINTABLE for character in line.rstrip())
+        line = printable(line.rstrip())
         fence = line.lstrip().startswith(("```", "~~~"))
         if prose and not (fence or fenced) and len(before) >= _WRAPPED and _CONTINUES.match(line):
             lines[-1] += f" {line.lstrip()}"

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blockrank.data.files import Source, json_objects, named, source_name, text_lines
-from blockrank.types import Document, InputError, Ranking, RankRequest, as_document
+from blockrank.documents import checked_document, number_documents
+from blockrank.types import Document, InputError, Ranking, RankRequest
 
 DOCUMENT_KEYS = frozenset({"doc_id", "_id", "id", "title", "text"})
 
@@ -15,35 +16,30 @@ DOCUMENT_KEYS = frozenset({"doc_id", "_id", "id", "title", "text"})
 def read_documents(source: Source) -> list[Document]:
     """Documents of a JSON lines file: `{"text", "doc_id" | "_id" | "id", "title"}` on each line.
 
-    A document without an id gets its index. Raises `InputError` on a broken line, an id that was there before, or a
-    source without documents.
+    Other keys become metadata. A document without an id gets its index, or what `number_documents` makes of it; text
+    may be empty, and ids may repeat. Raises `InputError` on a broken line, or a source without documents.
     """
     documents: list[Document] = []
-    lines: dict[str | None, int] = {}
     for number, value in json_objects(source):
-        where = f"{source_name(source)}:{number}"
-        with named(where):
-            document = as_document(value, len(documents))
-        if (first := lines.setdefault(document.doc_id, number)) != number:
-            raise InputError(f"{where}: the doc_id {document.doc_id!r} is that of line {first}.")
-        documents.append(document)
+        with named(f"{source_name(source)}:{number}"):
+            documents.append(checked_document(value, len(documents)))
     if not documents:
         raise InputError(f"{source_name(source)}: there are no documents in it.")
-    return documents
+    return list(number_documents(documents))
 
 
 def read_texts(source: Source, *, lines: bool = False) -> list[Document]:
-    """A plain text file as one document named after it, or with `lines` one document for each line that is not empty.
+    """A plain text file as one document named after it, which may be empty, or with `lines` one document for each line
+    that is not.
 
-    Raises `InputError` where there is no text or it is not UTF-8.
+    Raises `InputError` where no line has text, or it is not UTF-8.
     """
     name = source_name(source)
     texts = [(number, text.strip()) for number, text in text_lines(source)]
     if lines:
         documents = [Document(text, f"{name}:{number}") for number, text in texts if text]
     else:
-        whole = "\n".join(text for _, text in texts).strip()
-        documents = [Document(whole, name)] if whole else []
+        documents = [Document("\n".join(text for _, text in texts).strip(), name)]
     if not documents:
         raise InputError(f"{name}: there is no text in it.")
     return documents
@@ -76,12 +72,10 @@ def as_request(value: Mapping[str, Any], default_id: str) -> RankRequest:
         if key not in value:
             raise InputError(f"there is no {key!r}; the keys are {sorted(map(str, value))}.")
     query_id = value.get("query_id")
-    if not isinstance(query_id, str | int | None) or isinstance(query_id, bool):
-        raise InputError(f"query_id must be a string or an integer, not {type(query_id).__name__}.")
     documents = value["documents"]
     if isinstance(documents, Mapping):
         documents = [_keyed(doc_id, document) for doc_id, document in documents.items()]
-    query_id = default_id if query_id is None else str(query_id)
+    query_id = default_id if query_id is None else query_id
     # Data sets list sentences under "evidence"; only a truth value is ours.
     return RankRequest(value["query"], documents, query_id, value.get("top_k"), value.get("evidence") is True)
 
@@ -147,7 +141,8 @@ def document_object(document: Document, id_key: str = "doc_id") -> dict[str, Any
     entry: dict[str, Any] = {id_key: document.doc_id}
     if document.title:
         entry["title"] = document.title
-    return {**entry, "text": document.text, **document.metadata}
+    named = "metadata" in document.metadata  # beside the text it would be taken for all of it
+    return {**entry, "text": document.text, **({"metadata": document.metadata} if named else document.metadata)}
 
 
 def json_text(value: Mapping[str, Any]) -> str:

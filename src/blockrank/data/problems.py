@@ -14,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from blockrank.characters import is_readable
 from blockrank.data.files import Source, byte_lines, decoded, json_object, named, source_name
 from blockrank.data.jsonl import as_request, positives_of
 from blockrank.data.trec import JudgementParser, RunLine
-from blockrank.types import InputError, as_document
+from blockrank.documents import check_readable, check_unique_ids, checked_document
+from blockrank.types import InputError
 
 Kind = Literal["run", "qrels", "requests", "documents"]
 Severity = Literal["error", "warning"]
@@ -239,6 +241,11 @@ class RequestsCheck(Check):
         if (first := self.lines.setdefault(request.query_id, number)) != number:
             raise InputError(f"the query_id {request.query_id!r} is that of line {first}.")
         self.report.count(request.query_id, len(request.candidates))
+        if "positives" in value or "answer_ids" in value:  # for training, which takes neither
+            check_readable(request.candidates)
+            check_unique_ids(request.candidates)
+        for sentence in request.warnings:
+            self.report.add(number, "warning", sentence)
         positives_of(value, request)
 
 
@@ -252,10 +259,12 @@ class DocumentsCheck(Check):
     def line(self, number: int, text: str) -> None:
         """Look at text and title, and whether the doc_id was there before."""
         self.index += 1
-        document = as_document(json_object(text), self.index)
-        if (first := self.lines.setdefault(document.doc_id, number)) != number:
-            raise InputError(f"the doc_id {document.doc_id!r} is that of line {first}.")
+        document = checked_document(json_object(text), self.index)
         self.report.documents += 1
+        if not is_readable(document.content):
+            self.report.add(number, "warning", f"documents[{self.index}] has no readable character: it is ranked last.")
+        if document.doc_id and (first := self.lines.setdefault(document.doc_id, number)) != number:
+            self.report.add(number, "warning", f"the doc_id {document.doc_id!r} is that of line {first}.")
 
 
 _CHECKS: dict[Kind, type[Check]] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from blockrank.data.files import Source, json_objects, named, source_name
 from blockrank.data.jsonl import as_request, document_object, json_text, positives_of
+from blockrank.documents import check_readable, check_unique_ids
 from blockrank.types import InputError, RankRequest
 
 
@@ -57,6 +58,8 @@ def training_request(value: Mapping[str, Any], default_id: str, *, judged: bool 
     """
     with named("not a training request"):
         request = as_request(value, default_id)
+        check_readable(request.candidates)
+        check_unique_ids(request.candidates)
         positives, count = positives_of(value, request), len(request.candidates)
     if judged and not positives:
         raise InputError(f"positives must list indices of documents (0..{count - 1}), at least one, each once.")

@@ -27,18 +27,20 @@ class Decoded:
 
     generated: indices of the candidates whose ids were generated, best first. log_probs: for the form "first" the
     log-probability that the answer begins with that id; for "list" that it begins with the ids up to that one. Both are
-    among the answers allowed, and never rise.
+    among the answers allowed, and never rise. unread: indices of the candidates that had nothing to read.
     """
 
     generated: tuple[int, ...]
     log_probs: tuple[float, ...]
     candidates: int
+    unread: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:
-        """All candidates: those generated, then the others in the order of the request."""
-        rest = set(self.generated)
-        return (*self.generated, *(index for index in range(self.candidates) if index not in rest))
+        """All candidates: those generated, then the others in the order of the request, those unread last."""
+        last = {*self.generated, *self.unread}
+        others = (index for index in range(self.candidates) if index not in last)
+        return (*self.generated, *others, *self.unread)
 
 
 def decode(
@@ -70,7 +72,16 @@ def decode(
     found: list[Decoded] = []
     for batch in plan_batches([prompt.length for prompt in prompts], max_tokens):
         found += decode_layout(model, pack(prompts[batch], model.spec), beams=beams, form=form)
-    return found
+    return [_of_request(*parts) for parts in zip(found, requests, prompts, strict=True)]
+
+
+def _of_request(decoded: Decoded, request: RankRequest | TokenisedRequest, prompt: TokenisedRequest) -> Decoded:
+    """What was decoded, in indices of the request: a document of which nothing can be read has no number."""
+    if isinstance(request, TokenisedRequest):
+        return decoded
+    unread = tuple(sorted(set(range(len(request.candidates))) - set(prompt.indices)))
+    generated = tuple(prompt.indices[place] for place in decoded.generated)
+    return replace(decoded, generated=generated, candidates=len(request.candidates), unread=unread)
 
 
 def _without_answer(request: TokenisedRequest) -> TokenisedRequest:

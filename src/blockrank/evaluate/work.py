@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from blockrank.characters import is_readable
 from blockrank.data import Collection, Qrels, Run, atomic_file, read_run, run_lines, strictly_decreasing, write_run
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.plan import Plan
@@ -61,7 +62,7 @@ class Work:
         """
         wanted = dict.fromkeys(doc_id for query_id in query_ids for doc_id in self.doc_ids(query_id, depth))
         found = self.collection.corpus.read(wanted)
-        return {doc_id: found[doc_id] for doc_id in wanted if found[doc_id].content}
+        return {doc_id: found[doc_id] for doc_id in wanted if is_readable(found[doc_id].content)}
 
     def request(self, query_id: str, depth: int, documents: dict[str, Document]) -> RankRequest | None:
         """The request of a query; None where none of its candidates has text."""
@@ -119,7 +120,7 @@ def prepare(collection: Collection, plan: Plan, settings: Settings, output: Path
 
 def _judged(collection: Collection, most: int | None) -> dict[str, str]:
     """The first `most` judged queries that have a text, in the order of the queries."""
-    judged = {q: text for q, text in collection.queries.items() if q in collection.qrels and text.strip()}
+    judged = {q: text for q, text in collection.queries.items() if q in collection.qrels and is_readable(text)}
     if not judged:
         raise InputError(f"{collection.source}: none of its {len(collection.queries)} queries is judged.")
     return dict(islice(judged.items(), most))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockrank import __version__
+from blockrank.characters import is_readable
 from blockrank.data import Run, strictly_decreasing
 from blockrank.types import InputError, MissingExtraError, RankRequest, RequestRanker
 
@@ -143,7 +144,7 @@ class BlockrankSearch:
         for query_id, text in texts.items():
             if not (doc_ids := top_ranked.get(query_id)):
                 continue
-            if not text.strip():
+            if not is_readable(text):
                 raise InputError(f"the query {query_id!r} is empty: there is nothing to rank for.")
             candidates[query_id] = sorted(set(doc_ids), reverse=True)
             if missing := [doc_id for doc_id in candidates[query_id] if doc_id not in self._rows]:
@@ -163,7 +164,7 @@ class BlockrankSearch:
             documents = []
             for doc_id, title, text in zip(doc_ids, titles, columns["text"], strict=True):
                 title, text = title or "", text or ""
-                if f"{title}{text}".strip():
+                if is_readable(f"{title} {text}"):
                     documents.append({"doc_id": doc_id, "title": title, "text": text})
                 else:
                     blank.setdefault(query_id, []).append(doc_id)

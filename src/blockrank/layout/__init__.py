@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from blockrank.layout.batches import plan_batches
+from blockrank.layout.encoding import Ints
 from blockrank.layout.memo import Memo
 from blockrank.layout.packed import PackedLayout, pack, ranges_flat
-from blockrank.layout.tokens import Ints, PromptTokenizer, Segment, TokenisedRequest
+from blockrank.layout.tokens import PromptTokenizer, Segment, TokenisedRequest
 
 __all__ = [
     "Ints",

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.layout.tokens import Ints, Segment, TokenisedRequest
+from blockrank.layout.encoding import Ints
+from blockrank.layout.tokens import Segment, TokenisedRequest
 from blockrank.prompt import Kind
 from blockrank.spec import RankSpec
 

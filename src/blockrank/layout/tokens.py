@@ -1,9 +1,8 @@
-"""From the texts of a prompt's segments to tokens: encode, keep control tokens out, cut to the limits."""
+"""From segment texts to tokens: encode what can matter, keep control tokens out, cut to the limits."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,21 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.layout.batches import plan_batches
+from blockrank.layout.encoding import Encoded, Ints, PieceEncoder
+from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, settled
 from blockrank.layout.memo import Memo
 from blockrank.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, RankRequest
 
-Ints = NDArray[np.int64]
-_BREAK_ROUNDS = 8
-_GROUP_CHARACTERS = 100_000  # of segments encoded at once: some hundredths of a second
+_GROUP_CHARACTERS = 1 << 18  # encoded at once: a tokenizer's own record of a text takes a hundred times its size
+_QUERY_SLACK = 16  # tokens by which a query may differ alone and in its frame
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One tokenised segment.
 
-    `ids` are its tokens; `body_tokens` counts those that came from the caller, `cut` those dropped for the limit;
+    `ids` are its tokens; `body_tokens` counts those that came from the caller, `cut` those dropped for the limit. The
+    rest of a document of over `FIRST_ROOM` characters for each token of the limit is not encoded: `cut_is_estimate`.
+    `silent` (documents): there is no token of what the caller wrote, and nothing to rank.
     `signal_end` (query segment) is the end of the tokens that may be read out: an answer may follow it in training.
     `spans_L2` (documents): each token's [start, end) in the characters of the document's content, -1 for frame.
     `ranks_A` (query segment with an answer): for each token after `signal_end`, the place from 1 in the answer of the
@@ -39,33 +41,38 @@ class Segment:
     signal_end: int = 0
     spans_L2: Ints | None = None
     ranks_A: Ints | None = None
+    cut_is_estimate: bool = False
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """One piece as tokens. encoding: the tokenizer's own. piece: its text as encoded; breaks: places in that text
-    where a character was put in, ascending."""
+class Part:
+    """One piece of a segment as tokens, and what of it was left out."""
 
-    encoding: Any
-    piece: Piece
-    breaks: tuple[int, ...] = ()
-
-    def given(self, position: int) -> int:
-        """A place in the encoded text as a place in the text before anything was put in."""
-        return position - bisect_left(self.breaks, position)
+    encoded: Encoded
+    excerpt: Excerpt
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedRequest:
-    """The segments of one request: instruction, documents in order, query. `query_cut`: tokens the query lost."""
+    """The segments of one request: instruction, documents in order, query.
+
+    `query_cut`: tokens the query lost. `read`: the candidates that have a segment, None where all have one.
+    """
 
     segments: tuple[Segment, ...]
     query_cut: int = 0
+    read: tuple[int, ...] | None = None
 
     @property
     def documents(self) -> tuple[Segment, ...]:
-        """The document segments, one a candidate."""
+        """The document segments, one for each candidate that has something to read."""
         return self.segments[1:-1]
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """For each document segment its candidate's index in the request."""
+        return range(len(self.documents)) if self.read is None else self.read
 
     @property
     def length(self) -> int:
@@ -82,39 +89,48 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: a Hugging Face tokenizer with a fast backend. Raises `InputError` without one."""
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise InputError(
-                f"{type(tokenizer).__name__} has no fast (Rust) backend; token positions in the text are needed."
-            )
-        # A copy: truncation and padding stored in the tokenizer's file must not act here, and a shared backend is
-        # not safe to reconfigure while another thread encodes.
-        self._backend = type(backend).from_str(backend.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        # White space steers nothing, and ordinary text may well yield it.
-        added = self._backend.get_added_tokens_decoder()
-        self._names: dict[int, str] = {i: token.content for i, token in added.items() if token.content.strip()}
-        self._control = np.array(sorted(self._names), dtype=np.int64)
-        self._unknown_id = getattr(tokenizer, "unk_token_id", None)
+        self._encoder = PieceEncoder(tokenizer)
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
+        return self._encoder.control_tokens
 
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return self._encoder.text(text)[0]
 
     def encode_parts(self, parts: Sequence[str]) -> list[Ints]:
         """Token ids of texts that follow each other as one piece, part by part; one over a seam is the later part's."""
-        encoding = self._backend.encode("".join(parts), add_special_tokens=False)
-        last = [max(start, end - 1) for start, end in encoding.offsets]
-        owner_L = np.searchsorted(np.cumsum([len(part) for part in parts]), last, side="right")
-        ids_L = np.array(encoding.ids, dtype=np.int64)
+        ids_L, spans_L2 = self._encoder.text("".join(parts))
+        last_L = np.maximum(spans_L2[:, 0], spans_L2[:, 1] - 1)
+        owner_L = np.searchsorted(np.cumsum([len(part) for part in parts]), last_L, side="right")
         return [ids_L[owner_L == index] for index in range(len(parts))]
 
     def shorten(self, text: str, limit: int) -> tuple[str, int]:
-        """The beginning of a plain text that takes at most `limit` tokens, and how many tokens were dropped."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        over = len(encoding.ids) - limit
-        return (text[: encoding.offsets[limit - 1][1]], over) if over > 0 else (text, 0)
+        """The beginning of a text that takes at most `limit` tokens, and how many tokens were dropped: an estimate
+        where the text has over `FIRST_ROOM` characters for each token of the limit."""
+        part, tokens = self._measured(text, limit)
+        if tokens <= limit or not len(part.encoded.ids_L):
+            return text, 0
+        end = part.encoded.given(part.encoded.spans_L2[:limit, 1][-1:])
+        return text[: int(end[0])], tokens - limit
+
+    def _measured(self, text: str, limit: int) -> tuple[Part, int]:
+        """The beginning of a query, where that can be enough of it for `limit` tokens, and how many tokens all has."""
+        whole = Piece(text, ((0, len(text)),), content=0)
+        for room in (FIRST_ROOM, LAST_ROOM):
+            found = excerpt(whole, room * limit)
+            part = Part(self._encoder.pieces([found.piece], ["query"])[0], found)
+            if self._settled(part, is_last=room == LAST_ROOM) > limit or found.gap is None:
+                break
+        return part, len(part.encoded.ids_L) + _estimated(part)
+
+    def _settled(self, part: Part, *, is_last: bool) -> int:
+        """How many of the first tokens of a piece are those that it has as a whole."""
+        if part.excerpt.gap is None:
+            return len(part.encoded.ids_L)
+        return settled(part.encoded, part.excerpt.gap, self._encoder, is_last=is_last)
 
     def tokenise_request(
         self,
@@ -126,15 +142,35 @@ class PromptTokenizer:
     ) -> TokenisedRequest:
         """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
 
-        `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. between: called before each group of
-        documents; what it raises ends the work. Raises `InputError` as `tokenise` does.
+        A document without a readable character, or of which this tokenizer makes no token, has no segment: `indices`
+        says which have one. `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. Raises `InputError` as
+        `tokenise` does, where no document yields a token, and where one that the answer lists does not.
+        between: called before each group of segments; what it raises ends the work.
         """
-        cut = 0
+        request, cut = self._within_limit(request, spec)
+        indices = request.readable
+        while True:
+            texts = segments(spec.prompt, request, answer, indices)
+            made = self._in_groups(texts, spec, request.evidence, memo, between)
+            kept = tuple(i for i, segment in zip(indices, made.documents, strict=True) if not segment.silent)
+            if kept == indices:
+                return replace(made, query_cut=cut, read=indices)
+            if silent := sorted(set(answer or ()) - set(kept)):
+                raise InputError(f"documents[{silent[0]}] yields no token of this tokenizer, and the answer lists it.")
+            if not kept:
+                raise InputError("documents: none yields a token of this tokenizer; there is nothing to rank.")
+            indices = kept
+
+    def _within_limit(self, request: RankRequest, spec: RankSpec) -> tuple[RankRequest, int]:
+        """A request whose query is not far over its limit, and how many tokens it lost. Refuses a long one before it is
+        encoded in its frames, each time as a whole."""
+        query, limit = request.query.strip(), spec.max_query_tokens
         if spec.long_queries == "cut":
-            query, cut = self.shorten(request.query.strip(), spec.max_query_tokens)
-            request = replace(request, query=query) if cut else request
-        texts = segments(spec.prompt, request, answer)
-        return replace(self._in_groups(texts, spec, request.evidence, memo, between), query_cut=cut)
+            query, cut = self.shorten(query, limit)
+            return (replace(request, query=query) if cut else request), cut
+        if len(query) > FIRST_ROOM * limit and (tokens := self._measured(query, limit)[1]) > limit + _QUERY_SLACK:
+            raise _too_long(f"about {tokens}", limit)
+        return request, 0
 
     def _in_groups(
         self,
@@ -173,86 +209,86 @@ class PromptTokenizer:
         return TokenisedRequest(tuple(made))
 
     def _encoded(self, texts: Sequence[SegmentText], spec: RankSpec, spans: bool) -> list[Segment]:
-        pieces = [piece for text in texts for piece in text.pieces]
-        encodings = self._backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
-        encoded = [self._protected(Encoded(encoding, piece)) for piece, encoding in zip(pieces, encodings, strict=True)]
-        made, at = [], 0
-        for text in texts:
-            parts = encoded[at : at + len(text.pieces)]
-            at += len(text.pieces)
-            made.append(self._segment(text, parts, spec, spans))
-        return made
+        """Segments, encoded as far as they can matter."""
+        made: dict[int, Segment] = {}
+        for room in (FIRST_ROOM, LAST_ROOM):
+            waiting = [index for index in range(len(texts)) if index not in made]
+            for index, parts in self._parts(texts, waiting, room * spec.max_segment_tokens):
+                segment = self._segment(texts[index], parts, spec, spans, is_last=room == LAST_ROOM)
+                if segment is not None:
+                    made[index] = segment
+        return [made[index] for index in range(len(texts))]
 
-    def _protected(self, encoded: Encoded) -> Encoded:
-        """The piece with every control token inside a body broken up by a space."""
-        for _ in range(_BREAK_ROUNDS):
-            hits = self._control_hits(encoded)
-            if not hits:
-                return encoded
-            piece, breaks = encoded.piece, encoded.breaks
-            for start in reversed(hits):
-                text = f"{piece.text[: start + 1]} {piece.text[start + 1 :]}"
-                bodies = tuple((a + (a > start), b + (b > start)) for a, b in piece.bodies)
-                piece = replace(piece, text=text, bodies=bodies)
-                breaks = tuple(sorted([*(at + (at > start) for at in breaks), start + 1]))
-            encoded = Encoded(self._backend.encode(piece.text, add_special_tokens=False), piece, breaks)
-        raise InputError("a text holds control tokens of this tokenizer that cannot be broken up; remove them.")
+    def _parts(
+        self, texts: Sequence[SegmentText], chosen: Sequence[int], room: int
+    ) -> Iterator[tuple[int, list[Part]]]:
+        """The parts of the chosen segments, encoded group by group so that little is held at once."""
+        found = [[excerpt(piece, room) for piece in texts[index].pieces] for index in chosen]
+        sizes = [sum(len(item.piece.text) for item in items) for items in found]
+        for group in plan_batches(sizes, _GROUP_CHARACTERS):
+            flat = [
+                (item, _name(texts[i])) for i, items in zip(chosen[group], found[group], strict=True) for item in items
+            ]
+            encoded = iter(self._encoder.pieces([item.piece for item, _ in flat], [name for _, name in flat]))
+            for index, items in zip(chosen[group], found[group], strict=True):
+                yield index, [Part(next(encoded), item) for item in items]
 
-    def _control_hits(self, encoded: Encoded) -> list[int]:
-        """First characters of control tokens that lie in a body."""
-        bodies = encoded.piece.bodies
-        if not bodies:
-            return []
-        found = np.flatnonzero(np.isin(np.array(encoded.encoding.ids, dtype=np.int64), self._control))
-        if not len(found):
-            return []
-        spans = [encoded.encoding.offsets[i] for i in found.tolist() if self._is_written(encoded, i)]
-        return sorted({start for start, end in spans if any(a < end and start < b for a, b in bodies)})
-
-    def _is_written(self, encoded: Encoded, at: int) -> bool:
-        """Whether a control token stands in the text by its name. The unknown one also comes of characters that the
-        vocabulary lacks, and is then text; in many vocabularies it is the token that ends a text as well."""
-        token, (start, end) = int(encoded.encoding.ids[at]), encoded.encoding.offsets[at]
-        return token != self._unknown_id or encoded.piece.text[start:end].strip() == self._names[token]
-
-    def _segment(self, text: SegmentText, parts: Sequence[Encoded], spec: RankSpec, spans: bool) -> Segment:
-        ids = [np.array(part.encoding.ids, dtype=np.int64) for part in parts]
+    def _segment(
+        self, text: SegmentText, parts: Sequence[Part], spec: RankSpec, spans: bool, *, is_last: bool
+    ) -> Segment | None:
+        """The segment of encoded parts; None where more of a document must be encoded first."""
+        ids = [part.encoded.ids_L for part in parts]
         joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
-        if text.kind != "instruction" and not len(joined):
-            name = "query" if text.kind == "query" else f"documents[{text.index}]"
-            raise InputError(f"{name} yields no token of this tokenizer: there is nothing to read.")
         if text.kind == "document":
-            return self._document(text, joined, parts, spec, _content_spans(parts) if spans else None)
+            return self._document(joined, parts, text, spec, spans, is_last)
+        if _says_nothing(parts) or (text.kind == "query" and not len(joined)):
+            raise InputError("query yields no token of this tokenizer: there is nothing to read.")
         body = int(_body_mask(parts).sum())
         if text.kind == "query" and body > spec.max_query_tokens:
-            raise InputError(
-                f"query is {body} tokens long and the limit is {spec.max_query_tokens}: shorten it, or allow it to be "
-                "cut (long_queries='cut')."
-            )
+            raise _too_long(str(body), spec.max_query_tokens)
         end = self._signal_end(text, ids, spec)
         answered = text.kind == "query" and end < len(joined)
-        ranks_A = _answer_ranks(parts[-1], len(joined) - end) if answered else None
+        ranks_A = _answer_ranks(parts[-1].encoded, len(joined) - end) if answered else None
         return Segment(text.kind, joined, body, signal_end=end, ranks_A=ranks_A)
 
     def _document(
-        self, text: SegmentText, ids: Ints, parts: Sequence[Encoded], spec: RankSpec, spans_L2: Ints | None
-    ) -> Segment:
+        self, ids_L: Ints, parts: Sequence[Part], text: SegmentText, spec: RankSpec, spans: bool, is_last: bool
+    ) -> Segment | None:
         """Drop body tokens from the end until the segment fits; the frame stays whole."""
-        over = len(ids) - spec.max_segment_tokens
-        if over <= 0:
-            frame = sum(len(piece.text) - sum(b - a for a, b in piece.bodies) for piece in text.pieces)
-            body = len(ids) if not frame else int(_body_mask(parts).sum())
-            return Segment("document", ids, body, spans_L2=spans_L2)
+        is_whole = all(part.excerpt.gap is None for part in parts)
         body_at = np.flatnonzero(_body_mask(parts))
-        if over >= len(body_at):
+        most = spec.max_segment_tokens - (len(ids_L) - len(body_at))
+        if most <= 0 < len(body_at) - most:
             raise InputError(
-                f"documents[{text.index}] does not fit: its frame alone takes {len(ids) - len(body_at)} of the "
+                f"documents[{text.index}] does not fit: its frame alone takes {len(ids_L) - len(body_at)} of the "
                 f"{spec.max_segment_tokens} tokens of max_segment_tokens."
             )
-        if spans_L2 is not None:
-            spans_L2 = np.delete(spans_L2, body_at[-over:], axis=0)
-        kept = np.delete(ids, body_at[-over:])
-        return Segment("document", kept, len(body_at) - over, cut=over, spans_L2=spans_L2)
+        count = min(len(body_at), most)
+        if not is_whole:
+            known = int(np.searchsorted(body_at, self._settled_tokens(parts, is_last)))
+            if known < most and not is_last:
+                return None
+            count = min(known, most)
+        if _says_nothing(parts) or (not is_whole and not count):
+            return Segment("document", ids_L, 0, silent=True)
+        dropped = body_at[count:]
+        return Segment(
+            "document",
+            np.delete(ids_L, dropped),
+            count,
+            len(dropped) + sum(map(_estimated, parts)),
+            spans_L2=np.delete(_content_spans(parts), dropped, axis=0) if spans else None,
+            cut_is_estimate=not is_whole,
+        )
+
+    def _settled_tokens(self, parts: Sequence[Part], is_last: bool) -> int:
+        """How many of the first tokens of a segment are those that it has as a whole."""
+        tokens = 0
+        for part in parts:
+            tokens += self._settled(part, is_last=is_last)
+            if part.excerpt.gap is not None:
+                break
+        return tokens
 
     def _signal_end(self, text: SegmentText, ids: Sequence[Ints], spec: RankSpec) -> int:
         """End of the readable tokens: the template's answer opening, without an answer that follows it."""
@@ -279,42 +315,71 @@ def _bytes(text: SegmentText, segment: Segment) -> int:
     return 4 * sum(len(piece.text) for piece in text.pieces) + sum(array.nbytes for array in arrays)
 
 
-def _offsets(encoded: Encoded) -> Ints:
-    """(L, 2) characters of each token in the encoded text."""
-    return np.array(encoded.encoding.offsets, dtype=np.int64).reshape(-1, 2)
+def _name(text: SegmentText) -> str:
+    return f"documents[{text.index}]" if text.kind == "document" else "query"
 
 
-def _body_mask(parts: Sequence[Encoded]) -> NDArray[np.bool_]:
+def _too_long(count: str, limit: int) -> InputError:
+    return InputError(
+        f"query is {count} tokens long and the limit is {limit}: shorten it, or allow it to be cut "
+        "(long_queries='cut')."
+    )
+
+
+def _estimated(part: Part) -> int:
+    """About how many tokens were left out: as many a character as before the gap."""
+    if part.excerpt.gap is None:
+        return 0
+    gap = part.encoded.encoded(part.excerpt.gap)
+    before = int(np.searchsorted(part.encoded.spans_L2[:, 0], gap))
+    return max(round(before / max(gap, 1) * part.excerpt.omitted), 1)
+
+
+def _says_nothing(parts: Sequence[Part]) -> bool:
+    """Whether there are bodies of which no token covers a character: contents in a document, else the query's."""
+    wanted, covered = False, False
+    for part in parts:
+        piece, spans_L2 = part.encoded.piece, part.encoded.spans_L2
+        for start, end in piece.bodies if piece.content is None else [piece.bodies[piece.content]]:
+            wanted = True
+            covered |= bool((np.minimum(spans_L2[:, 1], end) > np.maximum(spans_L2[:, 0], start)).any())
+    return wanted and not covered
+
+
+def _body_mask(parts: Sequence[Part]) -> NDArray[np.bool_]:
     """Which tokens lie wholly inside a body; a token that straddles the seam belongs to the frame."""
     masks = [np.zeros(0, dtype=bool)]
     for part in parts:
-        offsets = _offsets(part)
-        inside = np.zeros(len(offsets), dtype=bool)
-        for start, end in part.piece.bodies:
-            inside |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+        spans_L2 = part.encoded.spans_L2
+        inside = np.zeros(len(spans_L2), dtype=bool)
+        for start, end in part.encoded.piece.bodies:
+            inside |= (spans_L2[:, 0] >= start) & (spans_L2[:, 1] <= end) & (spans_L2[:, 1] > spans_L2[:, 0])
         masks.append(inside)
     return np.concatenate(masks)
 
 
 def _answer_ranks(answer: Encoded, count: int) -> Ints:
     """`Segment.ranks_A` of the last `count` tokens of an answer; a token over the seam of id and frame is the id's."""
-    offsets = _offsets(answer)
+    offsets = answer.spans_L2
     ranks = np.zeros(len(offsets), dtype=np.int64)
     for rank, (start, end) in enumerate(answer.piece.id_spans, 1):
         ranks[(offsets[:, 0] < end) & (offsets[:, 1] > start) & (ranks == 0)] = rank
     return ranks[len(ranks) - count :]
 
 
-def _content_spans(parts: Sequence[Encoded]) -> Ints:
+def _content_spans(parts: Sequence[Part]) -> Ints:
     """(L, 2) characters of the document's content under each token, -1 where a token covers none of it."""
-    tables = []
+    tables = [np.zeros((0, 2), dtype=np.int64)]
     for part in parts:
-        spans = np.full((len(part.encoding.ids), 2), -1, dtype=np.int64)
-        if part.piece.content is not None:
-            start, end = part.piece.bodies[part.piece.content]
-            covered = np.clip(_offsets(part), start, end)
+        encoded, found = part.encoded, part.excerpt
+        spans = np.full((len(encoded.ids_L), 2), -1, dtype=np.int64)
+        if encoded.piece.content is not None:
+            start, end = encoded.piece.bodies[encoded.piece.content]
+            covered = np.clip(encoded.spans_L2, start, end)
             some = covered[:, 1] > covered[:, 0]
-            first = part.given(start)
-            spans[some] = [[part.given(a) - first, part.given(b) - first] for a, b in covered[some].tolist()]
+            places = encoded.given(covered[some])
+            if found.gap is not None:
+                places = places + found.omitted * (places > found.gap)
+            spans[some] = places - encoded.given(np.array(start))
         tables.append(spans)
     return np.concatenate(tables)

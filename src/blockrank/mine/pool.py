@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from blockrank.retrieve.kept import Records, write_records
 from blockrank.types import Document
+from blockrank.words import fold
 
 _UNUSABLE = 0  # key of a document without text
 
 
 def text_key(text: str) -> int:
-    """63 bits, equal for texts that differ in case and white space alone; zero for a text of white space."""
-    words = " ".join(text.casefold().split())
+    """63 bits, equal for texts that are the same when folded but for white space; zero where nothing is left."""
+    words = " ".join(fold(text).split())
     if not words:
         return _UNUSABLE
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") >> 1 | 1

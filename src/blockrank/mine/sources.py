@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from blockrank.characters import is_readable
 from blockrank.data import (
     Collection,
     Qrels,
@@ -85,8 +86,8 @@ def _judged(
         positives = tuple(
             place for doc_id, place in places.items() if judged[doc_id] >= min_relevance and pool.keys_C[place]
         )
-        if not query.strip() or not positives:
-            left_out["without a text" if not query.strip() else "without a positive that has text"] += 1
+        if not is_readable(query) or not positives:
+            left_out["without a text" if not is_readable(query) else "without a positive that has text"] += 1
             continue
         listed = [places[doc_id] for doc_id, relevance in judged.items() if relevance <= 0]
         listed += [_place(pool, doc_id, query_id, f"{given_name}: listed") for doc_id in given.get(query_id, ())]

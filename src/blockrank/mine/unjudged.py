@@ -17,6 +17,7 @@ from blockrank.mine.pool import Pool, text_key
 from blockrank.mine.requests import query_generator
 from blockrank.mine.sources import marco_corpus, read_pairs
 from blockrank.types import Document, InputError
+from blockrank.words import fold
 
 Taken = Literal["titles", "sentences"]
 _LEAST, _MOST = 20, 300  # characters of a sentence that serves as a query: no "Fig. 1.", no paragraph without a stop
@@ -129,9 +130,9 @@ class QueryTaking:
 
 def _without(text: str, title: str) -> str:
     """A text without the title that it begins with, if it does."""
-    words = title.casefold().split()
+    words = fold(title).split()
     parts = text.split(None, len(words))
-    if [part.casefold() for part in parts[: len(words)]] == words:
+    if [fold(part) for part in parts[: len(words)]] == words:
         return parts[len(words)] if len(parts) > len(words) else ""
     return text
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from blockrank.model.sources import located
-from blockrank.types import MissingExtraError, ModelError
+from blockrank.configfile import read_json
+from blockrank.model.sources import located, one_line
+from blockrank.types import BlockrankError, InputError, MissingExtraError, ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,30 +32,49 @@ def wrap(module: PreTrainedModel, settings: Any) -> Any:
         return import_peft().get_peft_model(module, settings)
 
 
-def base_of(source: str | Path) -> str | Path:
-    """The base model of a folder of adapters; any other source is its own.
+def chain_of(source: str | Path) -> list[str | Path]:
+    """A checkpoint, the base of its adapters, the base of those, and so on: the last holds the layers.
 
-    Raises `ModelError` where the base is a folder that is not there, or not named.
+    Raises `ModelError` where a base is not named, not there, or one of those that lead to it.
     """
-    path = Path(source) / ADAPTER_CONFIG
-    if not path.is_file():
-        return source
-    try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not base:
-        raise ModelError(f"{path} names no base model.")
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise ModelError(f"the base model of the adapters in {str(source)!r} is not there any more: {base}.")
-    return located(str(base))
+    chain = [source]
+    while (base := _base_of(chain[-1])) is not None:
+        if any(_is_same(base, item) for item in chain):
+            names = " -> ".join(str(item) for item in [*chain, base])
+            raise ModelError(f"adapters are their own base, so there is no model that they belong to: {names}.")
+        chain.append(base)
+    return chain
 
 
 def root_of(source: str | Path) -> str | Path:
-    """Where the layers of a checkpoint are: adapters may have been trained on adapters. Raises as `base_of`."""
-    while (base := base_of(source)) is not source:
-        source = base
-    return source
+    """Where the layers of a checkpoint are: adapters may have been trained on adapters. Raises as `chain_of`."""
+    return chain_of(source)[-1]
+
+
+def _base_of(source: str | Path) -> str | Path | None:
+    """The base model of a folder of adapters, None for anything else. A path that begins with a point is one from that
+    folder, where there is one, else from the working directory."""
+    path = Path(source) / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        base = read_json(path).get("base_model_name_or_path")
+    except InputError as error:
+        raise ModelError(str(error)) from None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{path} names no base model.")
+    if base.startswith(".") and (beside := Path(source) / base).is_dir():
+        return beside
+    if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
+        raise ModelError(f"the base model of the adapters in {str(source)!r} is not there any more: {base}.")
+    return located(base)
+
+
+def _is_same(one: str | Path, other: str | Path) -> bool:
+    """Whether two names are of one checkpoint."""
+    if Path(one).is_dir() and Path(other).is_dir():
+        return Path(one).resolve() == Path(other).resolve()
+    return str(one) == str(other)
 
 
 def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
@@ -77,8 +95,10 @@ def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel
             raise ModelError(f"the adapters in {str(folder)!r} lack {len(missing)} tensors, such as {missing[0]}.")
         peft.set_peft_model_state_dict(adapted, {name: fitting[name] for name in wanted})
         merged: PreTrainedModel = adapted.merge_and_unload()
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the adapters in {str(folder)!r} cannot be added: {error}") from error
+    except BlockrankError:
+        raise
+    except Exception as error:  # the package lets through whatever its many parts raise
+        raise ModelError(f"the adapters in {str(folder)!r} cannot be added: {one_line(error)}") from error
     return merged
 
 

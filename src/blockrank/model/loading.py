@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,16 +25,17 @@ from transformers.utils import logging as hf_logging
 from blockrank import engine
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
-from blockrank.model.adapters import base_of, root_of, with_adapter
+from blockrank.model.adapters import chain_of, root_of, with_adapter
+from blockrank.model.parameters import check_finite, load_weights
 from blockrank.model.rank_model import RankModel
-from blockrank.model.sources import located
-from blockrank.seam import SEAM
+from blockrank.model.sources import broken_file, located, one_line
+from blockrank.model.vocabulary import check_files, check_prompt, check_vocabulary
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
-from blockrank.weights import is_int8, read_int8
 
 # Names of types of eight bits: what products run in, and what everything else is in.
 EIGHT_BITS = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.int8, torch.float32)}
+_WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Layers = Literal["fused", "library"]
 Devices = str | torch.device | Sequence[str | torch.device] | None
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -126,13 +125,12 @@ def load_model(
     check_layers(layers, dtype)
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with quiet_libraries(), torch.inference_mode(mode=False):
-        config, tokenizer = _config_and_tokenizer(source)
+        config, tokenizer = _config_and_tokenizer(source, resolved)
         if not head:
             _cut(config, resolved.layer + 1)
-        for key in _DROPOUTS if omit_dropout else ():
-            if hasattr(config, key):
-                setattr(config, key, 0.0)
-        module = _module(source, config, head, weight_type)
+        if omit_dropout:
+            _omit_dropout(config)
+        module, omitted = _module(source, config, head, weight_type)
         fused = runs_fused(module, "library" if head and layers is None else layers, eight_bits)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
@@ -140,9 +138,11 @@ def load_model(
         for part, place in zip(modules, [*places[1:], places[0]], strict=True):
             part = part.to(place).eval()
             models.append(RankModel(part, tokenizer, resolved, get_backend(backend, place, part.dtype), str(source)))
+            models[-1].omitted = omitted
             if fused:
                 models[-1].fuse()
     *replicas, model = models
+    check_finite(model.module, model.name)
     if probe:
         from blockrank.probe import probe_model
 
@@ -188,9 +188,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        answer = torch.zeros((), device=device)
+        answer.item()  # one that keeps no values does not answer
+        return answer.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from None
+        raise InputError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
 
 
 def resolve_devices(devices: Devices) -> list[torch.device]:
@@ -207,13 +209,14 @@ def resolve_devices(devices: Devices) -> list[torch.device]:
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
     """The type of the weights: as asked for, float32 on a CPU, or None for the checkpoint's own.
 
-    Raises `InputError` for a name that is no floating-point type of torch.
+    Raises `InputError` for anything but the floating-point types that models compute in.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"dtype must be one of float32, bfloat16, float16, float64, fp8, int8, not {dtype!r}.")
+    if found not in _WEIGHT_TYPES:
+        names = ", ".join([*(str(item).removeprefix("torch.") for item in _WEIGHT_TYPES), *EIGHT_BITS])
+        raise InputError(f"dtype must be one of {names}, not {dtype!r}.")
     return found
 
 
@@ -247,8 +250,22 @@ def runs_fused(module: PreTrainedModel, layers: Layers | None, eight_bits: torch
     return layers == "fused" or eight_bits is not None
 
 
-def _config_and_tokenizer(source: str | Path) -> tuple[PreTrainedConfig, Any]:
-    return _read(AutoConfig, root_of(source)), _read(AutoTokenizer, source)
+def _omit_dropout(config: PreTrainedConfig) -> None:
+    for key in _DROPOUTS:
+        if hasattr(config, key):
+            setattr(config, key, 0.0)
+
+
+def _config_and_tokenizer(source: str | Path, spec: RankSpec | None = None) -> tuple[PreTrainedConfig, Any]:
+    """The config of a checkpoint and the library's tokenizer, which belong together, and to the spec's prompt."""
+    config, tokenizer = _read(AutoConfig, root_of(source)), _read(AutoTokenizer, source)
+    if Path(source).is_dir():
+        check_files(Path(source), tokenizer)
+    ours = PromptTokenizer(tokenizer)
+    check_vocabulary(ours, tokenizer, config, source)
+    if spec is not None:  # before weights are read
+        check_prompt(ours, config, spec)
+    return config, tokenizer
 
 
 def _read(kind: Any, source: str | Path) -> Any:
@@ -257,12 +274,13 @@ def _read(kind: Any, source: str | Path) -> Any:
         raise ModelError(f"model folder {source} does not exist.")
     try:
         return kind.from_pretrained(source)
-    except OSError as error:
-        if Path(source).is_dir():
-            raise ModelError(f"model {str(source)!r} cannot be read: {_one_line(error)}") from error
-        raise ModelError(f"model {str(source)!r} is neither a folder nor a reachable hub repository.") from error
     except Exception as error:  # the library lets through whatever its many parsers raise
-        raise ModelError(f"model {str(source)!r} cannot be read: {_one_line(error)}") from error
+        if Path(source).is_dir():
+            sentence = broken_file(Path(source)) or one_line(error)
+            raise ModelError(f"model {str(source)!r} cannot be read: {sentence}") from error
+        if isinstance(error, OSError):
+            raise ModelError(f"model {str(source)!r} is neither a folder nor a reachable hub repository.") from error
+        raise ModelError(f"model {str(source)!r} cannot be read: {one_line(error)}") from error
 
 
 def _cut(config: PreTrainedConfig, layers: int) -> None:
@@ -274,47 +292,13 @@ def _cut(config: PreTrainedConfig, layers: int) -> None:
         config.layer_types = config.layer_types[:layers]
 
 
-def _module(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The model with its weights and, where `source` is a folder of adapters, those added to its base."""
-    base = base_of(source)
-    if base is source:
-        return _weights(source, config, head, dtype)
-    return with_adapter(_module(base, config, head, dtype), source)
-
-
-def _weights(source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Build the model and load its weights; no weight that a forward needs may be missing."""
-    kind = AutoModelForCausalLM if head else AutoModel
-    options: dict[str, Any] = {"config": config, "attn_implementation": SEAM}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is refused below
-    if dtype is not None:
-        options["dtype"] = dtype
-    omitted: frozenset[str] = frozenset()
-    try:
-        if isinstance(source, Path | str) and Path(source).is_dir() and is_int8(source):
-            state, omitted = read_int8(source)
-            with torch.device("meta"):  # the auto classes read from disk only; ask which class it would be
-                model_class = type(kind.from_config(config))
-            module, info = model_class.from_pretrained(None, state_dict=state, **options)
-        else:
-            module, info = kind.from_pretrained(source, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {_one_line(error)}") from error
-    prefix = getattr(module, "base_model_prefix", "") + "."
-    missing = {name for name in info["missing_keys"] if name not in omitted and prefix + name not in omitted}
-    missing = {name for name in missing if not name.removeprefix(prefix).startswith("pooler.")}
-    if head and any(not name.startswith(prefix) for name in missing):
-        raise ModelError(
-            f"the checkpoint {str(source)!r} has no language-model head, which decoding and the LM loss need."
-        )
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise ModelError(f"the checkpoint {str(source)!r} lacks {len(missing)} of its model's weights, such as {some}.")
-    if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
-        raise ModelError(f"the checkpoint {str(source)!r} holds {mismatched[0]} in another shape than its config says.")
-    return module
-
-
-def _one_line(error: BaseException) -> str:
-    """What a library's error says, on one line and not too long."""
-    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
+def _module(
+    source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The model with its weights and, where `source` is a folder of adapters, those added to its base; and which of
+    the parameters the checkpoint leaves out."""
+    *adapters, root = chain_of(source)
+    module, omitted = load_weights(root, config, head, dtype)
+    for folder in reversed(adapters):
+        module = with_adapter(module, folder)
+    return module, omitted

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from blockrank import engine
 from blockrank.attention import AttentionBackend, MergingBackend, get_backend
 from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment
+from blockrank.model.vocabulary import check_prompt
 from blockrank.model.wrapping import is_sharded, runs_whole, tied
 from blockrank.reuse import Store, complete, plan_reuse
 from blockrank.rows import RowBuffers
@@ -31,7 +32,8 @@ class RankModel:
 
     `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `decoder`, where
     there is one, its layers fused for inference; `replicas` the same model on other devices; `store` and `memo`, where
-    there are any and the spec allows it, keep documents from being encoded and tokenised twice.
+    there are any and the spec allows it, keep documents from being encoded and tokenised twice. `omitted`: parameters
+    that the checkpoint leaves out because no ranking reads them.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RankModel:
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
         self.store: Store | None = None
         self.memo: Memo[Segment] | None = None
+        self.omitted: frozenset[str] = frozenset()
         self._outer: nn.Module = module
         self._check_spec()
 
@@ -144,7 +147,7 @@ class RankModel:
 
     def _refuse_eight_bits(self) -> None:
         if self.decoder is not None and self.decoder.quantised:
-            raise ModelError(f"{self.name or 'the model'} is loaded in eight bits: it ranks, and does nothing else.")
+            raise ModelError("the model is loaded in eight bits: it ranks, and does nothing else.")
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
         """Switch to a backend for training; `dtype` is what attention will see (autocast's type)."""
@@ -162,6 +165,8 @@ class RankModel:
             raise ModelError(
                 f"the spec reads heads {bad}, but the model has {config.num_attention_heads} heads (counted from 0)."
             )
+        if self.tokenizer is not None:
+            check_prompt(self.tokenizer, config, self.spec)
 
     def check_positions(self, layout: PackedLayout) -> None:
         """Raise `InputError` where the prompt runs past the model's position table."""
@@ -170,7 +175,7 @@ class RankModel:
         if table is not None and highest >= table:
             fewer = "rank fewer documents, " if self.spec.pattern == "causal" else ""
             raise InputError(
-                f"the prompt reaches position {highest} and {self.name or 'the model'} has {table}: {fewer}shorten the "
+                f"the prompt reaches position {highest} and the model has {table}: {fewer}shorten the "
                 "query, lower max_segment_tokens or the spec's query_offset."
             )
 
@@ -201,9 +206,7 @@ class RankModel:
         """Queries and keys at the scoring layer for a read-out: a forward of what the store does not hold yet."""
         if self.spec.prune and not self._runs_fused():
             reason = engine.unfusable(self.module) or "it was loaded with the library's own"
-            raise ModelError(
-                f"the spec prunes documents, which needs fused layers: {self.name or 'the model'}: {reason}."
-            )
+            raise ModelError(f"the spec prunes documents, which needs fused layers: {reason}.")
         if self.store is None or not self.spec.documents_stand_alone or self.spec.prune:
             return self.forward(layout)
         plan = plan_reuse(layout, self.store)

@@ -1,25 +1,25 @@
-"""BM25 over a corpus, kept on disk beside it.
+"""BM25 over a corpus, kept on disk.
 
-Scores are those of bm25s in Lucene's variant (arXiv 2407.03618), over lower-cased words of two and more characters
-without English stop words, stemmed by Snowball's English stemmer; title and text are one field.
+Scores are those of bm25s in Lucene's variant (arXiv 2407.03618) over the terms of `blockrank.retrieve.terms`; title and
+text are one field. Stop words and single characters, where a query counts them, are scored without the length.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blockrank.data import Corpus, Run
-from blockrank.retrieve.kept import FOLDER, KeptFolder, Records, write_records
-from blockrank.types import Document, InputError, MissingExtraError
+from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder, tell_of_former, write_records
+from blockrank.retrieve.terms import Analyser, is_apart, libraries
+from blockrank.types import Document, InputError
 
-_FORMAT = 1  # raised whenever what is written below changes
-_WORD = re.compile(r"(?u)\b\w\w+\b")
+_FORMAT = 2  # raised whenever what is written below changes
 _log = logging.getLogger(__name__)
 
 
@@ -39,26 +39,20 @@ class Bm25Index:
     def open(cls, corpus: Corpus, *, folder: Path | None = None, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
         """The index of a corpus: loaded where it is fresh, else made and kept.
 
-        folder: where indices are kept; None means `.blockrank` beside the corpus. An index is fresh while size and time
-        of the corpus file, the settings and the version of bm25s are those it was made with. Where the folder cannot be
-        written, or the corpus has no file, the index stays in memory.
+        folder: where indices are kept; None means the user's own cache folder. An index is fresh while the content of
+        the corpus file, the settings and the versions of the libraries are those it was made with. Where the folder
+        cannot be written, or the corpus has no file, the index stays in memory.
 
         Raises `InputError` where the corpus has no documents, `MissingExtraError` without the extra.
         """
-        if corpus.path is None:
+        place = folder or index_folder()
+        if corpus.path is None or place is None:
             return cls.build(corpus.documents(), k1=k1, b=b)
-        try:
-            state = corpus.path.stat()
-        except OSError as error:
-            raise InputError(f"{corpus.path}: cannot be read: {error.strerror}.") from None
-        kept = KeptFolder(
-            folder or corpus.path.parent / FOLDER,
-            "bm25",
-            [str(corpus.path.resolve()) if folder else corpus.path.name, k1, b],
-            [*versions(), k1, b, state.st_size, state.st_mtime_ns],
-        )
+        settings = [*versions(), k1, b, file_hash(corpus.path)]
+        kept = KeptFolder(place, "bm25", [str(corpus.path.resolve()), k1, b], settings)
         if kept.is_whole() and (index := cls._loaded(kept.path)):
             return index
+        tell_of_former(corpus.path.parent, place)
         index = cls.build(corpus.documents(), k1=k1, b=b)
         try:
             kept.write(index.save)
@@ -70,22 +64,14 @@ class Bm25Index:
     @classmethod
     def build(cls, documents: Iterable[Document], *, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
         """The index of documents with ids, in memory. Raises as `open`."""
-        bm25s, _ = _libraries()
-        doc_ids: list[str] = []
-
-        def contents() -> Iterator[str]:
-            for document in documents:
-                doc_ids.append(str(document.doc_id))
-                yield document.content
-
-        ids, vocabulary = _tokenised(contents(), return_ids=True)
+        analyser, postings, doc_ids = Analyser(), _Postings(), list[str]()
+        for document in documents:
+            doc_ids.append(str(document.doc_id))
+            postings.add(analyser.of_document(document.content))
         if not doc_ids:
             raise InputError("the corpus has no documents: there is nothing to index.")
-        if not vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
-            ids, vocabulary = [[0]] * len(doc_ids), {"": 0}
-        scores = bm25s.BM25(k1=k1, b=b)
-        scores.index((ids, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(scores, doc_ids)
+        counted = _scored(postings.counted, postings.ids.counted, k1, b)
+        return cls(_joined(counted, _scored(postings.apart, postings.ids.apart, k1, b=0.0)), doc_ids)
 
     def save(self, folder: Path) -> None:
         """Write the index into an empty folder."""
@@ -98,7 +84,7 @@ class Bm25Index:
 
         Raises `OSError`, `ValueError` or `KeyError` where it is damaged.
         """
-        bm25s, _ = _libraries()
+        bm25s, _ = libraries()
         index = cls(bm25s.BM25.load(folder, mmap=True, show_progress=False), Records(folder, "doc_ids"))
         if index._scores.scores["num_docs"] != len(index):
             raise ValueError(f"{folder}: scores and ids differ in number")
@@ -121,10 +107,10 @@ class Bm25Index:
         """The same as pairs of position in the corpus (from 0) and score."""
         if depth < 1:
             raise InputError(f"depth must be positive, not {depth}.")
-        words = _tokenised([query], return_ids=False)[0]
-        if not words:
+        terms = Analyser().of_query(query)
+        if not terms:
             return []
-        scores = self._scores.get_scores(words)
+        scores = self._scores.get_scores(terms)
         found = np.flatnonzero(scores > 0)
         if len(found) > depth:  # no need to sort what cannot be among the best
             least = np.partition(scores[found], -depth)[-depth]
@@ -139,40 +125,61 @@ class Bm25Index:
 
 def versions() -> list[object]:
     """What an index depends on besides texts and settings: form of its files, versions of the libraries."""
-    bm25s, stemmer = _libraries()
-    return [_FORMAT, bm25s.__version__, stemmer.version()]
+    bm25s, stemmer = libraries()
+    return [_FORMAT, bm25s.__version__, stemmer.version(), unicodedata.unidata_version]
 
 
 def matching_words(query: str, text: str) -> list[tuple[int, int]]:
     """Where in `text` words of the query stand, as (start, end) of characters; other forms of a word count."""
-    wanted = {word for words in _tokenised([query], return_ids=False) for word in words}
-    spans = [match.span() for match in _WORD.finditer(text)]
-    stems = _stemmed([text[start:end].lower() for start, end in spans])
-    return [span for span, stem in zip(spans, stems, strict=True) if stem in wanted]
+    return Analyser().matches(query, text)
 
 
-def _tokenised(texts: Iterable[str], *, return_ids: bool) -> Any:
-    """bm25s's own: with `return_ids` ids a text and the vocabulary, else lists of stems."""
-    bm25s, stemmer = _libraries()
-    return bm25s.tokenize(
-        texts, token_pattern=_WORD.pattern, stopwords="en", stemmer=stemmer.Stemmer("english"),
-        return_ids=return_ids, show_progress=False,
-    )  # fmt: skip
+class _TermIds(dict[str, int]):
+    """Ids of terms, filled as terms come by: from 0 in the order of `counted`, or -1 downwards in that of `apart`."""
+
+    def __init__(self) -> None:
+        self.counted: dict[str, int] = {}
+        self.apart: dict[str, int] = {}
+
+    def __missing__(self, term: str) -> int:
+        if is_apart(term):
+            self[term] = ~self.apart.setdefault(term, len(self.apart))
+        else:
+            self[term] = self.counted.setdefault(term, len(self.counted))
+        return self[term]
 
 
-def _stemmed(words: Collection[str]) -> list[str]:
-    _, stemmer = _libraries()
-    return list(stemmer.Stemmer("english").stemWords(list(words)))
+class _Postings:
+    """The terms of each document: those that count, and those that are kept apart, by their own ids."""
+
+    def __init__(self) -> None:
+        self.ids = _TermIds()
+        self.counted: list[list[int]] = []
+        self.apart: list[list[int]] = []
+
+    def add(self, terms: Iterable[str]) -> None:
+        """The terms of the next document."""
+        ids = list(map(self.ids.__getitem__, terms))
+        self.counted.append([place for place in ids if place >= 0])
+        self.apart.append([~place for place in ids if place < 0])
 
 
-def _libraries() -> tuple[Any, Any]:
-    """bm25s and PyStemmer; raises `MissingExtraError` without them."""
-    try:
-        import bm25s
-        import Stemmer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"searching needs bm25s and PyStemmer ({error.name} is missing): pip install 'blockrank[search]'."
-        ) from None
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
-    return bm25s, Stemmer
+def _scored(ids: list[list[int]], vocabulary: dict[str, int], k1: float, b: float) -> Any:
+    """An index over the terms of each document."""
+    if not vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
+        ids, vocabulary = [[0]] * len(ids), {"": 0}
+    scores = libraries()[0].BM25(k1=k1, b=b)
+    scores.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+    return scores
+
+
+def _joined(counted: Any, apart: Any) -> Any:
+    """Two indices of the same documents as one: the columns of the second behind those of the first."""
+    for name in ("data", "indices"):
+        counted.scores[name] = np.concatenate([counted.scores[name], apart.scores[name]])
+    ends = apart.scores["indptr"][1:] + counted.scores["indptr"][-1]
+    counted.scores["indptr"] = np.concatenate([counted.scores["indptr"], ends])
+    first = len(counted.vocab_dict)
+    counted.vocab_dict |= {term: first + place for term, place in apart.vocab_dict.items() if term}
+    counted.unique_token_ids_set = set(counted.vocab_dict.values())
+    return counted

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.data import Corpus, Run
-from blockrank.retrieve.encoder import Encoder, Floats, file_hash
-from blockrank.retrieve.kept import FOLDER, KeptFolder, Records, write_records
+from blockrank.retrieve.encoder import Encoder, Floats
+from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder, tell_of_former, write_records
 from blockrank.types import Document, InputError
 
 Progress = Callable[[int, int], None]  # (documents encoded, documents in all)
@@ -54,25 +54,25 @@ class DenseIndex:
     ) -> DenseIndex:
         """The index of a corpus: loaded where its vectors are kept, else encoded and kept.
 
-        folder: where vectors are kept; None means `.blockrank` beside the corpus. They are found by the content of the
+        folder: where vectors are kept; None means the user's own cache folder. They are found by the content of the
         corpus file and of the encoder's, so a copy or a newer date of the same files is no reason to encode again.
         dtype: of the vectors kept; the product is taken in float32. Where the folder cannot be written, the corpus has
         no file or the encoder no identity, the index stays in memory. progress: called with documents done and all.
 
         Raises `InputError` where the corpus has no text at all.
         """
-        if corpus.path is None or encoder.identity is None:
+        place = folder or index_folder()
+        if corpus.path is None or encoder.identity is None or place is None:
             return cls.build(corpus.documents(), encoder, dtype=dtype, progress=progress)
-        content = file_hash(corpus.path)
-        name = str(corpus.path.resolve()) if folder else corpus.path.name
         kept = KeptFolder(
-            folder or corpus.path.parent / FOLDER,
+            place,
             "dense",
-            [name, encoder.identity, dtype],
-            [_FORMAT, content, encoder.identity, dtype],
+            [str(corpus.path.resolve()), encoder.identity, dtype],
+            [_FORMAT, file_hash(corpus.path), encoder.identity, dtype],
         )
         if kept.is_whole() and (index := cls._loaded(kept.path, encoder)):
             return index
+        tell_of_former(corpus.path.parent, place)
         index = cls.build(corpus.documents(), encoder, dtype=dtype, progress=progress)
         try:
             kept.write(index.save)

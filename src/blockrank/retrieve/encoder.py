@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.types import InputError, MissingExtraError, ModelError
+from blockrank.retrieve.kept import file_hash
+from blockrank.types import MissingExtraError, ModelError
 
 Floats = NDArray[np.float32]
 
@@ -83,15 +84,6 @@ class SentenceEncoder:
         if not np.isfinite(found).all():
             raise ModelError(f"{self._name}: the vectors of some texts are not finite.")
         return found
-
-
-def file_hash(path: Path) -> str:
-    """Hash of a file's content. Raises `InputError` where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
 def _files_hash(folder: Path) -> str:

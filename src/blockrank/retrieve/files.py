@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from blockrank.characters import is_readable
 from blockrank.data import json_objects, named
 from blockrank.retrieve import html, markdown, pdf
+from blockrank.retrieve.kept import FORMER_FOLDER
 from blockrank.retrieve.passages import Block, Lines, Passage, paragraphs, spans
 from blockrank.types import Document, InputError, as_document
 
@@ -38,13 +40,7 @@ class SourceFile:
     path: str
     place: Path
     size: int
-    mtime_ns: int
     holds_documents: bool
-
-    @property
-    def state(self) -> list[object]:
-        """What changes when the file does."""
-        return [self.path, self.size, self.mtime_ns, self.holds_documents]
 
 
 def list_files(source: Path) -> tuple[list[SourceFile], Counter[str]]:
@@ -85,7 +81,7 @@ def _walk(source: Path, skipped: Counter[str]) -> Iterator[SourceFile]:
         kept = []
         for name in folders:
             if name.startswith("."):
-                skipped["hidden files and folders"] += name != ".blockrank"
+                skipped["hidden files and folders"] += name != FORMER_FOLDER
             elif name in _INSTALLED or os.path.exists(os.path.join(folder, name, "pyvenv.cfg")):
                 skipped["folders of installed packages"] += 1
             else:
@@ -116,10 +112,10 @@ def _source_file(place: Path, path: str) -> SourceFile:
         raise InputError(f"{place}: cannot be read: {error.strerror}.") from None
     if not stat.S_ISREG(state.st_mode):
         raise InputError(f"{place}: is no regular file and no folder.")
-    if not os.access(place, os.R_OK):  # asked now: a file that becomes readable keeps its time
+    if not os.access(place, os.R_OK):
         raise InputError(f"{place}: cannot be read: Permission denied.")
     shown = os.fsencode(path).decode("utf-8", "replace")  # a name need not be valid text
-    return SourceFile(shown, place, state.st_size, state.st_mtime_ns, place.name in DOCUMENTS)
+    return SourceFile(shown, place, state.st_size, place.name in DOCUMENTS)
 
 
 def read_passages(file: SourceFile) -> list[Passage]:
@@ -207,7 +203,7 @@ def _of_json_lines(file: SourceFile) -> Iterator[Passage]:
 def _document(value: Mapping[str, Any], index: int) -> Document | None:
     """A checked document; None where it has neither text nor title, as real corpora hold."""
     texts = [value.get("text"), value.get("title") or ""]
-    if all(isinstance(text, str) and not text.strip() for text in texts):
+    if all(isinstance(text, str) and not is_readable(text) for text in texts):
         return None
     return as_document(value, index)
 

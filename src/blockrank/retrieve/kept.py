@@ -1,8 +1,9 @@
 """Derived files kept on disk: a folder that is fresh and whole, or not there at all.
 
 A kept folder's name carries a digest of everything it was made from, so its content never changes and a fresh one is
-found by name. It is filled under another name and moved to its place; a manifest, written last, holds the size and
-checksum of each file.
+found by name. It is filled under another name and moved to its place; a manifest, written last, holds the name, and the
+size and checksum of each file. Kept folders lie in the user's own cache folder, never beside the data, which may come
+from anybody; what belongs to another user, or what others may write in, is not believed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,11 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = ".blockrank"
+from blockrank.types import InputError
+
+CACHE_VARIABLE = "BLOCKRANK_CACHE"  # names another cache folder
+FORMER_FOLDER = ".blockrank"  # beside the data, where indices were kept once
+_PRIVATE = 0o700
 _MANIFEST = "manifest.json"
 _ABANDONED_AFTER = 24 * 3600  # seconds until an unfinished folder is taken to be of a process that was killed
 _ATTEMPTS = 5  # to move a folder into place while other processes do the same
@@ -36,13 +43,62 @@ def digest(value: object, length: int = 16) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
+def file_hash(path: Path) -> str:
+    """Hash of a file's content. Raises `InputError` where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path | None:
+    """Where this user's programs keep what can be made again; None where no home is known.
+
+    `BLOCKRANK_CACHE` names another folder. Paths that are not absolute do not count.
+    """
+    if (own := environment.get(CACHE_VARIABLE, "")) and Path(own).is_absolute():
+        return Path(own)
+    home = environment.get("HOME", "")
+    choices = [environment.get("XDG_CACHE_HOME", "")]
+    if platform == "win32":
+        choices.append(environment.get("LOCALAPPDATA", ""))
+    elif home:
+        choices.append(f"{home}/Library/Caches" if platform == "darwin" else f"{home}/.cache")
+    return next((Path(choice) / "blockrank" for choice in choices if choice and Path(choice).is_absolute()), None)
+
+
+def index_folder() -> Path | None:
+    """Where indices are kept unless a caller names a folder."""
+    cache = cache_folder()
+    return None if cache is None else cache / "indices"
+
+
+def is_private(folder: Path) -> bool:
+    """Whether a folder is there, belongs to this user, and nobody else may write in it, as far as the system tells."""
+    try:
+        state = folder.stat()
+    except OSError:
+        return False
+    if not hasattr(os, "geteuid"):
+        return stat.S_ISDIR(state.st_mode)
+    return stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o022
+
+
+def tell_of_former(folder: Path, place: Path | None) -> None:
+    """Log that an index beside the data is not used any more."""
+    if (former := folder / FORMER_FOLDER).is_dir():
+        _log.warning(
+            "%s is no longer used and can be removed: indices are kept in %s.", former, place or "memory alone"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class KeptFolder:
     """The place of one kept folder.
 
-    place: the folder that holds kept folders, usually `.blockrank` beside the data. kind: `bm25`, `passages` ...
-    owner: what it was made from, for a name of its own; fingerprint: the state of that, with every setting and version.
-    Both are JSON-ready.
+    place: the folder that holds kept folders. kind: `bm25`, `passages` ... owner: what it was made from, for a name of
+    its own; fingerprint: the state of that, with every setting and version. Both are JSON-ready.
     """
 
     place: Path
@@ -52,17 +108,23 @@ class KeptFolder:
 
     @property
     def _name(self) -> str:
-        return f"{self.kind}-{digest(self.owner, 8)}-"
+        return f"{self.kind}-{digest(self.owner)}-"
 
     @property
     def path(self) -> Path:
         """Where it is, if it is there."""
-        return self.place / f"{self._name}{digest(self.fingerprint)}"
+        return self.place / f"{self._name}{digest(self.fingerprint, 32)}"
 
     def is_whole(self) -> bool:
-        """Whether it is there and as it was written."""
+        """Whether it is there, this user's own, and as it was written."""
+        if not self.path.exists():
+            return False
+        for folder in (self.place, self.path):
+            if not is_private(folder):
+                _log.warning("%s is not used: it belongs to another user, or others may write in it.", folder)
+                return False
         whole = is_whole(self.path)
-        if not whole and self.path.exists():
+        if not whole:
             _log.warning("%s is damaged: it is made anew.", self.path)
         return whole
 
@@ -75,16 +137,16 @@ class KeptFolder:
 
         Raises `OSError` where the place cannot be written; nothing is left behind then.
         """
-        self.place.mkdir(parents=True, exist_ok=True)
-        ignore = self.place / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n", encoding="utf-8")
+        self.place.mkdir(_PRIVATE, parents=True, exist_ok=True)
+        if not is_private(self.place):
+            raise PermissionError(f"{self.place} belongs to another user, or others may write in it")
         part = self.place / f".{self._name}{secrets.token_hex(8)}.part"
-        part.mkdir()
+        part.mkdir(_PRIVATE)
         try:
             fill(part)
             files = {path.name: _checked(path) for path in sorted(part.iterdir())}
-            (part / _MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+            manifest = {"name": self.path.name, "files": files}
+            (part / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             self._move(part)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -108,8 +170,10 @@ class KeptFolder:
         raise OSError(f"{self.path} cannot be replaced")
 
     def earlier(self) -> list[Path]:
-        """Folders of the same kind and owner in another state."""
-        names = re.compile(re.escape(self._name) + "[0-9a-f]{16}")
+        """Folders of the same kind and owner in another state, none where others may write in the place."""
+        if not is_private(self.place):
+            return []
+        names = re.compile(re.escape(self._name) + "[0-9a-f]{32}")
         with suppress(OSError):
             return [path for path in self.place.iterdir() if names.fullmatch(path.name) and path != self.path]
         return []
@@ -125,11 +189,16 @@ class KeptFolder:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of a kept folder is there as it was written."""
+    """Whether a kept folder is this user's own, has its name, and every file is there as it was written."""
+    if not is_private(folder):
+        return False
     try:
-        files = json.loads((folder / _MANIFEST).read_bytes())
-        return all([size, checksum] == _checked(folder / name) for name, (size, checksum) in files.items())
-    except (OSError, ValueError, TypeError, AttributeError):
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        if manifest["name"] != folder.name:
+            return False
+        files = manifest["files"].items()
+        return all([size, checksum] == _checked(folder / name) for name, (size, checksum) in files)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return False
 
 

@@ -7,10 +7,13 @@ in exactly one.
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+from blockrank.words import end_of_marks
 
 # Sizes are rough counts of a model's tokens. In English prose a word has about 1.25. The embedded model reads 256
 # tokens of a document; it counts a tenth more than this, and the title is one part of the document.
@@ -18,14 +21,15 @@ USUAL, MOST, MOST_WITH_TITLE = 150, 210, 225
 _SMALL = USUAL // 3  # a block or span as small as this joins its neighbour over the usual size
 _HEADING = 30  # what a block under the limit leaves for the heading above it
 _HEADING_LENGTH = 200  # characters
+_MOST_MARKS = 8  # of a letter
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]{1,9}|\d{1,3}|[^\w\s]|_")
 # Where a block over the limit is cut, the best places first.
 _CUTS = (
     re.compile(r"\n\s*\n"),
     re.compile(r"\n"),
-    re.compile(r"(?<=[.!?:;])\s+|(?<=[。！？；])"),
+    re.compile(r"(?<=[.!?:;।॥؟؛۔።])\s+|(?<=[。！？；။។])"),
     re.compile(r"\s+"),
-    re.compile(r"(?<=[,;}\])>/&])"),
+    re.compile(r"(?<=[,;}\])>/&，、،၊])"),
 )
 
 
@@ -173,5 +177,13 @@ def _pieces(text: str, start: int, end: int, limit: int, level: int) -> Iterator
             at = match.end()
         yield from _pieces(text, at, end, limit, level + 1)
     else:
-        for at in range(start, end, limit // 2):  # a token has at least one character
-            yield from _pieces(text, at, min(at + limit // 2, end), limit, level)
+        step = limit // 2 - _MOST_MARKS
+        edges = [_before_a_letter(text, at) for at in range(start + step, end, step)]
+        for first, last in itertools.pairwise([start, *edges, end]):  # a token has at least one character
+            yield from _pieces(text, first, last, limit, level)
+
+
+def _before_a_letter(text: str, position: int) -> int:
+    """`position`, or where the marks there end that belong to the letter before; of too many none are kept together."""
+    end = end_of_marks(text, position)
+    return end if end - position <= _MOST_MARKS else position

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from blockrank.retrieve.bm25 import Bm25Index, versions
-from blockrank.retrieve.files import SourceFile, UnreadableError, list_files, read_passages
-from blockrank.retrieve.kept import FOLDER, KeptFolder, Records, is_whole, write_records
+from blockrank.retrieve.files import list_files
+from blockrank.retrieve.kept import (
+    KeptFolder,
+    Records,
+    digest,
+    index_folder,
+    tell_of_former,
+    write_records,
+)
 from blockrank.retrieve.passages import Passage
+from blockrank.retrieve.reading import ReadLimits
+from blockrank.retrieve.readings import (
+    FILES,
+    FORMAT,
+    PASSAGES,
+    Progress,
+    Reading,
+    file_state,
+    kept_reasons,
+    known_readings,
+    read_files,
+    reading_rows,
+)
 from blockrank.types import Document, InputError, RequestRanker
 
-Progress = Callable[[int, int], None]  # (files read, files in all)
-_FORMAT = 1  # raised whenever passages are cut in another way or written in another form
+_PLACE = ("path", "doc_id", "first_line", "last_line", "page")
 _log = logging.getLogger(__name__)
 
 
@@ -25,7 +47,8 @@ class Hit:
     """One result. score: the ranker's, comparable within one search alone, or BM25's where none ranked.
 
     bm25: the first stage's score, 0 where the passage shares no word with the query. path: the passage's file, from the
-    working directory if the source was given so.
+    working directory if the source was given so. copies: where else the same text stands but for white space, with
+    paths given in the same way.
     """
 
     rank: int
@@ -33,6 +56,7 @@ class Hit:
     bm25: float
     path: str
     passage: Passage
+    copies: tuple[Passage, ...] = ()
 
     @property
     def place(self) -> str:
@@ -41,8 +65,9 @@ class Hit:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        passage = {key: value for key, value in asdict(self.passage).items() if key != "path"}
-        return {"rank": self.rank, "score": self.score, "bm25": self.bm25, "path": self.path, **passage}
+        found: dict[str, Any] = {"rank": self.rank, "score": self.score, "bm25": self.bm25, "path": self.path}
+        found |= {key: value for key, value in asdict(self.passage).items() if key != "path"}
+        return {**found, "copies": [{name: getattr(copy, name) for name in _PLACE} for copy in self.copies]}
 
 
 class PassageIndex:
@@ -55,13 +80,15 @@ class PassageIndex:
         self,
         source: Path,
         passages: Sequence[Passage] | Records,
+        firsts_N: NDArray[np.int64],
         bm25: Bm25Index,
         skipped: Mapping[str, int],
         *,
         is_new: bool,
     ) -> None:
+        """firsts_N: of each passage the position of the first one with its text."""
         self.source, self.skipped, self.is_new = source, dict(skipped), is_new
-        self._passages, self._bm25 = passages, bm25
+        self._passages, self._firsts_N, self._bm25 = passages, firsts_N, bm25
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -81,81 +108,76 @@ class PassageIndex:
         cache: Path | None = None,
         rebuild: bool = False,
         progress: Progress | None = None,
+        limits: ReadLimits | None = None,
     ) -> PassageIndex:
         """The index of a folder, a file or a file of JSON lines.
 
-        It is kept in `.blockrank` of the folder or, where that cannot be written, in the folder `cache`; found there,
-        it is used while path, size and time of every file are those it was made with. Where only some files changed,
-        the others are not read again. With neither place it stays in memory. rebuild: make it anew in any case.
+        It is kept in the folder `cache`, by default in the user's own cache folder; found there, it is used while path
+        and content of every file are those it was made with. Where only some files changed, the others are not taken
+        apart again. Where the folder cannot be written the index stays in memory. rebuild: make it anew in any case.
+        limits: of what reading one file may take; a file over them is skipped.
 
         Raises `InputError` where the source does not exist or holds nothing readable, `MissingExtraError` without the
         extra.
         """
-        source = Path(source)
+        source, limits = Path(source), limits or ReadLimits()
         files, skipped = list_files(source)
         if not files:
             raise InputError(f"{source}: there is nothing to search in it{_listed(skipped)}.")
-        places = _places(source, files, cache)
-        for kept in places:
-            if rebuild:
-                kept.remove()
-            elif kept.is_whole() and (index := cls._loaded(kept.path, source, skipped)):
-                return index
-        return cls._made(source, files, skipped, places, {} if rebuild else _known(places), progress)
+        states = [file_state(file) for file in files]
+        kept = _kept(cache or index_folder(), source, limits, states)
+        if kept and rebuild:
+            kept.remove()
+        elif kept and kept.is_whole() and (index := cls._loaded(kept.path, source, skipped)):
+            return index
+        tell_of_former(source if source.is_dir() else source.parent, kept.place if kept else None)
+        known = known_readings(kept, limits) if kept and not rebuild else {}
+        readings = read_files(files, states, known, limits, progress)
+        return cls._made(source, states, readings, skipped, limits, kept)
 
     @classmethod
     def _made(
         cls,
         source: Path,
-        files: Sequence[SourceFile],
+        states: Sequence[list[Any]],
+        readings: Sequence[Reading],
         skipped: Mapping[str, int],
-        places: Sequence[KeptFolder],
-        known: Mapping[tuple[Any, ...], tuple[list[Passage], str | None]],
-        progress: Progress | None,
+        limits: ReadLimits,
+        kept: KeptFolder | None,
     ) -> PassageIndex:
-        """A new index, kept in the first place that can be written. known: from an earlier one, as by `_known`."""
-        states: list[list[Any]] = []  # state of each file, number of its passages, why it has none
-        passages: list[Passage] = []
-        for number, file in enumerate(files):
-            if progress:
-                progress(number, len(files))
-            found, reason = known.get(tuple(file.state)) or _read(file, alone=len(files) == 1)
-            states.append([file.state, len(found), reason])
-            passages += found
-        if progress:
-            progress(len(files), len(files))
-        reasons = Counter(reason for _, _, reason in states if reason)
+        """A new index of what was read, kept where that can be."""
+        passages = [passage for reading in readings for passage in reading.passages]
+        skipped = Counter(skipped) + Counter(reading.reason for reading in readings if reading.reason)
         if not passages:
-            raise InputError(f"{source}: there is no text to search in{_listed(Counter(skipped) + reasons)}.")
+            raise InputError(f"{source}: there is no text to search in{_listed(skipped)}.")
         bm25 = Bm25Index.build(passage_document(passage, index) for index, passage in enumerate(passages))
-        index = cls(source, passages, bm25, Counter(skipped) + reasons, is_new=True)
-        for kept in places:
-            try:
-                kept.write(lambda folder: index._save(folder, states))
-                break
-            except OSError as error:
-                _log.info("no index is kept in %s: %s", kept.place, error)
-        else:
-            _log.warning("the index of %s is not kept: no place for it can be written.", source)
+        index = cls(source, passages, _firsts(passages), bm25, skipped, is_new=True)
+        try:
+            if kept is None:
+                raise OSError("no cache folder is known")
+            kept.write(lambda folder: index._save(folder, reading_rows(limits, states, readings)))
+        except OSError as error:
+            _log.warning("the index of %s is not kept: %s.", source, error)
         return index
 
-    def _save(self, folder: Path, states: Sequence[Sequence[Any]]) -> None:
-        """Write everything into an empty folder."""
-        write_records(folder, "files", [_FORMAT, *states])
-        write_records(folder, "passages", map(astuple, self))
+    def _save(self, folder: Path, rows: Iterable[Sequence[Any]]) -> None:
+        """Write everything into an empty folder. rows: what is said of each file."""
+        write_records(folder, FILES, rows)
+        write_records(folder, PASSAGES, map(astuple, self))
+        np.save(folder / "firsts.npy", self._firsts_N)
         self._bm25.save(folder)
 
     @classmethod
     def _loaded(cls, folder: Path, source: Path, skipped: Mapping[str, int]) -> PassageIndex | None:
         """The index in `folder`; None where another process has just removed or replaced it."""
         try:
-            states = Records(folder, "files")
-            reasons = Counter(reason for _, _, reason in list(states)[1:] if reason)
-            bm25, passages = Bm25Index.load(folder), Records(folder, "passages")
+            reasons = kept_reasons(folder)
+            bm25, passages = Bm25Index.load(folder), Records(folder, PASSAGES)
+            firsts_N = np.load(folder / "firsts.npy")
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             _log.warning("%s cannot be loaded: %s", folder, error)
             return None
-        return cls(source, passages, bm25, Counter(skipped) + reasons, is_new=False)
+        return cls(source, passages, firsts_N, bm25, Counter(skipped) + reasons, is_new=False)
 
     def search(
         self,
@@ -170,25 +192,53 @@ class PassageIndex:
 
         BM25 hands its best `depth` passages to the ranker, which ranks them in one request; without a ranker their
         order is BM25's. Where no passage shares a word with the query the result is empty, unless there are no more
-        than `depth` passages: then all of them are ranked. all_passages: every passage is a result of its own.
+        than `depth` passages: then all of them are ranked. Of passages with the same text but for white space one is
+        ranked, and the others are its copies. all_passages: every passage is a result of its own, copies aside.
 
         Raises `InputError` where the query is empty or over the model's limit.
         """
         _check(query, depth, top_k)
-        found = self._bm25.positions(query, depth)
-        if not found and ranker is not None and len(self) <= depth:
-            found = [(position, 0.0) for position in range(len(self))]
+        found = self._candidates(query, depth, or_all=ranker is not None)
         if not found:
             return []
         passages = [self[position] for position, _ in found]
         hits: list[Hit] = []
         seen: set[tuple[str, str]] = set()
         for index, score in _ordered(query, passages, [score for _, score in found], ranker):
-            passage = passages[index]
-            if all_passages or (passage.path, passage.doc_id) not in seen:
-                seen.add((passage.path, passage.doc_id))
-                hits.append(Hit(len(hits) + 1, score, found[index][1], self._path(passage), passage))
-        return hits[:top_k]
+            places = [passages[index], *self._copies(found[index][0])]
+            fresh = [place for place in places if all_passages or (place.path, place.doc_id) not in seen]
+            seen.update((place.path, place.doc_id) for place in places)
+            if fresh:
+                others = {place.place: place for place in places if place.place != fresh[0].place}
+                copies = tuple(replace(place, path=self._path(place)) for place in others.values())
+                hits.append(Hit(len(hits) + 1, score, found[index][1], self._path(fresh[0]), fresh[0], copies))
+            if len(hits) == top_k:
+                break
+        return hits
+
+    def _candidates(self, query: str, depth: int, *, or_all: bool) -> list[tuple[int, float]]:
+        """(position, BM25's score) of the best `depth` passages of different texts, best first.
+
+        or_all: where none shares a word with the query, all, if there are no more than `depth`.
+        """
+        reach = depth
+        while True:
+            found = self._bm25.positions(query, reach)
+            best: dict[int, tuple[int, float]] = {}
+            for position, score in found:
+                best.setdefault(int(self._firsts_N[position]), (position, score))
+            if len(best) >= depth or len(found) < reach:
+                break
+            reach *= 4  # copies of a few texts took all places
+        texts = np.unique(self._firsts_N)
+        if not best and or_all and len(texts) <= depth:
+            return [(int(position), 0.0) for position in texts]
+        return list(best.values())[:depth]
+
+    def _copies(self, position: int) -> list[Passage]:
+        """The other passages with the text of one."""
+        same = np.flatnonzero(self._firsts_N == self._firsts_N[position])
+        return [self[int(other)] for other in same if other != position]
 
     def _path(self, passage: Passage) -> str:
         """Where a passage's file is, as the caller would name it."""
@@ -206,10 +256,11 @@ def search(
     cache: Path | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
+    limits: ReadLimits | None = None,
 ) -> list[Hit]:
     """Search a folder or file: `PassageIndex.open`, then its `search`. Arguments and errors are theirs."""
     _check(query, depth, top_k)
-    index = PassageIndex.open(source, cache=cache, rebuild=rebuild, progress=progress)
+    index = PassageIndex.open(source, cache=cache, rebuild=rebuild, progress=progress, limits=limits)
     return index.search(query, ranker=ranker, depth=depth, top_k=top_k, all_passages=all_passages)
 
 
@@ -247,46 +298,20 @@ def _ordered(
     return [(entry.index, entry.score) for entry in ranking]
 
 
-def _places(source: Path, files: Sequence[SourceFile], cache: Path | None) -> list[KeptFolder]:
-    """Where an index may be kept, the first choice first."""
-    fingerprint = [_FORMAT, *versions(), [file.state for file in files]]
-    is_folder = source.is_dir()
-    own = (source if is_folder else source.parent) / FOLDER
-    places = [KeptFolder(own, "passages", None if is_folder else source.name, fingerprint)]
-    if cache is not None:
-        places.append(KeptFolder(cache / "search", "passages", str(source.resolve()), fingerprint))
-    return places
+def _kept(
+    place: Path | None, source: Path, limits: ReadLimits, states: Sequence[Sequence[object]]
+) -> KeptFolder | None:
+    """Where the index is kept, if anywhere."""
+    if place is None:
+        return None
+    return KeptFolder(place, "passages", str(source.resolve()), [FORMAT, *versions(), astuple(limits), states])
 
 
-def _known(places: Sequence[KeptFolder]) -> dict[tuple[Any, ...], tuple[list[Passage], str | None]]:
-    """From the state of a file to its passages, or why it has none, out of an earlier index."""
-    known = {}
-    for folder in (folder for kept in places for folder in kept.earlier() if is_whole(folder)):
-        try:
-            states, passages = Records(folder, "files"), Records(folder, "passages")
-            if states[0] != _FORMAT:
-                continue
-            at = 0
-            for state, count, reason in list(states)[1:]:
-                known[tuple(state)] = [Passage(*passages[index]) for index in range(at, at + count)], reason
-                at += count
-        except (OSError, ValueError, TypeError, IndexError) as error:
-            _log.info("%s: %s", folder, error)
-    return known
-
-
-def _read(file: SourceFile, *, alone: bool) -> tuple[list[Passage], str | None]:
-    """A file's passages, or none and why. alone: what is wrong with the only file is an error."""
-    try:
-        return read_passages(file), None
-    except UnreadableError as reason:
-        _log.info("%s: skipped: one of the %s", file.place, reason)
-        return [], str(reason)
-    except InputError as error:
-        if alone:
-            raise
-        _log.warning("skipped: %s", error)
-        return [], "broken files of JSON lines"
+def _firsts(passages: Sequence[Passage]) -> NDArray[np.int64]:
+    """Of each passage the position of the first one with its text but for white space."""
+    positions: dict[str, int] = {}
+    keys = (digest(passage.text.split(), 32) for passage in passages)
+    return np.array([positions.setdefault(key, index) for index, key in enumerate(keys)], dtype=np.int64)
 
 
 def _listed(skipped: Mapping[str, int]) -> str:

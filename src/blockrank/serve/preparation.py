@@ -89,10 +89,12 @@ class Preparation:
         except InputError as error:
             raise invalid(_as_named(str(error), dialect)) from None
         if not call.may_cut:
-            for index, segment in enumerate(tokenised.documents):
+            for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
                 if segment.cut:
-                    sentence = f"documents[{index}] is {segment.cut} tokens over the limit and may not be cut."
-                    raise invalid(_as_named(sentence, dialect), cause="limit")
+                    over = f"{'about ' * segment.cut_is_estimate}{segment.cut} tokens over the limit"
+                    raise invalid(
+                        _as_named(f"documents[{index}] is {over} and may not be cut.", dialect), cause="limit"
+                    )
         return tokenised
 
     def finish(self, prepared: Prepared, scored: Scored, trace: Trace) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 
 from blockrank.types import InputError
@@ -58,10 +59,10 @@ class ServeSettings:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name == "cache_bytes":
-                if value < 0:
-                    raise InputError(f"cache_bytes must not be negative, and is {value}.")
-            elif type(value) in (int, float) and not value > 0:
-                raise InputError(f"{item.name} must be positive, not {value}.")
+                if not 0 <= value < math.inf:
+                    raise InputError(f"cache_bytes must not be negative, nor without end, and is {value}.")
+            elif type(value) in (int, float) and not 0 < value < math.inf:
+                raise InputError(f"{item.name} must be positive and finite, not {value}.")
         if not self.served_name.strip() or not all(alias.strip() for alias in self.aliases):
             raise InputError("served_name and aliases must not be empty.")
         if any(not key.strip() or not key.isascii() or key != key.strip() for key in self.keys):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
+from blockrank.configfile import checked
 from blockrank.train.config import TrainConfig
 from blockrank.types import InputError, MissingExtraError
 
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # package by name in `report_to`; the extra is called so
+_ELSEWHERE = {"output_dir": "output", "seed": "seed", "data_seed": "seed"}
 _log = logging.getLogger(__name__)
 
 
@@ -30,11 +33,13 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
 
     Raises `InputError` for what the library refuses, `MissingExtraError` where a package that is asked for is missing.
     """
+    _check_values(config.trainer)
     values = _values(config)
     _check_packages(values)
     try:
         arguments = TrainingArguments(**values)
-    except (TypeError, ValueError) as error:
+        get_reporting_integration_callbacks(arguments.report_to)
+    except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"[trainer]: {error}") from error
     if arguments.max_steps < 1:
         raise InputError("[trainer]: max_steps must be positive; the data stream has no natural end.")
@@ -44,6 +49,23 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         _log.info("one of %d GPUs is used: torchrun --nproc-per-node %d uses all.", arguments.n_gpu, arguments.n_gpu)
         arguments._n_gpu = 1  # the library would split batches over threads, which packed ones do not allow
     return arguments
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Raise `InputError` for what the library would fail on later, or take as it likes: a name that it does not know, a
+    value of another type or out of range, and what is said elsewhere."""
+    hints = {**get_type_hints(TrainingArguments), "fsdp": bool | str}  # as its documentation has it
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"[trainer]: unknown key {name!r}; there is what transformers.TrainingArguments has.")
+        if name in _ELSEWHERE:
+            raise InputError(f"[trainer]: {name} is said by {_ELSEWHERE[name]}, at the top of the file.")
+        checked(hints[name], value, f"[trainer]: {name}")
+        least = 1 if name == "gradient_accumulation_steps" else 0
+        if isinstance(value, int | float) and value < least and name != "max_steps":
+            raise InputError(f"[trainer]: {name} must be at least {least}, not {value}.")
+        if name in ("adam_beta1", "adam_beta2") and value >= 1:
+            raise InputError(f"[trainer]: {name} must be below 1, not {value}.")
 
 
 def _values(config: TrainConfig) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class ExampleStream(Dataset[Example]):
         if unknown := sorted(set(weights or {}) - {source.name for source in sources}):
             raise InputError(f"data.weights names {unknown[0]!r}, which is no source.")
         mass = sizes * np.array([(weights or {}).get(source.name, 1.0) for source in sources])
+        if not mass.any():
+            raise InputError("data.weights gives every source a share of 0: there is nothing to learn from.")
         generator = np.random.default_rng(seed)
         self._sources, self._seed = sources, seed
         self._source_I = generator.choice(len(sources), size=length, p=mass / mass.sum())

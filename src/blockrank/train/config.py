@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from blockrank.configfile import build, read_toml
 from blockrank.types import InputError
 
 
@@ -53,6 +52,8 @@ class DataConfig:
                 raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}.")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"data.max_tokens must be positive, not {self.max_tokens}.")
+        if below := [(name, weight) for name, weight in self.weights.items() if weight < 0]:
+            raise InputError("data.weights gives {!r} {}; a share is at least 0.".format(*below[0]))
         self._check_curriculum()
 
     def _check_curriculum(self) -> None:
@@ -109,6 +110,9 @@ class LossConfig:
         for name in ("temperature", "teacher_temperature", "distil_temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"loss.{name} must be positive, not {getattr(self, name)}.")
+        for name in ("contrastive_weight", "lm", "distil"):
+            if getattr(self, name) < 0:
+                raise InputError(f"loss.{name} must be at least 0, not {getattr(self, name)}.")
         if not 0 <= self.lm_separator_weight <= 1:
             raise InputError(f"loss.lm_separator_weight must lie in [0, 1], not {self.lm_separator_weight}.")
         if self.answer_length is not None and self.answer_length < 1:
@@ -174,68 +178,16 @@ class TrainConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"seed must lie in [0, 2^32), not {self.seed}.")
+
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
         """Read a TOML file. Raises `InputError` naming the file and the key that is wrong."""
-        path = Path(path)
+        raw = read_toml(path)
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path} is not valid TOML: {error}.") from error
-        config: TrainConfig = _build(cls, raw, str(path))
+            config: TrainConfig = build(cls, raw, str(path))
+        except InputError as error:
+            raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
         return config
-
-
-def _build(kind: Any, raw: dict[str, Any], where: str) -> Any:
-    """A dataclass from a mapping, nested ones too."""
-    known = {item.name: item for item in fields(kind)}
-    if unknown := sorted(set(raw) - set(known)):
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; there are {sorted(known)}.")
-    hints, values = get_type_hints(kind), {}
-    for name, value in raw.items():
-        table = next((item for item in (hints[name], *get_args(hints[name])) if is_dataclass(item)), None)
-        if table is not None:
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: {name} must be a table.")
-            value = _build(table, value, f"{where} [{name}]")
-        elif not _fits(hints[name], value):
-            raise InputError(f"{where}: {name} must be {_words(hints[name])}, not {value!r}.")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}.") from error
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a TOML value is of the annotated type; an integer is a float too, a truth value is no number."""
-    kind, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if kind is UnionType:
-        return any(_fits(item, value) for item in arguments)
-    if kind is Literal:
-        return value in arguments
-    if kind is tuple:
-        return isinstance(value, list) and all(_fits(arguments[0], item) for item in value)
-    if kind is dict:
-        return isinstance(value, dict) and all(_fits(arguments[1], item) for item in value.values())
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _words(hint: Any) -> str:
-    """The type as a message calls it."""
-    kind, arguments = get_origin(hint), get_args(hint)
-    if kind is UnionType:
-        return " or ".join(_words(item) for item in arguments if item is not type(None))
-    if kind is Literal:
-        return " or ".join(map(repr, arguments))
-    if kind is tuple:
-        return f"a list of which each is {_words(arguments[0])}"
-    if kind is dict:
-        return "a table" if arguments[1] is Any else f"a table of which each value is {_words(arguments[1])}"
-    return {str: "a string", int: "an integer", float: "a number", bool: "true or false"}[hint]

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
+from blockrank.characters import is_readable
 from blockrank.data import Qrels, Run, as_request, json_objects, open_collection, positives_of
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.evaluate.measures import aggregate, parse_measure
@@ -83,13 +84,13 @@ def _first(request: RankRequest, count: int) -> RankRequest:
 def _from_folder(config: DevConfig) -> DevSet:
     """The judged queries of a BEIR folder with the first candidates of their first stage."""
     collection = open_collection(Path(config.requests), split=config.split)
-    queries = {q: text for q, text in collection.queries.items() if q in collection.qrels and text.strip()}
+    queries = {q: text for q, text in collection.queries.items() if q in collection.qrels and is_readable(text)}
     run = FirstStage(config.run).search(collection, queries, config.candidates)
     chosen = {query_id: list(islice(run.get(query_id, {}), config.candidates)) for query_id in queries}
     documents = collection.corpus.read(dict.fromkeys(_flat(chosen.values())))
     requests = []
     for query_id, doc_ids in chosen.items():
-        if found := [documents[doc_id] for doc_id in doc_ids if documents[doc_id].content]:
+        if found := [documents[doc_id] for doc_id in doc_ids if is_readable(documents[doc_id].content)]:
             requests.append(RankRequest(queries[query_id], found, query_id))
     return DevSet(requests, {query_id: collection.qrels[query_id] for query_id in queries}, config.measure)
 

@@ -31,11 +31,12 @@ except ImportError as error:
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from blockrank import __version__
 from blockrank.model import quiet_libraries
 from blockrank.retrieve.encoder import SentenceEncoder
+from blockrank.train.divergence import FiniteTrainer
 from blockrank.train.lists import ListCollator, ScoredLists, list_logits, read_lists
 from blockrank.train.losses import list_kl
 from blockrank.train.progress import use_log_lines
@@ -102,7 +103,7 @@ class Distilled:
     last_loss: float
 
 
-class ListTrainer(Trainer):  # type: ignore[misc]
+class ListTrainer(FiniteTrainer):
     """The library's trainer on lists."""
 
     def __init__(self, encoder: SentenceEncoder, settings: Distillation, **kwargs: Any) -> None:
@@ -124,7 +125,8 @@ def train_encoder(
 ) -> Distilled:
     """Train the encoder's model in place and leave it ready to encode, in float32.
 
-    device: `cpu`, `cuda` or None, which chooses by the machine. Raises `InputError` on another one, and under torchrun.
+    device: `cpu`, `cuda` or None, which chooses by the machine. Raises `InputError` on another one, and under torchrun;
+    `ModelError` where training diverges.
     """
     steps = settings.steps_over(len(lists))
     with tempfile.TemporaryDirectory(prefix="blockrank-distil-") as folder:
@@ -137,6 +139,7 @@ def train_encoder(
         )
         use_log_lines(trainer)
         trainer.train()
+        trainer.check_weights()
     # Its forward would go on computing in bfloat16.
     trainer.accelerator.unwrap_model(encoder.model, keep_fp32_wrapper=False)
     encoder.model.eval()
@@ -198,12 +201,13 @@ def distil(
     with `distil.json`, which says what was done.
 
     Raises `InputError` where requests are broken or have no scores, or the output is taken; `ModelError` where the
-    encoder cannot be loaded.
+    encoder cannot be loaded or training diverges.
     """
     settings = settings or Distillation()
     _check_device(device)
     with _new_folder(Path(output)) as part:
         lists = read_lists(requests)
+        torch.manual_seed(settings.seed)  # weights that the encoder's folder lacks begin at random
         student = SentenceEncoder(encoder, device=device)
         found = train_encoder(student, lists, settings, device=device)
         with quiet_libraries():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 
 from blockrank.model import ADAPTER_CONFIG, RankModel, load_model, resolve_spec
 from blockrank.ranker import Ranker
@@ -30,6 +30,7 @@ from blockrank.train.arguments import requests_in_forward, training_arguments
 from blockrank.train.batch import Batch, ExampleStream, collate
 from blockrank.train.config import LossConfig, TrainConfig
 from blockrank.train.dev import DevSet, LastEvaluation, open_dev_set
+from blockrank.train.divergence import FiniteTrainer
 from blockrank.train.forwards import ForwardStream
 from blockrank.train.objective import check_answers, training_loss
 from blockrank.train.progress import use_log_lines
@@ -37,7 +38,7 @@ from blockrank.train.sets import ExampleSource, open_sources
 from blockrank.train.teacher import Teacher
 
 
-class RankTrainer(Trainer):  # type: ignore[misc]
+class RankTrainer(FiniteTrainer):
     """`transformers.Trainer` whose step is `training_loss` and whose checkpoints rank: weights, tokenizer, spec."""
 
     def __init__(
@@ -72,6 +73,7 @@ class RankTrainer(Trainer):  # type: ignore[misc]
         """
         dev, start = self.eval_dataset, time.perf_counter()
         assert isinstance(dev, DevSet)
+        self.check_weights()
         ranker = Ranker(self.rank_model.through(self.model))
         self.model.eval()
         if isinstance(self.model, FSDPModule):
@@ -167,7 +169,10 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
 def student_spec(config: TrainConfig) -> RankSpec:
     """How the model is read. Raises `InputError` where there is nothing to learn."""
     spec = resolve_spec(config.model.base, None)
-    spec = RankSpec.from_dict({**spec.to_dict(), **config.model.spec})
+    try:
+        spec = RankSpec.from_dict({**spec.to_dict(), **config.model.spec})
+    except InputError as error:
+        raise InputError(f"[model]: spec: {error}") from None
     if not wants_head(config, spec) and not config.loss.contrastive_weight and not config.loss.distil:
         raise InputError("every part of [loss] that this template allows has weight 0: there is nothing to learn.")
     return spec

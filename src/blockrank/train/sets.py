@@ -231,6 +231,9 @@ class RequestFile:
         teachers = {"given": np.array(raw["teacher"], dtype=np.float32)[rows]} if "teacher" in raw else {}
         answer = answer_of(labels, teachers.get("given"), self._loss) if self._spec.prompt.answer else None
         tokenised = self._tokenizer.tokenise_request(request, self._spec, answer)
+        if silent := sorted(set(range(len(rows))) - set(tokenised.indices)):
+            place = f"documents[{rows[silent[0]]}] of the query {raw['query']!r}"
+            raise InputError(f"{self.name}: {place} yields no token of this tokenizer; leave it out.")
         return Example(tokenised, labels, teachers)
 
 

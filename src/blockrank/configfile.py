@@ -1,0 +1,190 @@
+"""Files of settings: read from JSON or TOML, and their values checked against annotated dataclasses.
+
+What is wrong is one sentence that begins with the file, and with its line where that is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from blockrank.types import InputError
+
+_LONG_KEY = re.compile(r"\b(?:[\w-]+\s*\.\s*){100}")
+_UNIONS = (UnionType, Union)  # what `|` makes of classes, and with `Literal`
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `InputError`: it cannot be read, is no UTF-8, no JSON, nested too deeply, no
+    object, or names a key twice."""
+    text = _text(path)
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}.") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid JSON: nested too deeply.") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except ValueError:  # an integer of thousands of digits
+        raise InputError(f"{path}: not valid JSON: a number has too many digits.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object is needed, not {_called(value)}.")
+    return value
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table in a TOML file. Raises `InputError` as `read_json`."""
+    text = _text(path)
+    if (found := _LONG_KEY.search(text)) is not None:  # the parser's time and memory would grow with the square
+        line = text.count("\n", 0, found.start()) + 1
+        raise InputError(f"{path}:{line}: not valid TOML: nested too deeply.")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise InputError(f"{path} is not valid TOML: nested too deeply.") from None
+    except ValueError:
+        raise InputError(f"{path} is not valid TOML: a number has too many digits.") from None
+
+
+def _text(path: str | Path) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not valid UTF-8.") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is there twice readers keep the one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InputError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice.")
+    return found
+
+
+def build(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping, nested ones too. Raises `InputError` that begins with `where`: an unknown key, one
+    that is missing, or a value of another type."""
+    known = {item.name: item for item in fields(kind)}
+    if unknown := sorted(set(raw) - set(known)):
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; there are {sorted(known)}.")
+    hints, values = _hints(kind), {}
+    for name, value in raw.items():
+        table = _table(hints[name])
+        if table is not None and isinstance(value, dict):
+            value = build(table, value, f"{where} [{name}]")
+        values[name] = checked(hints[name], value, f"{where}: {name}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}.") from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _table(hint: Any) -> Any:
+    """The dataclass of an annotation, None where it has none."""
+    return next((item for item in (hint, *get_args(hint)) if is_dataclass(item)), None)
+
+
+def checked(hint: Any, value: Any, name: str) -> Any:
+    """The value, sequences as tuples and numbers as Python's own, if it is of the annotated type.
+
+    An integer is a float too; a truth value is no number, and what is not finite is none either. Raises `InputError`
+    with `name`.
+    """
+    found = _plain(value)
+    if not _fits(hint, found):
+        raise InputError(f"{name} must be {_words(hint)}, not {value!r}.")
+    return found
+
+
+def check_fields(instance: Any) -> None:
+    """Bring every field of a frozen dataclass into the form of `checked`; an `InputError` names class and field."""
+    kind: Any = type(instance)
+    for name, hint in _hints(kind).items():
+        value = checked(hint, getattr(instance, name), f"{kind.__name__}.{name}")
+        object.__setattr__(instance, name, value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):  # such as numpy's
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    kind, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if kind in _UNIONS:
+        return any(_fits(item, value) for item in arguments)
+    if kind is Literal:
+        return any(type(value) is type(item) and value == item for item in arguments)
+    if kind is tuple:
+        return isinstance(value, tuple) and _fit_all(arguments, value)
+    if kind is list:
+        return isinstance(value, tuple) and _fit_all((*arguments, ...), value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(arguments[1], item) for item in value.values())
+    if isinstance(hint, type) and issubclass(hint, Enum):  # written by its name
+        return isinstance(value, str)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _fit_all(hints: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether each value is of its annotation; one before an ellipsis counts for all."""
+    if hints[1:] == (...,):
+        return all(_fits(hints[0], value) for value in values)
+    return len(hints) == len(values) and all(map(_fits, hints, values))
+
+
+def _words(hint: Any) -> str:
+    """The type as a message calls it."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if kind in _UNIONS:
+        return " or ".join(dict.fromkeys(_words(item) for item in arguments if item is not type(None)))
+    if kind is Literal:
+        return repr(arguments[0]) if len(arguments) == 1 else f"one of {arguments}"
+    if kind in (tuple, list):
+        if kind is list or arguments[1:] == (...,):
+            return f"a list of which each is {_words(arguments[0])}"
+        return f"a list of {' and '.join(map(_words, arguments))}"
+    if kind is dict:
+        return "a table" if arguments[1] is Any else f"a table of which each value is {_words(arguments[1])}"
+    names = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false", dict: "a table"}
+    return "a table" if is_dataclass(hint) else names.get(hint, "a string")
+
+
+def _called(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

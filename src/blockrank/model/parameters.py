@@ -1,0 +1,120 @@
+"""The weights of a checkpoint: read into a model, none that a forward needs missing, left over or broken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from blockrank.model.sources import one_line
+from blockrank.seam import SEAM
+from blockrank.types import BlockrankError, ModelError
+from blockrank.weights import is_int8, read_int8
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_LAYER = re.compile(r"(?:.*?\.)?\d+\.")
+_POOLER = "pooler."  # of a BERT: no ranking reads it, and many checkpoints lack it
+
+
+def load_weights(
+    source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The model of a checkpoint, and the names of the parameters that it leaves out, which no ranking reads: zeros.
+
+    Raises `ModelError` where weights cannot be read, are missing, of another shape, or there are some that the model
+    has no place for.
+    """
+    kind = AutoModelForCausalLM if head else AutoModel
+    options: dict[str, Any] = {"config": config, "attn_implementation": SEAM}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is refused below
+    if dtype is not None:
+        options["dtype"] = dtype
+    omitted: frozenset[str] = frozenset()
+    try:
+        if Path(source).is_dir() and is_int8(source):
+            state, omitted = read_int8(source)
+            with torch.device("meta"):  # the auto classes read from disk only; ask which class it would be
+                model_class = type(kind.from_config(config))
+            module, info = model_class.from_pretrained(None, state_dict=state, **options)
+        else:
+            module, info = kind.from_pretrained(source, use_safetensors=True, **options)
+    except BlockrankError:
+        raise
+    except Exception as error:  # the library lets through whatever its many parts raise
+        raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {one_line(error)}") from error
+    named = f"the checkpoint {str(source)!r}"
+    left_out = _check_missing(module, info["missing_keys"], omitted, named, head)
+    if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
+        raise ModelError(f"{named} holds {mismatched[0]} in another shape than its config says.")
+    _check_unexpected(module, info["unexpected_keys"], named)
+    if not omitted and Path(source).is_dir() and getattr(config, "quantization_config", None) is None:
+        _check_types(module, Path(source))
+    _clear(module, left_out)
+    return module, left_out
+
+
+def check_finite(module: PreTrainedModel, name: str) -> None:
+    """Raise `ModelError` where a weight is not finite, also one that only some token would come by."""
+    for parameter, weight in module.named_parameters():
+        low, high = torch.aminmax(weight.detach())
+        if not bool(low.isfinite() & high.isfinite()):
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(f"{name!r} holds values in {parameter} that are not finite as {kind}: it cannot rank.")
+
+
+def _check_missing(
+    module: PreTrainedModel, missing: Iterable[str], omitted: frozenset[str], named: str, head: bool
+) -> frozenset[str]:
+    """The parameters that are missing on purpose. Raises `ModelError` where others are."""
+    prefix = _prefix(module)
+    absent = set(missing)
+    left_out = {name for name in absent if name in omitted or prefix + name in omitted}
+    left_out |= {name for name in absent if name.removeprefix(prefix).startswith(_POOLER)}
+    needed = absent - left_out
+    if head and any(not name.startswith(prefix) for name in needed):
+        raise ModelError(f"{named} has no language-model head, which decoding and the LM loss need.")
+    if needed:
+        some = ", ".join(sorted(needed)[:3])
+        raise ModelError(f"{named} lacks {len(needed)} of its model's weights, such as {some}.")
+    return frozenset(left_out)
+
+
+def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named: str) -> None:
+    """Raise `ModelError` for weights of a layer in use that the model has no place for: it would compute something
+    else than it was trained to. Layers above, other heads and the like are no matter."""
+    prefix = _prefix(module)
+    layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
+    for name in sorted(unexpected):
+        found = _LAYER.match(name.removeprefix(prefix))
+        if found is not None and found[0] in layers:
+            raise ModelError(
+                f"{named} holds {name}, for which its config leaves no place: they do not belong together."
+            )
+
+
+def _check_types(module: PreTrainedModel, folder: Path) -> None:
+    """Raise `ModelError` where a weight is kept as integers, or in eight bits, and nothing says how to read them."""
+    prefix = _prefix(module)
+    names = {name.removeprefix(prefix) for name, _ in module.named_parameters()}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                kind = file.get_slice(name).get_dtype()
+                if name.removeprefix(prefix) in names and kind not in _FLOATS:
+                    raise ModelError(f"{path} holds {name} as {kind}, and nothing says how to scale it.")
+
+
+def _clear(module: PreTrainedModel, names: frozenset[str]) -> None:
+    """Zeros where the library has put random numbers: what is saved from this model later is always the same."""
+    for name, weight in module.named_parameters():
+        if name in names:
+            weight.data.zero_()
+
+
+def _prefix(module: PreTrainedModel) -> str:
+    return f"{module.base_model_prefix}." if module.base_model_prefix else ""

@@ -1,0 +1,112 @@
+"""What came of reading the files of a source: read now, or known from an earlier index."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blockrank.retrieve.files import SourceFile, UnreadableError
+from blockrank.retrieve.kept import KeptFolder, Records, file_hash, is_whole
+from blockrank.retrieve.passages import Passage
+from blockrank.retrieve.reading import FileReader, LimitError, ReadLimits
+from blockrank.types import InputError
+
+Progress = Callable[[int, int], None]  # (files read, files in all)
+FORMAT = 2  # raised whenever passages are cut in another way or written in another form
+FILES, PASSAGES = "files", "passages"  # names of records in an index
+_log = logging.getLogger(__name__)
+
+
+class Reading(NamedTuple):
+    """What came of reading a file. reason: why it has no passages; limited: because reading it took too much."""
+
+    passages: list[Passage]
+    reason: str | None = None
+    limited: bool = False
+
+
+def file_state(file: SourceFile) -> list[Any]:
+    """What changes when the file does: where it is, and what stands in it."""
+    try:
+        content = file_hash(file.place)
+    except InputError:  # reading it will say so
+        content = None
+    return [file.path, content, file.holds_documents]
+
+
+def read_files(
+    files: Sequence[SourceFile],
+    states: Sequence[Sequence[Any]],
+    known: Mapping[tuple[Any, ...], Reading],
+    limits: ReadLimits,
+    progress: Progress | None,
+) -> list[Reading]:
+    """What came of reading each file; those of a known state are not read.
+
+    Raises `InputError` where the only file is broken.
+    """
+    readings = []
+    with FileReader(limits) as reader:
+        for number, (file, state) in enumerate(zip(files, states, strict=True)):
+            if progress:
+                progress(number, len(files))
+            readings.append(known.get(tuple(state)) or _read(reader, file, alone=len(files) == 1))
+    if progress:
+        progress(len(files), len(files))
+    return readings
+
+
+def _read(reader: FileReader, file: SourceFile, *, alone: bool) -> Reading:
+    """A file's passages, or none and why. alone: what is wrong with the only file is an error."""
+    try:
+        return Reading(reader.read(file))
+    except LimitError as reason:
+        return Reading([], str(reason), limited=True)
+    except UnreadableError as reason:
+        _log.info("%s: skipped: one of the %s", file.place, reason)
+        return Reading([], str(reason))
+    except InputError as error:
+        if alone:
+            raise
+        _log.warning("skipped: %s", error)
+        return Reading([], "broken files of JSON lines")
+
+
+def reading_rows(
+    limits: ReadLimits, states: Sequence[Sequence[Any]], readings: Sequence[Reading]
+) -> Iterator[list[Any]]:
+    """Readings without their passages, as records of an index."""
+    yield [FORMAT, *astuple(limits)]
+    for state, reading in zip(states, readings, strict=True):
+        yield [state, len(reading.passages), reading.reason, reading.limited]
+
+
+def kept_reasons(folder: Path) -> Counter[str]:
+    """How many files of an index have no passages, and why."""
+    return Counter(reason for _, _, reason, _ in list(Records(folder, FILES))[1:] if reason)
+
+
+def known_readings(kept: KeptFolder, limits: ReadLimits) -> dict[tuple[Any, ...], Reading]:
+    """From the state of a file to what came of reading it, out of an earlier index.
+
+    What took too much is known only where the limits are the same.
+    """
+    known = {}
+    for folder in filter(is_whole, kept.earlier()):
+        try:
+            rows, passages = list(Records(folder, FILES)), Records(folder, PASSAGES)
+            if rows[0][0] != FORMAT:
+                continue
+            at = 0
+            for state, count, reason, limited in rows[1:]:
+                if not limited or rows[0][1:] == list(astuple(limits)):
+                    found = [Passage(*passages[index]) for index in range(at, at + count)]
+                    known[tuple(state)] = Reading(found, reason, limited)
+                at += count
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            _log.info("%s: %s", folder, error)
+    return known

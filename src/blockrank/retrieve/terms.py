@@ -1,0 +1,86 @@
+"""Terms: words as BM25 compares them, in an index and in a query.
+
+Words are stemmed by Snowball's English stemmer, which leaves other scripts alone. English stop words and single
+characters are kept apart: a document's length does not count them. A query's single characters count, as in `vitamin C`
+or `type 2`; its stop words only where it holds nothing else, or where they are written in capitals, as in `IT budget`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from typing import Any
+
+from blockrank.types import MissingExtraError
+from blockrank.words import document_words, query_words, spans_of_words
+
+# Lucene's English list, and what English writes with single letters but does not name anything by.
+STOP_WORDS = frozenset({
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "eg", "for", "i", "ie", "if", "in", "into", "is", "it",
+    "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to",
+    "was", "will", "with",
+})  # fmt: skip
+_CAPITALS = re.compile(rf"\b[A-Z]{{2,{max(map(len, STOP_WORDS))}}}\b")
+_APART = " "  # begins terms that are kept apart: no stem does
+
+
+class _Terms(dict[str, str]):
+    """From a word to its term: filled as words come by."""
+
+    def __init__(self) -> None:
+        _, stemmer = libraries()
+        self._stemmer = stemmer.Stemmer("english")
+
+    def __missing__(self, word: str) -> str:
+        apart = word in STOP_WORDS or sum(unicodedata.category(letter)[0] != "M" for letter in word) == 1
+        term = self[word] = _APART + word if apart else self._stemmer.stemWord(word)
+        return term
+
+
+class Analyser:
+    """Texts to terms. One serves one thread: of each word the term is remembered."""
+
+    def __init__(self) -> None:
+        self._terms = _Terms()
+
+    def of_document(self, text: str) -> list[str]:
+        """The terms of a text that is searched."""
+        return [*map(self._terms.__getitem__, document_words(text)), *_capitals(text)]
+
+    def of_query(self, text: str) -> list[str]:
+        """The terms of a query."""
+        words, capitals = query_words(text), _capitals(text)
+        meant = {word.strip().lower() for word in capitals}
+        counted = [word for word in words if word not in STOP_WORDS or word in meant]
+        return [*map(self._terms.__getitem__, counted or words), *capitals]
+
+    def matches(self, query: str, text: str) -> list[tuple[int, int]]:
+        """Where in `text` words of the query stand, as (start, end) of characters; other forms of a word count."""
+        wanted = set(self.of_query(query))
+        return spans_of_words(text, lambda word: self._terms[word] in wanted)
+
+
+def is_apart(term: str) -> bool:
+    """Whether a term is a stop word or a single character."""
+    return term.startswith(_APART)
+
+
+def _capitals(text: str) -> list[str]:
+    """Stop words in capitals, unless everything is: names such as IT."""
+    if text.isupper() and len(text.split()) > 1:
+        return []
+    return [_APART + word for word in _CAPITALS.findall(text) if word.lower() in STOP_WORDS]
+
+
+def libraries() -> tuple[Any, Any]:
+    """bm25s and PyStemmer; raises `MissingExtraError` without them."""
+    try:
+        import bm25s
+        import Stemmer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"searching needs bm25s and PyStemmer ({error.name} is missing): pip install 'blockrank[search]'."
+        ) from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+    return bm25s, Stemmer
