@@ -160,6 +160,20 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|im_end|>", eos_token="<|im_end|>")
 
 
+def exhaust(kind: str) -> None:
+    """Ask for more memory than any machine has, or say of a device what its library says; raises accordingly."""
+    if kind == "torch on a processor":
+        torch.empty(1 << 50)
+    elif kind == "numpy":
+        np.empty(1 << 50)
+    elif kind == "python":
+        bytearray(1 << 60)
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+EXHAUSTED = ("torch on a processor", "numpy", "python", "cuda")
+
+
 def same_order(one: Sequence[float], two: Sequence[float], tolerance: float) -> bool:
     """Whether two lists of scores order alike what lies further apart than the tolerance."""
     first, second = np.subtract.outer(one, one), np.subtract.outer(two, two)

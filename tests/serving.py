@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Any, ClassVar
 
 import torch
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, exhaust
 from huggingface_hub.utils import httpx
 
 from blockrank import Ranker
@@ -120,12 +120,12 @@ def not_finite(layout: PackedLayout) -> Scored:
     return Scored(torch.full((len(layout.document_segment_C),), float("nan")))
 
 
-def out_of_memory(room: int) -> Callable[[PackedLayout], None]:
-    """A device that takes so many documents at once."""
+def out_of_memory(room: int, kind: str = "cuda") -> Callable[[PackedLayout], None]:
+    """A device that takes so many documents at once, and fails as `exhaust` does."""
 
     def fail(layout: PackedLayout) -> None:
         if len(layout.document_segment_C) > room:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            exhaust(kind)
 
     return fail
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import failed
+from conftest import EXHAUSTED, exhaust, failed
 from typer.testing import CliRunner
 
 from blockrank import Document, MissingExtraError, Ranker, __version__
@@ -145,9 +144,12 @@ def test_version_and_help() -> None:
     assert run().exit_code == 2
 
 
-def test_a_device_without_memory_is_told_in_one_sentence(lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object, **__: object) -> Ranker:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 150.00 MiB.")
+@pytest.mark.parametrize("kind", EXHAUSTED)
+def test_a_device_without_memory_is_told_in_one_sentence(
+    kind: str, lines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        exhaust(kind)
 
     monkeypatch.setattr("blockrank.cli.rank.load_ranker", load)
     assert "the device's memory does not suffice" in failed(run("rank", QUERY, "--lines", lines))

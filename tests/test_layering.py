@@ -19,7 +19,7 @@ ORDER = (
     {"characters"},
     {"documents"},
     {"types", "words"},
-    {"configfile"},
+    {"capacity", "configfile"},
     {"spec"},
     {"prompt"},
     {"layout"},

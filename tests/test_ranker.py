@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import TOLERANCE
+from conftest import EXHAUSTED, TOLERANCE, exhaust
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,13 +33,13 @@ class CrampedScorer:
     name: ClassVar[str] = "cramped"
     needs_head: ClassVar[bool] = False
 
-    def __init__(self, room: int) -> None:
-        self.room, self.batches = room, list[int]()
+    def __init__(self, room: int, kind: str = "cuda") -> None:
+        self.room, self.kind, self.batches = room, kind, list[int]()
 
     def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         documents = len(layout.document_segment_C)
         if documents > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            exhaust(self.kind)
         self.batches.append(documents)
         return AttentionScorer().score(model, layout, evidence=evidence)
 
@@ -98,8 +98,9 @@ def test_the_budget_does_not_change_scores(mini: Ranker) -> None:
 # Memory
 
 
-def test_a_batch_that_does_not_fit_runs_in_halves(mini: Ranker, caplog: pytest.LogCaptureFixture) -> None:
-    scorer = CrampedScorer(room=6)
+@pytest.mark.parametrize("kind", EXHAUSTED)
+def test_a_batch_that_does_not_fit_runs_in_halves(mini: Ranker, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    scorer = CrampedScorer(6, kind)
     with caplog.at_level(logging.INFO, "blockrank"):
         found = Ranker(mini.model, scorer).rank_many(many(5))
     assert scorer.batches == [6, 3, 6]
@@ -108,9 +109,10 @@ def test_a_batch_that_does_not_fit_runs_in_halves(mini: Ranker, caplog: pytest.L
         assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=TOLERANCE["float32"])
 
 
-def test_a_request_that_does_not_fit_is_told(mini: Ranker) -> None:
+@pytest.mark.parametrize("kind", EXHAUSTED)
+def test_a_request_that_does_not_fit_is_told(mini: Ranker, kind: str) -> None:
     with pytest.raises(ModelError, match=r"query_id 'q1': its \d+ tokens do not fit into the memory of cpu"):
-        Ranker(mini.model, CrampedScorer(room=2)).rank_many(many(2)[1:])
+        Ranker(mini.model, CrampedScorer(2, kind)).rank_many(many(2)[1:])
 
 
 def test_scores_that_are_not_finite_are_told(mini: Ranker) -> None:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from blockrank import RankRequest
 from blockrank.serve.admission import Admission
 from blockrank.serve.batcher import Batcher, Job, late, tokens_of
+from blockrank.serve.deadline import Deadline
 from blockrank.serve.refusals import Refusal
 
 REQUEST = RankRequest("q", ["a"])
 
 
 def job(tokens: int, deadline: float = 1e9) -> Job:
-    return Job(REQUEST, cast(Any, None), tokens, deadline)
+    return Job(REQUEST, cast(Any, None), tokens, Deadline(deadline))
 
 
 def sizes(jobs: list[Job]) -> list[int]:

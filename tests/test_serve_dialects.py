@@ -16,7 +16,8 @@ from serving import QUERY, TEXTS, Running, running
 from blockrank import FakeRanker, InputError, Ranker
 from blockrank.serve.calls import Reading
 from blockrank.serve.dialects import COHERE, JINA, TEI, Dialect, dialect_of
-from blockrank.serve.fields import Fields, read_json
+from blockrank.serve.fields import Fields
+from blockrank.serve.parsing import read_json
 from blockrank.serve.refusals import CAUSES, Refusal
 from blockrank.serve.settings import ServeSettings
 

@@ -7,6 +7,8 @@ import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import pytest
+from conftest import EXHAUSTED
 from serving import BODY, QUERY, TEXTS, Gate, Running, not_finite, out_of_memory, running, wait_until
 
 from blockrank import Ranker
@@ -162,9 +164,10 @@ def test_nan_is_a_500_with_its_cause(mini: Ranker) -> None:
         assert server.metric('blockrank_rejections_total{cause="not_finite"}') == 1
 
 
-def test_out_of_memory_halves_then_503(mini: Ranker) -> None:
+@pytest.mark.parametrize("kind", EXHAUSTED)
+def test_out_of_memory_halves_then_503(mini: Ranker, kind: str) -> None:
     with running(mini) as server, ThreadPoolExecutor(8) as pool:
-        server.gate.failure = out_of_memory(3)
+        server.gate.failure = out_of_memory(3, kind)
         server.gate.close()
         answers = [pool.submit(server.post)]
         server.gate.hold()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,11 +30,11 @@ CODE = "from blockrank.cli import main; main()"
 
 
 @contextmanager
-def process(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[tuple[Any, Any]]:
+def process(*arguments: str, environment: dict[str, str] | None = None, code: str = CODE) -> Iterator[tuple[Any, Any]]:
     """The command in a process of its own, and a client of it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    command = [sys.executable, "-c", code, "serve", "--port", str(port), *arguments]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     try:
@@ -87,6 +88,36 @@ def test_a_drain_has_a_deadline() -> None:
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=PATIENCE_S)
             assert under_way.result().status_code == 503
+        assert server.returncode == 0
+
+
+STUCK = """
+import time
+from blockrank import Ranker
+tokenise = Ranker.tokenise
+def slowly(self, request, *rest, **options):
+    if request.query == "held":
+        time.sleep(300)
+    return tokenise(self, request, *rest, **options)
+Ranker.tokenise = slowly
+"""
+
+
+def test_the_end_does_not_wait_for_threads_that_are_stuck() -> None:
+    """What they work for is told within the drain, and the process ends after it."""
+    with process("--drain", "0.5", code=STUCK + CODE) as (server, client):
+        wait_until(lambda: answers(client), 60)
+        with ThreadPoolExecutor(2) as pool:
+            stuck = [
+                pool.submit(client.post, path, json={**BODY, "query": "held"}) for path in ("/v1/rerank", "/v2/rerank")
+            ]
+            wait_until(lambda: "requests_under_way 2.0" in client.get("/metrics").text)
+            started = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+            assert time.monotonic() - started < 15
+            assert [answer.result().status_code for answer in stuck] == [503, 503]
+            assert stuck[1].result().json()["message"] == "the server is shutting down."
         assert server.returncode == 0
 
 
@@ -154,3 +185,34 @@ def test_freed_memory_beyond_a_reserve_goes_back() -> None:
         del blocks
         check()
         assert (resident_bytes() - floor < 30 << 20) is goes, len(kept)
+
+
+ARENAS = """
+import threading
+from blockrank.serve.memory import resident_bytes, share_arenas, trim
+share_arenas()
+barrier = threading.Barrier(9)
+def work():
+    barrier.wait()
+    del [bytearray(100_000) for _ in range(100)][:]
+    barrier.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+barrier.wait()
+barrier.wait()
+print(sum("7f" in line[:2] and " rw-p 00000000 00:00 0" in line for line in open("/proc/self/maps")))
+"""
+
+
+def test_threads_share_a_heap() -> None:
+    """Two heaps for eight threads, where each would take one of its own."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("maps are read from /proc")
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    command = [sys.executable, "-c", ARENAS]
+    shared, own = (
+        int(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
+        for variables in (environment, {**environment, "MALLOC_ARENA_MAX": "64"})
+    )
+    assert shared < own

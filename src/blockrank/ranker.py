@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blockrank.cache import MemoryStore
+from blockrank.capacity import is_out_of_memory
 from blockrank.configfile import checked
 from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
@@ -145,17 +146,23 @@ class Ranker(RequestRanker):
             while running:
                 yield from running.popleft().result()
 
-    def tokenise(self, request: RankRequest, max_segment_tokens: int | None = None) -> TokenisedRequest:
+    def tokenise(
+        self,
+        request: RankRequest,
+        max_segment_tokens: int | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> TokenisedRequest:
         """The request's segments as tokens, within the limits of the spec; logs what was cut.
 
-        max_segment_tokens: a limit on documents for this request alone; it acts where it is below the spec's.
+        max_segment_tokens: a limit on documents for this request alone; it acts where it is below the spec's. between:
+        called now and then, between documents; what it raises ends the work.
         """
         assert self.model.tokenizer is not None, "a ranker's model has a tokenizer"
         spec = self.spec
         if max_segment_tokens is not None and max_segment_tokens < spec.max_segment_tokens:
             spec = replace(spec, max_segment_tokens=max_segment_tokens)
         try:
-            tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo)
+            tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo, between=between)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
         if tokenised.query_cut:
@@ -218,7 +225,9 @@ class Ranker(RequestRanker):
         try:
             with model.inference(), torch.autocast(model.device.type, enabled=False):
                 return self.scorer.score(model, pack(tokenised, self.spec), evidence=evidence).cpu()
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if len(requests) == 1:
                 raise CapacityError(
                     f"query_id {requests[0].query_id!r}: its {tokenised[0].length} tokens do not fit into the memory "

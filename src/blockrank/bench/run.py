@@ -13,6 +13,7 @@ from blockrank.bench.record import environment
 from blockrank.bench.requests import random_request
 from blockrank.bench.result import OURS, OUT_OF_MEMORY, BenchResult, Ceiling, Row, Timing
 from blockrank.bench.settings import FP8, HF_FULL, INT8, BenchSettings, Shape, schedule_text
+from blockrank.capacity import is_out_of_memory
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.types import InputError
 
@@ -158,7 +159,9 @@ def _measure_full(job: Job) -> dict[Shape, Timing]:
     device = job.devices[0]
     try:
         module = plain_model(job.subject, device, job.settings.dtype)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return dict.fromkeys(job.requests, Timing(error=OUT_OF_MEMORY))
 
     def measure(shape: Shape) -> Timing:

@@ -13,6 +13,7 @@ import torch
 
 from blockrank.bench.result import OUT_OF_MEMORY, Ceiling, Timing
 from blockrank.bench.settings import FP8, INT8
+from blockrank.capacity import is_out_of_memory
 
 _GIB = 1 << 30
 _CEILING = {"cuda": (8192, 100)}  # size of the matrices and repeats
@@ -28,8 +29,8 @@ def time_call(call: Callable[[], object], repeats: int, devices: Sequence[torch.
     reset_peak(devices)
     try:
         return Timing(_repeats_ms(call, repeats, devices), peak_gib(devices))
-    except RuntimeError as error:
-        if not _out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
     # Outside the handler: the traceback, which holds the tensors of the failed call, is gone.
     release(devices)
@@ -55,11 +56,6 @@ def _synchronise(devices: Sequence[torch.device]) -> None:
     """Wait for the work that was only queued."""
     for device in _cuda(devices):
         torch.cuda.synchronize(device)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory did not suffice; on a CPU torch has no error of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def release(devices: Sequence[torch.device]) -> None:

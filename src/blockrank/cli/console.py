@@ -17,6 +17,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
+from blockrank.capacity import is_out_of_memory
 from blockrank.data import atomic_file
 from blockrank.types import BlockrankError
 
@@ -85,8 +86,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BlockrankError as error:
             self._fail(self._in_options(str(error), ctx))
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's own; torch may not be imported here
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             self._fail("the device's memory does not suffice: take fewer or shorter documents, or --dtype bfloat16.")
         except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,18 +138,20 @@ class PromptTokenizer:
         spec: RankSpec,
         answer: tuple[int, ...] | None = None,
         memo: Memo[Segment] | None = None,
+        between: Callable[[], None] | None = None,
     ) -> TokenisedRequest:
         """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
 
         A document without a readable character, or of which this tokenizer makes no token, has no segment: `indices`
         says which have one. `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. Raises `InputError` as
         `tokenise` does, where no document yields a token, and where one that the answer lists does not.
+        between: called before each group of segments; what it raises ends the work.
         """
         request, cut = self._within_limit(request, spec)
         indices = request.readable
         while True:
             texts = segments(spec.prompt, request, answer, indices)
-            made = self.tokenise(texts, spec, spans=request.evidence, memo=memo)
+            made = self._in_groups(texts, spec, request.evidence, memo, between)
             kept = tuple(i for i, segment in zip(indices, made.documents, strict=True) if not segment.silent)
             if kept == indices:
                 return replace(made, query_cut=cut, read=indices)
@@ -169,6 +171,22 @@ class PromptTokenizer:
         if len(query) > FIRST_ROOM * limit and (tokens := self._measured(query, limit)[1]) > limit + _QUERY_SLACK:
             raise _too_long(f"about {tokens}", limit)
         return request, 0
+
+    def _in_groups(
+        self,
+        texts: Sequence[SegmentText],
+        spec: RankSpec,
+        spans: bool,
+        memo: Memo[Segment] | None,
+        between: Callable[[], None] | None,
+    ) -> TokenisedRequest:
+        """`tokenise`, a few segments at once."""
+        made: list[Segment] = []
+        for group in plan_batches([sum(len(piece.text) for piece in text.pieces) for text in texts], _GROUP_CHARACTERS):
+            if between is not None:
+                between()
+            made += self.tokenise(texts[group], spec, spans=spans, memo=memo).segments
+        return TokenisedRequest(tuple(made))
 
     def tokenise(
         self, texts: Sequence[SegmentText], spec: RankSpec, *, spans: bool = False, memo: Memo[Segment] | None = None

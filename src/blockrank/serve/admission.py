@@ -17,15 +17,24 @@ _LONGEST_RETRY = 60  # seconds
 class Admission:
     """Counts requests and tokens in the server.
 
-    A request is counted before it is tokenised, by an estimate, and settled to its real tokens afterwards. One that
-    finds the server empty is let in whatever its size, so that a limit never makes a request impossible.
+    A request is counted before it is tokenised, by an estimate, and settled to its real tokens afterwards. Those over
+    the size of a batch are counted apart: they wait apart, and must not keep the others out. One that finds none of its
+    kind is let in whatever its size, so that a limit never makes a request impossible. max_tokens: of either kind.
+    batch_tokens: tokens of a batch.
     """
 
     def __init__(self, max_requests: int, max_tokens: int, max_bytes: int) -> None:
         self.max_requests, self.max_tokens, self.max_bytes = max_requests, max_tokens, max_bytes
         self._lock = Lock()
-        self._rate = _FIRST_RATE
-        self.requests = self.tokens = self.bytes = 0
+        self._rate = Rate(_FIRST_RATE)
+        self.batch_tokens = max_tokens
+        self.requests = self.bytes = 0
+        self._tokens = {False: 0, True: 0}  # by whether a request is large
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the server."""
+        return sum(self._tokens.values())
 
     @contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
@@ -63,46 +72,67 @@ class Admission:
     def take(self, tokens: int) -> Ticket:
         """Count tokens in. Raises `Refusal` where the limit does not allow it."""
         with self._lock:
-            if self.tokens and self.tokens + tokens > self.max_tokens:
-                raise self._overload(f"{self.tokens} tokens are waiting or running and the limit is {self.max_tokens}")
-            self.tokens += tokens
-        return Ticket(self, tokens)
+            is_large = tokens > self.batch_tokens
+            found = self._tokens[is_large]
+            if found and found + tokens > self.max_tokens:
+                raise self._overload(f"{found} tokens are waiting or running and the limit is {self.max_tokens}")
+            self._tokens[is_large] += tokens
+        return Ticket(self, tokens, is_large)
 
-    def change(self, tokens: int) -> None:
+    def change(self, tokens: int, is_large: bool) -> None:
         """Count tokens in (or, negative, out) without asking."""
         with self._lock:
-            self.tokens += tokens
+            self._tokens[is_large] += tokens
 
     def ran(self, tokens: int, seconds: float) -> None:
         """Note how long a forward took."""
-        if seconds > 0:
-            self._rate += _SMOOTHING * (tokens / seconds - self._rate)
+        self._rate.note(tokens, seconds)
 
     def _overload(self, why: str) -> Refusal:
-        wait = math.ceil(self.tokens / max(self._rate, 1.0))
-        return Refusal(
-            429,
-            "overload",
-            f"the server is busy: {why}; try again later.",
-            retry_after=min(max(wait, 1), _LONGEST_RETRY),
-        )
+        return overload(why, self._rate.seconds(self.tokens))
+
+
+class Rate:
+    """How much is done in a second, lately. first: before anything was timed."""
+
+    def __init__(self, first: float) -> None:
+        self._rate = first
+
+    def note(self, amount: float, seconds: float) -> None:
+        """Note how long something took."""
+        if seconds > 0:
+            self._rate += _SMOOTHING * (amount / seconds - self._rate)
+
+    def seconds(self, amount: float) -> float:
+        """How long so much takes."""
+        return amount / max(self._rate, 1.0)
+
+
+def overload(why: str, wait_s: float) -> Refusal:
+    """What is told where too much is waiting."""
+    return Refusal(
+        429,
+        "overload",
+        f"the server is busy: {why}; try again later.",
+        retry_after=min(max(math.ceil(wait_s), 1), _LONGEST_RETRY),
+    )
 
 
 class Ticket:
     """Tokens of one request that are counted in; given back once."""
 
-    def __init__(self, admission: Admission, tokens: int) -> None:
-        self._admission, self._tokens = admission, tokens
+    def __init__(self, admission: Admission, tokens: int, is_large: bool) -> None:
+        self._admission, self._tokens, self._is_large = admission, tokens, is_large
         self._lock = Lock()
 
     def settle(self, tokens: int) -> None:
         """Replace the estimate by what it is."""
         with self._lock:
-            self._admission.change(tokens - self._tokens)
+            self._admission.change(tokens - self._tokens, self._is_large)
             self._tokens = tokens
 
     def release(self) -> None:
         """Count out; again and again without effect."""
         with self._lock:
-            self._admission.change(-self._tokens)
+            self._admission.change(-self._tokens, self._is_large)
             self._tokens = 0

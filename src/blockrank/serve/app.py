@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -18,18 +17,19 @@ from starlette.types import Receive
 from blockrank import __version__
 from blockrank.ranker import Ranker
 from blockrank.serve.dialects import likely_dialect
+from blockrank.serve.faults import Faults
 from blockrank.serve.fields import shown
 from blockrank.serve.front import Front, refused
 from blockrank.serve.metrics import Metrics
+from blockrank.serve.preparation import Trace
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.schema import TITLE, rerank_schema
-from blockrank.serve.service import Load, Service, Trace
+from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import OPEN_PATHS, ServeSettings
 from blockrank.serve.web import PAGE_PATHS, add_page
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
-_log = logging.getLogger(__name__)
 
 
 def create_app(
@@ -71,6 +71,7 @@ def create_app(
     if settings.has_page:
         add_page(app)
         open_paths |= PAGE_PATHS
+    app.add_middleware(Faults, metrics=metrics)
     app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes, open_paths=open_paths)
     return app
 
@@ -86,10 +87,6 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
                 answer = await while_connected(request.receive, work)
         except Refusal as refusal:
             return refused(refusal, trace, service.metrics)
-        except Exception:
-            _log.exception("request %s failed", trace.request_id)
-            sentence = f"ranking failed; the server's log has more under {trace.request_id}."
-            return refused(Refusal(500, "internal", sentence), trace, service.metrics)
         headers = {"server-timing": trace.timing}
         if cut := trace.fields.get("cut_documents"):
             headers["x-truncated-documents"] = str(cut)
@@ -213,6 +210,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, bytes]) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        del tasks, task  # else an error of theirs refers to itself, and keeps the body in memory
 
 
 def _left() -> Refusal:

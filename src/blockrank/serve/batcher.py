@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from blockrank.serve.refusals import Refusal
+from blockrank.serve.deadline import Deadline
 from blockrank.types import RankRequest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A tokenised request on its way. deadline: on the clock of `time.monotonic`. future: its scores, or why not.
+    """A tokenised request on its way. future: its scores, or why not.
 
     arrived, started, forward_s: when it was put in, when it was taken out, and how long its forwards took.
     """
@@ -36,16 +36,15 @@ class Job:
     request: RankRequest
     tokenised: TokenisedRequest
     tokens: int
-    deadline: float
+    deadline: Deadline
     future: Future[Scored] = field(default_factory=Future)
-    abandoned: bool = False
     arrived: float = 0.0
     started: float = 0.0
     forward_s: float = 0.0
 
     def abandon(self) -> None:
         """Nobody waits for it any more: it leaves the queue, or ends after the forward that runs."""
-        self.abandoned = True
+        self.deadline.abandoned = True
         self.future.cancel()
 
     def finish(self, scored: Scored) -> None:
@@ -88,6 +87,11 @@ class Batcher:
         with self._changed:
             if self._closed is not None:
                 raise self._closed()
+            for lane in (self._small, self._large):  # a body whose client has left is not kept until its turn
+                if any(waiting.future.cancelled() for waiting in lane):
+                    wanted = [waiting for waiting in lane if not waiting.future.cancelled()]
+                    lane.clear()
+                    lane.extend(wanted)
             job.arrived = self._clock()
             (self._large if job.tokens > self.batch_tokens else self._small).append(job)
             self._changed.notify()
@@ -154,10 +158,8 @@ class Batcher:
 
 def late(job: Job, now: float) -> bool:
     """Refuse a running job that nobody waits for, or that is past its deadline; says whether it was."""
-    if job.abandoned:
-        job.fail(Refusal(499, "disconnect", "the client has left."))
-    elif now >= job.deadline:
-        job.fail(Refusal(504, "deadline", "the time allowed for this request is over."))
+    if (refusal := job.deadline.refusal(now)) is not None:
+        job.fail(refusal)
     return job.future.done()
 
 

@@ -11,6 +11,8 @@ from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
 from blockrank.types import Document, InputError, RankRequest
 
+# An id comes back with each document: as long as an address may be, or a number that every language can hold.
+_LONGEST_ID, _LEAST_ID, _MOST_ID = 2048, -(1 << 63), (1 << 64) - 1
 _DOCUMENT_KEYS = ("id", "doc_id", "_id", "text", "title")
 
 
@@ -133,10 +135,19 @@ def _document(value: Any, where: str, index: int, settings: ServeSettings) -> tu
         text = check_text(value["text"], f"{where}.text")
         title = "" if value.get("title") is None else check_text(value["title"], f"{where}.title")
         name = next((value[key] for key in ("id", "doc_id", "_id") if value.get(key) is not None), None)
-        if type(name) is not int and name is not None:
-            name = check_text(name, f"{where}.id")
+        name = None if name is None else _check_id(name, f"{where}.id")
     else:
         raise invalid(f"{where} must be a string or an object with 'text'.", where)
     if len(text) + len(title) > settings.max_document_chars:
         raise _over(where, len(text) + len(title), settings.max_document_chars)
     return Document(text, str(index), title), name
+
+
+def _check_id(value: Any, where: str) -> str | int:
+    if type(value) is int:
+        if not _LEAST_ID <= value <= _MOST_ID:
+            raise invalid(f"{where} is a number of more than 64 bits; send it as a string.", where)
+        return value
+    if len(name := check_text(value, where)) > _LONGEST_ID:
+        raise _over(where, len(name), _LONGEST_ID)
+    return name

@@ -6,11 +6,11 @@ A field that is null counts as left out.
 from __future__ import annotations
 
 import difflib
-import json
+import reprlib
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-from blockrank.serve.refusals import Refusal, invalid
+from blockrank.serve.refusals import invalid
 
 _MOST_SHOWN = 80  # characters
 # What other interfaces call a field.
@@ -21,28 +21,7 @@ _OTHER_NAMES = {
 }  # fmt: skip
 
 
-def read_json(body: bytes) -> dict[str, Any]:
-    """The object that a body holds. Raises `Refusal` where it is no JSON, or no object."""
-    try:
-        found = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:  # also what is no Unicode
-        raise Refusal(400, "json", f"the body is not valid JSON: {_reason(error)}.") from None
-    if not isinstance(found, dict):
-        raise Refusal(400, "json", f"the body must be a JSON object, not {_kind(found)}.")
-    return found
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno}, column {error.colno}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What a JSON value is, in JSON's words."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
@@ -75,7 +54,7 @@ class Fields:
         if value is None:
             return None
         if type(value) is not int:
-            raise invalid(f"{name} must be a whole number, not {_kind(value)}.", name)
+            raise invalid(f"{name} must be a whole number, not {kind_of(value)}.", name)
         if value < least:
             raise invalid(f"{name} must be at least {least}, not {value}.", name)
         return value
@@ -84,7 +63,7 @@ class Fields:
         """A boolean."""
         value = self._values.get(name, default)
         if type(value) is not bool:
-            raise invalid(f"{name} must be true or false, not {_kind(value)}.", name)
+            raise invalid(f"{name} must be true or false, not {kind_of(value)}.", name)
         return value
 
     def must_be(self, name: str, allowed: Collection[Any], why: str) -> None:
@@ -95,15 +74,15 @@ class Fields:
 
 
 def shown(value: object) -> str:
-    """A caller's value in a sentence: as Python writes it, and not too long."""
-    text = repr(value)
+    """A caller's value in a sentence: as Python writes it. Of a long one the beginning is looked at, and no more."""
+    text = repr(value[: _MOST_SHOWN + 1]) if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def check_text(value: object, name: str) -> str:
     """A string that is valid Unicode. Raises `Refusal` naming it otherwise."""
     if not isinstance(value, str):
-        raise invalid(f"{name} must be a string, not {_kind(value)}.", name)
+        raise invalid(f"{name} must be a string, not {kind_of(value)}.", name)
     try:
         value.encode()
     except UnicodeEncodeError as error:

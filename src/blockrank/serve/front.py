@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blockrank.serve.metrics import Metrics
+from blockrank.serve.preparation import Trace, new_trace
 from blockrank.serve.refusals import Refusal
-from blockrank.serve.service import Trace, new_trace
 from blockrank.serve.settings import ServeSettings
 
 _log = logging.getLogger(__name__)

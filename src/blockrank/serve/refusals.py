@@ -43,6 +43,11 @@ class Refusal(BlockrankError):  # noqa: N818
         self.param, self.retry_after = param, retry_after
 
 
+def draining() -> Refusal:
+    """What is told while the server ends."""
+    return Refusal(503, "draining", "the server is shutting down.", retry_after=5)
+
+
 def invalid(sentence: str, param: str | None = None, cause: Cause = "invalid") -> Refusal:
     """A body that cannot be ranked."""
     return Refusal(422, cause, sentence, param=param)

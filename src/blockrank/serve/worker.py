@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from blockrank.cache import MemoryStore
+from blockrank.capacity import is_out_of_memory
 from blockrank.layout import TokenisedRequest, plan_batches
 from blockrank.ranker import Ranker
 from blockrank.serve.batcher import Batcher, Job, late, tokens_of
@@ -189,7 +190,7 @@ class Worker:
 
 def is_fatal(error: Exception) -> bool:
     """Whether a device is lost after an error: every later call of this process would fail too."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
@@ -203,10 +204,10 @@ def refusal_of(error: Exception) -> Refusal:
     """What is told of an error of a forward."""
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, CapacityError | torch.OutOfMemoryError):
-        return Refusal(
-            503, "memory", f"{error}" if isinstance(error, CapacityError) else "the device is out of memory."
-        )
+    if isinstance(error, CapacityError):
+        return Refusal(503, "memory", str(error))
+    if is_out_of_memory(error):
+        return Refusal(503, "memory", "there is not enough memory for this request now.")
     if is_fatal(error):
         return lost()
     if isinstance(error, InputError):
