@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from blockrank.types import InputError
 
+_CHECK = re.compile(rb', "check": "([0-9a-f]{16})"}\n')
+
 
 class RecordFile:
-    """Records appended in order, a JSON line each.
+    """Records appended in order, a JSON line each, of which the last field, `check`, is a checksum of those before it.
 
     A last line that a kill has torn is dropped when the file is opened; a broken line before it raises `InputError`,
-    whose sentence ends with `advice`.
+    whose sentence ends with `advice`. Files that were begun before there were checksums are read.
     """
 
     def __init__(self, path: Path, advice: str = "start over with --restart.") -> None:
         self.path, self._advice = path, advice
+        self._checked = False
         if path.exists():
             self._open()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record; it is on disk when this returns."""
+        line = json.dumps(record, ensure_ascii=False).encode()
         with self.path.open("ab") as stream:
-            stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            stream.write(b'%b, "check": "%b"}\n' % (line[:-1], _checksum(line)))
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -39,7 +45,7 @@ class RecordFile:
                 yield json.loads(line)
 
     def take(self, record: dict[str, Any]) -> bool:
-        """Take note of a record while the file is opened; False where it does not belong here."""
+        """Take note of a record while the file is opened; False, or an error of its fields, where it has no place."""
         del record
         return True
 
@@ -58,8 +64,21 @@ class RecordFile:
             os.truncate(self.path, whole)
 
     def _belongs(self, line: bytes) -> bool:
+        check = _CHECK.search(line, max(len(line) - _CHECK_BYTES, 0))
+        if check is None and self._checked:
+            return False
+        if check is not None and _checksum(line[: check.start()] + b"}") != check[1]:
+            return False
+        self._checked = self._checked or check is not None
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+            return isinstance(record, dict) and self.take(record)
+        except (ValueError, RecursionError, KeyError, TypeError):
             return False
-        return isinstance(record, dict) and self.take(record)
+
+
+_CHECK_BYTES = len(b', "check": "0123456789abcdef"}\n')
+
+
+def _checksum(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=8).hexdigest().encode()

@@ -32,6 +32,11 @@ class Outcome:
             ranking.query_cut_tokens > 0,
         )
 
+    def is_whole(self) -> bool:
+        """Whether there is a score to each document; what is read from disk may be anything."""
+        values = isinstance(self.doc_ids, list) and isinstance(self.scores, list)
+        return values and len(self.doc_ids) == len(self.scores) and all(type(score) is float for score in self.scores)
+
 
 class Journal(RecordFile):
     """Shards appended in order.
@@ -66,8 +71,8 @@ class Journal(RecordFile):
         """See `RecordFile.take`."""
         if "latency_ms" in record:
             self.latency_queries, self.latency_ms = record["latency_queries"], record["latency_ms"]
-        elif record.get("shard") == self.shards:
-            self.shards += 1
-        else:
+            return True
+        if record.get("shard") != self.shards:
             return False
-        return True
+        self.shards += 1
+        return all(Outcome(**outcome).is_whole() for outcome in record["outcomes"])

@@ -3,14 +3,18 @@
 Documents of a query are ordered as trec_eval orders them, for every measure: by score as float32, descending, then by
 doc_id, descending. Every query of the judgements counts: one that the run lacks has the value of an empty ranking.
 Relevance below zero means judged and not relevant, as zero does.
+
+The library hands each measure to an evaluator, and each of them reads ids in a way of its own: gdeval, which computes
+ERR and nDCG with exponential gains, takes numbers alone and drops what stands before a hyphen. So evaluators see ids
+that are numbers. A measure is tried on a few made-up queries before anybody ranks for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from blockrank.data import Qrels, Run
 from blockrank.data.trec import evaluation_order
@@ -18,20 +22,74 @@ from blockrank.types import InputError, MissingExtraError
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "P@1", "R@100", "Judged@10")
 _HIGHEST = 1_000_000  # pytrec_eval keeps a counter for every relevance up to the highest
+_HIGHEST_BY_EVALUATOR = {"gdeval": 4}  # what it takes for a perfect document, and refuses anything above
+_TRIED_QRELS: Qrels = {
+    "relevant first": {"x": 1, "y": 0},
+    "relevant last": {"x": 2},
+    "nothing relevant": {"x": 0},
+    "not in the run": {"x": 1},
+}
+_TRIED_RUN: Run = {"relevant first": {"x": 2, "y": 1}, "relevant last": {"y": 2, "x": 1}, "nothing relevant": {"x": 1}}
+_Found = TypeVar("_Found")
+
+
+class MeasureError(InputError):
+    """One measure cannot be computed; `measure` is its name."""
+
+    def __init__(self, measure: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.measure = measure
+
+
 _KNOWN = (*DEFAULT_MEASURES, "AP", "Rprec", "Bpref", "Success@5", "P(rel=2)@10")
 
 
 def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, dict[str, float]]:
     """query_id -> measure -> value, for every query of the judgements, in their order.
 
-    Raises `InputError` where a measure is unknown or cannot be computed here, `MissingExtraError` without ir-measures.
+    Raises `InputError` where a measure is unknown, `MeasureError` where one cannot be computed for these judgements,
+    `MissingExtraError` without ir-measures.
     """
     parsed = {name: parse_measure(name) for name in measures}
-    ranked = {query_id: _ordered(run[query_id]) for query_id in qrels if run.get(query_id)}
-    found: dict[str, dict[Any, float]] = {query_id: {} for query_id in qrels}
-    for query_id, measure, value in _calculated(list(set(parsed.values())), _safe(qrels), ranked):
-        found[query_id][measure] = float(value)
-    return {query_id: {name: values[measure] for name, measure in parsed.items()} for query_id, values in found.items()}
+    if (found := too_high(qrels, measures)) is not None:
+        raise found[2]
+    return _computed(run, qrels, parsed)
+
+
+def without_failing(
+    measures: Sequence[str], compute: Callable[[tuple[str, ...]], _Found]
+) -> tuple[_Found, tuple[str, ...], list[str]]:
+    """What `compute` gives for the measures that it does not fail for; their names, and why each other one failed.
+
+    Raises `MeasureError` where none is left.
+    """
+    left, failures = tuple(measures), []
+    while True:
+        try:
+            return compute(left), left, failures
+        except MeasureError as error:
+            left = tuple(name for name in left if name != error.measure)
+            if not left:
+                raise
+            failures.append(str(error))
+
+
+def too_high(qrels: Qrels, measures: Sequence[str]) -> tuple[str, str, MeasureError] | None:
+    """query_id and doc_id of the first relevance that one of the measures cannot take, and the error that says so.
+
+    None where there is none. Raises as `parse_measure` does.
+    """
+    limits = {name: _HIGHEST_BY_EVALUATOR.get(_evaluator(parse_measure(name)), _HIGHEST) for name in measures}
+    name = min(limits, key=limits.__getitem__, default="")
+    for query_id, judged in qrels.items():
+        for doc_id, relevance in judged.items() if limits else ():
+            if relevance > limits[name]:
+                sentence = (
+                    f"the relevance {relevance} of the doc_id {doc_id!r} for the query_id {query_id!r} is above "
+                    f"{limits[name]}, the highest that {name} can be computed with."
+                )
+                return query_id, doc_id, MeasureError(name, sentence)
+    return None
 
 
 def aggregate(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, float]:
@@ -72,22 +130,55 @@ def ideal(run: Run, qrels: Qrels, depth: int | None = None) -> Run:
 def parse_measure(name: str) -> Any:
     """The measure of ir-measures called `name`.
 
-    Raises `InputError` where there is none, or nothing installed computes it; `MissingExtraError` without ir-measures.
+    Raises `InputError` where there is none, or nothing installed computes it for every query, which is tried;
+    `MissingExtraError` without ir-measures.
     """
+    _ir_measures()
+    return _tried(name)
+
+
+@cache
+def _tried(name: str) -> Any:
+    measure = _parsed(name)
+    try:
+        _computed(_TRIED_RUN, _TRIED_QRELS, {name: measure})
+    except MeasureError as error:
+        raise InputError(str(error)) from None
+    return measure
+
+
+def _parsed(name: str) -> Any:
+    """A measure by its name, and within what evaluators survive."""
     library = _ir_measures()
     try:
         measure = library.parse_measure(name)
         supported = library.DefaultPipeline.supports(measure)
-    except (NameError, ValueError, KeyError, AssertionError, TypeError):
+    except (NameError, ValueError, KeyError, AssertionError, TypeError, SyntaxError):
         raise InputError(f"measure {name!r} is unknown; some known ones are {', '.join(_KNOWN)}.") from None
     cutoff = measure.params.get("cutoff", 1)
     if isinstance(cutoff, bool) or cutoff < 1:  # the library would end the process
         raise InputError(f"measure {name!r} has a cutoff that is not positive.")
+    gains = measure.params.get("gains", {})
+    if not all(type(gain) is int and 0 <= gain <= _HIGHEST for gain in gains.values()):  # as `_numbered` on relevance
+        raise InputError(f"measure {name!r} has gains that are no whole numbers from 0 to {_HIGHEST}.")
     if not supported:
-        raise InputError(
-            f"measure {name!r} is not computed by anything installed here; some that are: {', '.join(_KNOWN)}."
-        )
+        raise InputError(f"measure {name!r} is not computed by anything installed here{_needed(measure)}.")
     return measure
+
+
+def _needed(measure: Any) -> str:
+    """What would have to be installed for a measure, to follow a clause; else which measures there are."""
+    for provider in _ir_measures().DefaultPipeline.providers:
+        if not provider.is_available() and provider.supports(measure):
+            advice = " ".join(str(provider.install_instructions() or "").split()).rstrip(".")
+            return f"; {provider.NAME} does ({advice})" if advice else f"; {provider.NAME} does"
+    return f"; some that are: {', '.join(_KNOWN)}"
+
+
+def _evaluator(measure: Any) -> str:
+    """The name of the evaluator that computes a measure here."""
+    providers = _ir_measures().DefaultPipeline.providers
+    return next((str(item.NAME) for item in providers if item.is_available() and item.supports(measure)), "")
 
 
 def cutoff_of(name: str) -> int:
@@ -104,29 +195,55 @@ def _ir_measures() -> Any:
     return ir_measures
 
 
-def _safe(qrels: Qrels) -> Qrels:
-    """Judgements without negative relevance, for which pytrec_eval writes outside its memory, and none too large."""
-    safe: Qrels = {}
-    for query_id, judged in qrels.items():
-        if (highest := max(judged.values(), default=0)) > _HIGHEST:
-            raise InputError(f"query_id {query_id!r}: the relevance {highest} is above {_HIGHEST}.")
-        safe[query_id] = {doc_id: max(relevance, 0) for doc_id, relevance in judged.items()}
-    return safe
+def _computed(run: Run, qrels: Qrels, measures: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Values by query and name. Raises `MeasureError` for the first measure that fails or leaves a query out."""
+    numbers = {query_id: str(number) for number, query_id in enumerate(qrels, start=1)}
+    judged, ranked = _numbered(run, qrels, numbers)
+    found = _calculated(measures, judged, ranked)
+    values: dict[str, dict[str, float]] = {query_id: {} for query_id in qrels}
+    for name, measure in measures.items():
+        for query_id, number in numbers.items():
+            value = found.get((number, measure), math.nan if qrels[query_id] else measure.DEFAULT)
+            if not math.isfinite(value):
+                raise MeasureError(
+                    name, f"{name} cannot be computed here: it has no value for the query_id {query_id!r}."
+                )
+            values[query_id][name] = float(value)
+    return values
 
 
-def _ordered(scores: dict[str, float]) -> dict[str, float]:
-    """Scores without ties in trec_eval's order: the library's providers break ties in different ways."""
-    return _descending(list(evaluation_order(scores)))
+def _numbered(run: Run, qrels: Qrels, numbers: dict[str, str]) -> tuple[Qrels, Run]:
+    """Judgements, and the judged queries of the run, with numbers for ids.
+
+    Negative relevance becomes zero: pytrec_eval would write outside its memory. Scores become places in trec_eval's
+    order: evaluators break ties in different ways.
+    """
+    judged: Qrels = {}
+    ranked: Run = {}
+    for query_id, number in numbers.items():
+        names: dict[str, str] = {}
+        relevances = qrels[query_id].items()
+        judged[number] = {names.setdefault(doc_id, str(len(names))): max(gain, 0) for doc_id, gain in relevances}
+        if scores := run.get(query_id):
+            ordered = evaluation_order(scores)
+            ranked[number] = _descending([names.setdefault(doc_id, str(len(names))) for doc_id in ordered])
+    return judged, ranked
 
 
 def _descending(doc_ids: Sequence[str]) -> dict[str, float]:
     return {doc_id: float(len(doc_ids) - place) for place, doc_id in enumerate(doc_ids)}
 
 
-def _calculated(measures: list[Any], qrels: Qrels, run: Run) -> Iterator[Any]:
-    """(query_id, measure, value) of every judged query; what fails in a foreign evaluator becomes one sentence."""
+def _calculated(measures: dict[str, Any], qrels: Qrels, run: Run) -> dict[tuple[str, Any], float]:
+    """(query, measure) -> value. What fails in a foreign evaluator becomes a `MeasureError` that names its measure."""
+    distinct = list(dict.fromkeys(measures.values()))
     try:
-        yield from _ir_measures().iter_calc(measures, qrels, run)
-    except Exception as error:  # providers run other programs and raise whatever they raise
-        names = ", ".join(map(str, measures))
-        raise InputError(f"{names} cannot be computed here: {type(error).__name__}: {error}") from error
+        return {(item.query_id, item.measure): item.value for item in _ir_measures().iter_calc(distinct, qrels, run)}
+    except (Exception, SystemExit) as error:  # evaluators run other programs and raise whatever they raise
+        if len(measures) == 1:
+            (name,) = measures
+            raise MeasureError(name, f"{name} cannot be computed here: {type(error).__name__}: {error}") from error
+    found: dict[tuple[str, Any], float] = {}
+    for name, measure in measures.items():
+        found |= _calculated({name: measure}, qrels, run)
+    return found

@@ -16,6 +16,8 @@ SETTINGS_FILE = "settings.json"
 _LOCK_FILE = ".lock"
 _HASHED_BYTES = 64 << 20  # larger files are told apart by size and time of change
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+# What becomes of a query over the limit changes no ranking: where such queries are refused, nothing is ranked.
+_HARMLESS = frozenset({"cut_queries", "long_queries"})
 
 
 class Settings:
@@ -31,7 +33,7 @@ class Settings:
             raise InputError(f"{folder} is not empty and holds no evaluation: choose another --output.")
 
     def claim(self, section: str, name: str, values: Mapping[str, Any]) -> None:
-        """Enter `values`, or raise `InputError` saying what differs from those entered before."""
+        """Enter `values`, or raise `InputError` saying what differs from those entered before and decides rankings."""
         wanted = json.loads(json.dumps(values))
         known = self.entries.setdefault(section, {})
         if name not in known:
@@ -40,6 +42,13 @@ class Settings:
         elif found := _differences(known[name], wanted):
             told = "; ".join(found[:3])
             raise InputError(f"{self._path.parent} was made with other settings of {name}: {told}. {self._advice}")
+
+    def note(self, section: str, name: str, values: Mapping[str, Any]) -> None:
+        """Enter `values` that decide no ranking, whatever was there."""
+        entry = self.entries.setdefault(section, {}).setdefault(name, {})
+        if entry != (wanted := {**entry, **json.loads(json.dumps(values))}):
+            self.entries[section][name] = wanted
+            self._write()
 
     def find(self, section: str, name: str) -> Mapping[str, Any]:
         """An entry, empty where there is none."""
@@ -142,17 +151,21 @@ def _hash(content: bytes) -> str:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         entries = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}.") from None
-    if not isinstance(entries, dict):
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{path}: cannot be read: {reason}.") from None
+    sections = entries.values() if isinstance(entries, dict) else [None]
+    if not all(
+        isinstance(section, dict) and all(isinstance(e, dict) for e in section.values()) for section in sections
+    ):
         raise InputError(f"{path}: these are no settings of an evaluation.")
-    return entries
+    return entries  # type: ignore[no-any-return]  # checked down to where it is typed
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """`name: old, now new` for each value that differs, down to the leaves of nested mappings."""
     if isinstance(old, dict) and isinstance(new, dict):
         lead = f"{name}." if name else ""
-        keys = dict.fromkeys([*old, *new])
+        keys = dict.fromkeys(key for key in [*old, *new] if key not in _HARMLESS)
         return [line for key in keys for line in _differences(old.get(key), new.get(key), lead + key)]
     return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
