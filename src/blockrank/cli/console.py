@@ -21,9 +21,11 @@ from blockrank.data import atomic_file
 from blockrank.types import BlockrankError
 
 if TYPE_CHECKING:
+    from blockrank.model.checking import RequestCheck
     from blockrank.ranker import Ranker
 
 _DEFAULT_BEAMS = 10  # the paper's, for lists; the package's own comes with torch
+_ARGUMENTS = {"long_queries='cut'": "cut_queries", "lower max_segment_tokens": "max_segment_tokens"}  # words -> option
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _INVISIBLE = frozenset("\u200c\u200d\u200e\u200f\u061c")  # joiners, and marks of direction that reach no further
 _LEFT_OUT = frozenset("\u00ad\u200b\u2060\ufeff")  # places where a line may or may not break
@@ -82,7 +84,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except BlockrankError as error:
-            self._fail(str(error))
+            self._fail(self._in_options(str(error), ctx))
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's own; torch may not be imported here
                 raise
@@ -91,6 +93,15 @@ class Commands(TyperGroup):
             if error.errno == errno.EPIPE:  # the reader has left: typer ends quietly
                 raise
             self._fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
+
+    def _in_options(self, sentence: str, ctx: Any) -> str:
+        """A sentence in the terms of the command line: the option, not the argument of Python, where there is one."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = {item.name: item.opts[0] for item in command.params} if command is not None else {}
+        for words, name in _ARGUMENTS.items():
+            if name in options:
+                sentence = sentence.replace(words, options[name])
+        return sentence
 
     @staticmethod
     def _fail(sentence: str) -> None:
@@ -157,12 +168,28 @@ def load_ranker(
         probe=probe,
         scorer=AttentionScorer() if beams is None else DecodeScorer(beams),
     )
+    changes = spec_changes(max_segment_tokens=max_segment_tokens, cut_queries=cut_queries, pattern=pattern)
+    return ranker.with_spec(**changes) if changes else ranker
+
+
+def spec_changes(
+    *, max_segment_tokens: int | None = None, cut_queries: bool = False, pattern: str | None = None, **others: Any
+) -> dict[str, object]:
+    """The fields of a spec that options change; other options, those of `load_ranker`, change none."""
+    del others
     changes: dict[str, object] = {"max_segment_tokens": max_segment_tokens} if max_segment_tokens else {}
     if cut_queries:
         changes["long_queries"] = "cut"
     if pattern is not None:
         changes["pattern"] = pattern
-    return ranker.with_spec(**changes) if changes else ranker
+    return changes
+
+
+def load_check(model: str | None, **options: Any) -> RequestCheck:
+    """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a request."""
+    from blockrank.model.checking import RequestCheck
+
+    return RequestCheck.load(model, **spec_changes(**options))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from blockrank.cli.console import (
     SegmentOption,
     VerboseOption,
     aligned,
+    load_check,
     logs,
     note,
     scoring_options,
@@ -130,7 +132,7 @@ def eval_command(
     blockrank eval COLLECTION --output DIR ranks with models, compares them with the first stage, and goes on where it
     was interrupted.
     """
-    if what[0] == "-" or Path(what[0]).is_file():
+    if what[0] == "-" or (Path(what[0]).exists() and not Path(what[0]).is_dir()):
         if output is not None or models or ray:
             raise typer.BadParameter(f"{what[0]} is a run file: --output, --model and --ray need a COLLECTION.")
         with logs(verbose):
@@ -257,7 +259,8 @@ def rerankers(models: Sequence[str | None], options: dict[str, Any], workers: Wo
         folder = Path(located(model))
         files = model_identity(folder) if folder.is_dir() else {"hub": str(model)}
         settings = {"model": files, "spec": spec.to_dict(), "options": options}
-        yield Reranker(label or folder.resolve().name, workers.loader(model, options), settings)
+        checks = partial(load_check, model, **options)
+        yield Reranker(label or folder.resolve().name, workers.loader(model, options), settings, checks)
 
 
 def labelled(given: str | None) -> tuple[str | None, str | None]:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from blockrank.data import Source, read_documents, read_requests, read_texts
-from blockrank.types import RankRequest
+from blockrank.data import (
+    Source,
+    check_ids,
+    named,
+    placed_requests,
+    read_documents,
+    read_texts,
+    rereadable,
+    source_name,
+)
+from blockrank.types import Document, RankRequest
+
+Read = Callable[[], Iterator[tuple[str, RankRequest]]]
+Check = Callable[[RankRequest], None]
 
 QueryArgument = Annotated[str | None, typer.Argument(metavar="QUERY", help="What to rank for.", show_default=False)]
 FilesArgument = Annotated[
@@ -55,24 +69,38 @@ class Inputs:
             None if self.files else "there are no documents: give FILE..., - for standard input, or --documents FILE."
         )
 
-    def check(self) -> None:
-        """Read a file of requests once to its end, so that a broken line is told before anything is ranked or written.
+    @contextmanager
+    def opened(self) -> Iterator[Read]:
+        """What reads the requests, as often as it is called while the block runs, each after its place.
 
-        Standard input cannot be read twice: there, lines before a broken one are ranked. Raises `InputError`.
+        What comes through a pipe is kept in a temporary file for that. Raises `InputError` where a source is broken.
         """
-        if self.requests not in (None, "-"):
-            for _ in read_requests(str(self.requests)):
-                pass
-
-    def read(self) -> Iterator[RankRequest]:
-        """The requests, read as they are asked for. Raises `InputError` where a source is broken."""
         if self.requests is not None:
-            yield from read_requests(_source(self.requests))
-        elif self.documents is not None:
-            yield RankRequest(self.query or "", read_documents(_source(self.documents)))
+            with rereadable(_source(self.requests)) as source:
+                yield partial(placed_requests, source)
         else:
-            texts = [text for name in self.files for text in read_texts(_source(name), lines=self.lines)]
-            yield RankRequest(self.query or "", texts)
+            place = "" if self.documents is None else source_name(_source(self.documents))
+            alone = [(place, RankRequest(self.query or "", self._documents()))]
+            yield lambda: iter(alone)
+
+    def _documents(self) -> list[Document]:
+        if self.documents is not None:
+            return read_documents(_source(self.documents))
+        return [text for name in self.files for text in read_texts(_source(name), lines=self.lines)]
+
+
+def check_requests(placed: Iterable[tuple[str, RankRequest]], check: Check | None, form: str) -> Iterator[RankRequest]:
+    """The requests, each refused with its place where a ranker would refuse it or the form cannot carry its ids.
+
+    check: raises `InputError` where a ranker would; None where it is about to be asked anyway.
+    """
+    for place, request in placed:
+        with named(place) if place else nullcontext():
+            if form == "trec":
+                check_ids(request.query_id, [str(document.doc_id) for document in request.candidates])
+            if check is not None:
+                check(request)
+        yield request
 
 
 def _source(name: str) -> Source:

@@ -102,7 +102,8 @@ def inspect_command(
     """Show the segments of a request (the first of a file) and which of them reads which."""
     inputs = Inputs(query, files or [], documents, requests, lines)
     with logs(verbose):
-        request = next(inputs.read())
+        with inputs.opened() as read:
+            _, request = next(read())
         inspection = inspect_request(request, model, max_segment_tokens, pattern)
         if png is not None:
             with atomic_file(png) as stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from blockrank.cli.console import (
     SegmentOption,
     VerboseOption,
     data_stream,
+    load_check,
     load_ranker,
     logs,
     scoring_options,
@@ -34,9 +34,17 @@ from blockrank.cli.console import (
 )
 from blockrank.cli.cuts import Cuts
 from blockrank.cli.drawing import drawing, plain_text
-from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOption, QueryArgument, RequestsOption
+from blockrank.cli.inputs import (
+    DocumentsOption,
+    FilesArgument,
+    Inputs,
+    LinesOption,
+    QueryArgument,
+    RequestsOption,
+    check_requests,
+)
 from blockrank.cli.resume import Job, ResumeOption
-from blockrank.data import json_line, trec_lines
+from blockrank.data import check_writable, json_line, trec_lines
 from blockrank.types import Ranking, RankRequest
 
 if TYPE_CHECKING:
@@ -90,11 +98,16 @@ def rank_command(
     if resume or ray:
         if requests in (None, "-") or output is None:
             raise typer.BadParameter("--resume and --ray need --requests FILE and --output FILE.")
-        with logs(verbose):
-            Job(str(requests), output, form, FORMS[form], top_k, explain).run(model, options, workers, verbose)
-    else:
-        with logs(verbose):
-            _rank(inputs, partial(load_ranker, model, **options), form, output, top_k, explain)
+        with logs(verbose), inputs.opened() as read:
+            Job(read, output, form, FORMS[form], top_k, explain).run(model, options, workers, verbose)
+        return
+    with logs(verbose), inputs.opened() as read:
+        if output is not None:
+            check_writable(output)
+        check = load_check(model, **options) if requests is not None else None
+        count = sum(1 for _ in check_requests(read(), check, form))
+        stream = (replace(request, evidence=explain) for _, request in read())
+        _rank(stream, partial(load_ranker, model, **options), form, output, top_k, count)
 
 
 def _form(as_json: bool, as_trec: bool, explain: bool, decode: bool) -> str:
@@ -109,16 +122,19 @@ def _form(as_json: bool, as_trec: bool, explain: bool, decode: bool) -> str:
 
 
 def _rank(
-    inputs: Inputs, load: Callable[[], Ranker], form: str, output: Path | None, top_k: int | None, explain: bool
+    requests: Iterable[RankRequest],
+    load: Callable[[], Ranker],
+    form: str,
+    output: Path | None,
+    top_k: int | None,
+    count: int,
 ) -> None:
-    """Rank in this process, and write each ranking as soon as it is there."""
-    inputs.check()
-    stream = _peeked(replace(request, evidence=explain) for request in inputs.read())
+    """Rank in this process, and write each ranking as soon as it is there. count: of the requests."""
     ranker = load()
     cuts = Cuts(ranker.spec.max_segment_tokens)
-    rankings = cuts.counted(ranker.rank_iter(stream))
-    if inputs.requests is not None and terminal(output) is None:
-        rankings = _with_progress(rankings)
+    rankings = cuts.counted(ranker.rank_iter(requests))
+    if count > 1 and terminal(output) is None:
+        rankings = _with_progress(rankings, count)
     shown = (ranking.top(top_k) if top_k else ranking for ranking in rankings)
     if (console := terminal(output)) and form == "text":
         for ranking in shown:
@@ -128,17 +144,12 @@ def _rank(
     cuts.report()
 
 
-def _peeked(items: Iterator[RankRequest]) -> Iterator[RankRequest]:
-    """The same items, the first one read now: a broken input is told before a model is loaded."""
-    return itertools.chain(list(itertools.islice(items, 1)), items)
-
-
-def _with_progress(rankings: Iterator[Ranking]) -> Iterator[Ranking]:
+def _with_progress(rankings: Iterator[Ranking], count: int) -> Iterator[Ranking]:
     """Count rankings on standard error, where that is a terminal."""
     columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("ranking", total=None)
+        task = progress.add_task("ranking", total=count)
         for ranking in rankings:
             progress.advance(task)
             yield ranking

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from blockrank.cli.cluster import Workers
+from blockrank.cli.console import load_check
 from blockrank.cli.cuts import Cuts
+from blockrank.cli.inputs import Read, check_requests
 from blockrank.cli.progress import progress_bars
-from blockrank.data import RecordFile, atomic_file, read_requests
+from blockrank.data import RecordFile, atomic_file, check_writable
 from blockrank.types import Ranking, RankRequest
 
 ResumeOption = Annotated[
@@ -22,11 +27,49 @@ ResumeOption = Annotated[
 ]
 
 
+class Finished(RecordFile):
+    """Rankings in groups, each as it will be written, under the identity of its request.
+
+    So what is finished stands when the file of requests is corrected elsewhere.
+    """
+
+    def __init__(self, path: Path, advice: str) -> None:
+        self._places: dict[str, tuple[int, int]] = {}
+        self._read: tuple[int, dict[str, Any]] = (-1, {})
+        super().__init__(path, advice)
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._places
+
+    def add(self, identities: Sequence[str], rankings: Sequence[str], cuts: Sequence[Cuts]) -> None:
+        """Add a group; it is on disk when this returns."""
+        found = [[item.documents, item.cut, item.most, item.queries] for item in cuts]
+        record = {"requests": list(identities), "rankings": list(rankings), "cuts": found}
+        self.append(record)
+        self.take(record)
+
+    def take(self, record: dict[str, Any]) -> bool:
+        """See `RecordFile.take`."""
+        identities = record["requests"]
+        self._places |= {identity: (self.at, index) for index, identity in enumerate(identities)}
+        return len(identities) == len(record["rankings"]) == len(record["cuts"])
+
+    def ranking(self, identity: str) -> tuple[str, list[int]]:
+        """The ranking of a request, and what `Cuts.add` takes of it."""
+        at, index = self._places[identity]
+        if self._read[0] != at:  # those of a group follow each other
+            self._read = (at, self.record_at(at))
+        return self._read[1]["rankings"][index], self._read[1]["cuts"][index]
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file of requests and where its rankings go. form_name: what `form` is called in the settings kept."""
+    """Requests and where their rankings go. read: gives the requests with their places, as often as it is called.
 
-    requests: str
+    form_name: what `form` is called in the settings kept.
+    """
+
+    read: Read
     output: Path
     form_name: str
     form: Callable[[Ranking], str]
@@ -37,28 +80,30 @@ class Job:
         """Rank what is missing, then write the output. Raises `InputError` where something differs from before."""
         from blockrank.evaluate.settings import Settings, locked
 
-        total = sum(1 for _ in read_requests(self.requests))
+        check_writable(self.output)
+        check = load_check(model, **options)
+        identities = [_identity(request) for request in check_requests(self.read(), check, self.form_name)]
         folder = self.output.with_name(f"{self.output.name}.resume")
         with locked(folder):
             advice = f"delete {folder} to begin again."
             settings = Settings(folder, f"Give another --output, or {advice}")
-            settings.claim("ranking", self.output.name, self._identity(model, options))
-            journal = RecordFile(folder / "rankings.jsonl", advice)
-            with workers.session(verbose), progress_bars() as progress:
-                load = workers.loader(model, options)
-                self._rank(journal, settings, load, lambda done: progress("ranking", done, total))
-            self._write(journal, settings)
+            settings.claim("ranking", self.output.name, self._settings(model, options))
+            finished = Finished(folder / "rankings.jsonl", advice)
+            if any(identity not in finished for identity in identities):
+                with workers.session(verbose), progress_bars() as progress:
+                    load = workers.loader(model, options)
+                    self._rank(identities, finished, settings, load, progress)
+            self._write(identities, finished, Cuts(check.spec.max_segment_tokens))
             shutil.rmtree(folder)
 
-    def _identity(self, model: str | None, options: dict[str, Any]) -> dict[str, Any]:
-        """What decides the output, as far as it is known before a model is loaded."""
+    def _settings(self, model: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        """What decides the output beside the requests, as far as it is known before a model is loaded."""
         from blockrank.environment import versions
-        from blockrank.evaluate.settings import file_identity, model_identity
+        from blockrank.evaluate.settings import model_identity
         from blockrank.model import EMBEDDED_MODEL, resolve_spec
 
         place = EMBEDDED_MODEL if model is None else Path(model)
         return {
-            "requests": file_identity(Path(self.requests)),
             "form": self.form_name,
             "top_k": self.top_k,
             "explain": self.explain,
@@ -68,34 +113,48 @@ class Job:
             "versions": versions(("torch", "transformers")),
         }
 
-    def _groups(self, skipped: int) -> Iterator[list[RankRequest]]:
-        """The requests in groups that depend on the file alone, without those that are finished."""
-        from blockrank.ranker import REQUEST_WINDOW
-
-        stream = (replace(request, evidence=self.explain) for request in read_requests(self.requests))
-        return islice(iter(lambda: list(islice(stream, REQUEST_WINDOW)), []), skipped, None)
-
     def _rank(
-        self, journal: RecordFile, settings: Any, load: Callable[[], Any], progress: Callable[[int], None]
-    ) -> None:
+        self, identities: Sequence[str], finished: Finished, settings: Any, load: Callable[[], Any],
+        progress: Callable[[str, int, int], None],
+    ) -> None:  # fmt: skip
+        """Rank what is not finished, in groups that depend on that alone."""
         from blockrank.evaluate.settings import ranker_identity
 
-        finished = [len(record["rankings"]) for record in journal.records()]
-        groups, done = self._groups(len(finished)), sum(finished)
-        progress(done)
+        done, underway = sum(identity in finished for identity in identities), deque[list[str]]()
+        progress("ranking", done, len(identities))
         ranker = load()
         settings.claim("loaded", "ranker", ranker_identity(ranker))
-        for rankings in ranker.rank_groups(groups):
-            cuts = Cuts(0)
-            shown = [self.form(r.top(self.top_k) if self.top_k else r) for r in cuts.counted(rankings)]
-            journal.append({"rankings": shown, "cuts": {k: v for k, v in asdict(cuts).items() if k != "limit"}})
+        for rankings in ranker.rank_groups(self._groups(identities, finished, underway)):
+            cuts = [Cuts(0) for _ in rankings]
+            whole = [next(cut.counted([ranking])) for cut, ranking in zip(cuts, rankings, strict=True)]
+            shown = [self.form(ranking.top(self.top_k) if self.top_k else ranking) for ranking in whole]
+            finished.add(underway.popleft(), shown, cuts)
             done += len(rankings)
-            progress(done)
+            progress("ranking", done, len(identities))
 
-    def _write(self, journal: RecordFile, settings: Any) -> None:
-        cuts = Cuts(settings.find("loaded", "ranker")["spec"]["max_segment_tokens"])
+    def _groups(
+        self, identities: Sequence[str], finished: Finished, underway: deque[list[str]]
+    ) -> Iterator[list[RankRequest]]:
+        """Requests that are not finished; the identities of each group are put into `underway`."""
+        from blockrank.ranker import REQUEST_WINDOW
+
+        known = {identity for identity in identities if identity in finished}
+        stream = ((i, request) for i, (_, request) in zip(identities, self.read(), strict=True) if i not in known)
+        while group := list(islice(stream, REQUEST_WINDOW)):
+            underway.append([identity for identity, _ in group])
+            yield [replace(request, evidence=self.explain) for _, request in group]
+
+    def _write(self, identities: Sequence[str], finished: Finished, cuts: Cuts) -> None:
         with atomic_file(self.output) as stream:
-            for record in journal.records():
-                stream.writelines(f"{ranking}\n".encode() for ranking in record["rankings"])
-                cuts.add(**record["cuts"])
+            for identity in identities:
+                ranking, counted = finished.ranking(identity)
+                stream.write(f"{ranking}\n".encode())
+                cuts.add(*counted)
         cuts.report()
+
+
+def _identity(request: RankRequest) -> str:
+    """What tells one request from another that would be ranked or written differently."""
+    documents = [[item.doc_id, item.title, item.text, dict(item.metadata)] for item in request.candidates]
+    values = [request.query_id, request.query, request.top_k, documents]
+    return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=12).hexdigest()

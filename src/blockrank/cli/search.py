@@ -17,12 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from blockrank.cli.console import (
+    CutQueriesOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     VerboseOption,
     data_stream,
+    load_check,
     load_ranker,
     logs,
     note,
@@ -31,6 +33,7 @@ from blockrank.cli.console import (
     terminal,
 )
 from blockrank.retrieve import Hit, PassageIndex, ReadLimits, check_query, matching_words, skipped_text
+from blockrank.types import RankRequest
 
 _PLAIN_WIDTH = 100  # columns where no terminal says its own
 _INDENT = 4
@@ -67,6 +70,7 @@ def search_command(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    cut_queries: CutQueriesOption = False,
     all_passages: AllOption = False,
     rebuild: RebuildOption = False,
     no_rerank: NoRerankOption = False,
@@ -76,12 +80,14 @@ def search_command(
     """Find the passages of a folder or file that answer a query."""
     check_query(query)
     with logs(verbose):
+        if not no_rerank:  # before files are read, which takes longer than a query that is too long
+            load_check(model, cut_queries=cut_queries)(RankRequest(query, ["x"]))
         with _reading() as progress:
             limits = ReadLimits(seconds=file_timeout)
             index = PassageIndex.open(source, rebuild=rebuild, progress=progress, limits=limits)
         if (skipped := skipped_text(index.skipped)) and (index.is_new or verbose):
             note(f"skipped {skipped}.")
-        ranker = None if no_rerank else load_ranker(model, device=device, dtype=dtype)
+        ranker = None if no_rerank else load_ranker(model, device=device, dtype=dtype, cut_queries=cut_queries)
         hits = index.search(query, ranker=ranker, depth=depth, top_k=top_k, all_passages=all_passages)
     if not hits:
         note(

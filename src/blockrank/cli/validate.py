@@ -15,10 +15,13 @@ _NAMES = {"run": "a run", "qrels": "judgements", "requests": "requests", "docume
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A file, .gz too; - is standard input.")]
 KindOption = Annotated[Kind | None, typer.Option("--kind", help="What it is; told from its lines if left out.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Show so many problems and count the rest.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Leave with exit code 1 for warnings too.")]
 
 
-def validate_command(file: FileArgument, kind: KindOption = None, limit: LimitOption = 100) -> None:
-    """Check a file and list every problem by line; exit code 1 where there is one."""
+def validate_command(
+    file: FileArgument, kind: KindOption = None, limit: LimitOption = 100, strict: StrictOption = False
+) -> None:
+    """Check a file and list every problem by line; exit code 1 where there is an error."""
     source: Source = typer.get_binary_stream("stdin") if file == "-" else file
     report = validate(source, kind)
     name = source_name(source)
@@ -27,7 +30,7 @@ def validate_command(file: FileArgument, kind: KindOption = None, limit: LimitOp
     with data_stream(None) as stream:
         stream.writelines(f"{line}\n".encode() for line in problem_lines(name, report, limit))
     note(f"{name}: {summary(report)}.")
-    if report.problems:
+    if (strict and report.problems) or any(problem.severity == "error" for problem in report.problems):
         raise typer.Exit(1)
 
 

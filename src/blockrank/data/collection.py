@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from blockrank.data.files import Source, json_objects, named, packed_file, source_name
 from blockrank.data.jsonl import DOCUMENT_KEYS, document_object, json_text
-from blockrank.data.trec import Qrels, qrels_lines, read_qrels
+from blockrank.data.trec import Qrels, judgement_place, qrels_lines, read_qrels
 from blockrank.types import BlockrankError, Document, InputError, MissingExtraError
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,30 @@ class Corpus(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Queries, judgements and documents. `queries` may hold some that are not judged; `source` is what was opened."""
+    """Queries, judgements and documents. `queries` may hold some that are not judged; `source` is what was opened.
+
+    `queries_file` and `qrels_file` are where the two come from, None where that is no file that can be read again.
+    """
 
     name: str
     queries: dict[str, str]
     qrels: Qrels
     corpus: Corpus
     source: str
+    queries_file: Path | None = None
+    qrels_file: Path | None = None
+
+    def query_place(self, query_id: str) -> str:
+        """`FILE:LINE` of a query, or what comes nearest."""
+        return _record_place(self.queries_file, query_id) or self.source
+
+    def document_place(self, doc_id: str) -> str:
+        """`FILE:LINE` of a document, or what comes nearest."""
+        return _record_place(self.corpus.path, doc_id) or self.source
+
+    def judgement_place(self, query_id: str, doc_id: str) -> str:
+        """`FILE:LINE` of a judgement, or what comes nearest."""
+        return self.source if self.qrels_file is None else judgement_place(self.qrels_file, query_id, doc_id)
 
 
 def open_collection(source: str | Path, *, split: str = "test", qrels: str | Path | None = None) -> Collection:
@@ -83,9 +100,10 @@ def open_corpus(source: str | Path) -> Corpus:
 
 def _open_folder(folder: Path, split: str, qrels: str | Path | None) -> Collection:
     corpus = CorpusFile(_found(folder, "corpus.jsonl"))
-    queries = read_queries(_found(folder, "queries.jsonl"))
-    judged = read_qrels(qrels if qrels is not None else _found(folder, f"qrels/{split}.tsv"))
-    return Collection(folder.resolve().name, queries, judged, corpus, str(folder))
+    queries = _found(folder, "queries.jsonl")
+    judgements = Path(qrels) if qrels is not None else _found(folder, f"qrels/{split}.tsv")
+    name = folder.resolve().name
+    return Collection(name, read_queries(queries), read_qrels(judgements), corpus, str(folder), queries, judgements)
 
 
 def _found(folder: Path, name: str) -> Path:
@@ -180,6 +198,25 @@ def _record(value: Mapping[str, Any], id_keys: tuple[str, ...]) -> Document:
     return Document(value["text"], found, title, metadata)
 
 
+def _record_place(path: Path | None, record_id: str) -> str:
+    """`FILE:LINE` of a line of a BEIR file; empty where there is no file, `FILE` where it lacks the id."""
+    if path is None:
+        return ""
+    lines = json_objects(path) if path.suffix != ".tsv" else ()
+    return next((f"{path}:{number}" for number, value in lines if str(value.get("_id")) == record_id), str(path))
+
+
+def unknown_ids(corpus: Corpus, doc_ids: Iterable[str]) -> list[str]:
+    """Those of the ids that the corpus lacks, by one pass over it; a data set of ir_datasets is asked for them."""
+    left = dict.fromkeys(doc_ids)
+    if isinstance(corpus, DatasetCorpus):
+        return corpus.unknown(left)
+    documents = iter(corpus.documents())
+    while left and (document := next(documents, None)) is not None:
+        left.pop(str(document.doc_id), None)
+    return list(left)
+
+
 def _loaded_dataset(name: str, *parts: str) -> Any:
     """A data set of ir_datasets that has these parts."""
     try:
@@ -214,7 +251,8 @@ def _open_dataset(name: str, qrels: str | Path | None) -> Collection:
             under = [item for item in ir_datasets.registry if item.startswith(f"{name}/")]
             hint = f"; those under it are {', '.join(sorted(under)[:_SHOWN])}" if under else ""
             raise InputError(f"{name} has no judgements in ir_datasets{hint}.")
-    return Collection(name, queries, judged, DatasetCorpus(name, dataset), name)
+    file = None if qrels is None else Path(qrels)
+    return Collection(name, queries, judged, DatasetCorpus(name, dataset), name, qrels_file=file)
 
 
 _SHOWN = 10
@@ -262,9 +300,20 @@ class DatasetCorpus:
         """
         wanted = dict.fromkeys(doc_ids)
         with _reading(self.name):
-            found = self.dataset.docs_store().get_many(list(wanted)) if wanted else {}
-            documents = {doc_id: _dataset_document(item) for doc_id, item in found.items()}
+            documents = {doc_id: _dataset_document(item) for doc_id, item in self._found(wanted).items()}
         return _in_order(wanted, documents, self.name)
+
+    def unknown(self, doc_ids: Iterable[str]) -> list[str]:
+        """Those of the ids that the data set lacks."""
+        wanted = dict.fromkeys(doc_ids)
+        with _reading(self.name):
+            found = self._found(wanted)
+        return [doc_id for doc_id in wanted if doc_id not in found]
+
+    def _found(self, doc_ids: Iterable[str]) -> dict[str, Any]:
+        wanted = list(doc_ids)
+        found: dict[str, Any] = self.dataset.docs_store().get_many(wanted) if wanted else {}
+        return found
 
 
 def _dataset_document(item: Any) -> Document:

@@ -1,31 +1,54 @@
 """Sources of lines, and files that appear whole.
 
-A source is a path (gzip where it ends in `.gz`, xz where it ends in `.xz`) or an open binary stream such as
-`sys.stdin.buffer`. Every problem of a source is an `InputError` of the form `FILE:LINE: what is wrong`.
+A source is a path or an open binary stream such as `sys.stdin.buffer`; what is packed by gzip or xz is known by its
+first bytes, whatever its name. Every problem of a source is an `InputError` of the form `FILE:LINE: what is wrong`.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import lzma
 import os
 import secrets
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from blockrank.types import InputError
 
-Source = str | Path | BinaryIO
+_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
+_OTHER_PACKERS = {
+    rb"BZh[1-9]1A": "bzip2",
+    rb"\x28\xb5\x2f\xfd": "zstandard",
+    rb"PK\x03\x04": "zip",
+    rb"7z\xbc\xaf": "7-zip",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """What came through a pipe, kept in a file so that it can be read again. name: how messages call it."""
+
+    name: str
+    path: Path
+
+
+Source = str | Path | BinaryIO | Spool
 
 
 def source_name(source: Source) -> str:
     """How messages call a source: its path, or the name of the stream."""
     if isinstance(source, str | Path):
         return str(source)
+    if isinstance(source, Spool):
+        return source.name
     return str(getattr(source, "name", "stream")).strip("<>")
 
 
@@ -91,15 +114,80 @@ def byte_pieces(source: Source, size: int = 1 << 18) -> Iterator[bytes]:
             yield piece
 
 
+def is_rereadable(source: Source) -> bool:
+    """Whether a source gives the same when it is read again: it is no pipe, device or stream."""
+    if isinstance(source, Spool):
+        return True
+    return isinstance(source, str | Path) and (Path(source).is_file() or not Path(source).exists())
+
+
+@contextmanager
+def rereadable(source: Source) -> Iterator[Source]:
+    """The source, or where it can be read only once (a pipe, a stream) a `Spool` of it while the block runs.
+
+    Raises `InputError` where it cannot be read.
+    """
+    if is_rereadable(source):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="blockrank-") as folder:
+        spool = Spool(source_name(source), Path(folder) / "spool")
+        with _failing_as(source), _raw(source) as stream, spool.path.open("xb") as copy:
+            shutil.copyfileobj(stream, copy)
+        yield spool
+
+
 @contextmanager
 def _readable(source: Source) -> Iterator[BinaryIO]:
-    """A source opened, whose failure while it is read is an `InputError`."""
+    """A source opened and unpacked, whose failure while it is read is an `InputError`."""
+    with _failing_as(source), _raw(source) as stream:
+        yield _unpacked(source, stream)
+
+
+@contextmanager
+def _failing_as(source: Source) -> Iterator[None]:
+    """What the system or an unpacker fails with as an `InputError` that names the source."""
     try:
-        with _opened(source) as stream:
-            yield stream
+        yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{source_name(source)}: cannot be read: {reason}.") from None
+
+
+@contextmanager
+def _raw(source: Source) -> Iterator[BinaryIO]:
+    """A path opened; a stream as it is, left open."""
+    if isinstance(source, str | Path | Spool):
+        with open(source.path if isinstance(source, Spool) else source, "rb") as plain:
+            yield plain
+    else:
+        yield source
+
+
+def _unpacked(source: Source, stream: BinaryIO) -> BinaryIO:
+    """A stream, read through gzip or xz where it begins like one. Raises `InputError` where it is packed otherwise."""
+    head = _head(stream)
+    if head.startswith(_GZIP):
+        return gzip.open(stream, "rb")  # type: ignore[return-value]  # read like any binary file
+    if head.startswith(_XZ):
+        return lzma.open(stream, "rb")  # type: ignore[return-value]
+    for magic, packer in _OTHER_PACKERS.items():
+        if head.startswith(magic):
+            raise InputError(
+                f"{source_name(source)}: it is packed by {packer}; unpack it first (gzip and xz are read)."
+            )
+    return stream
+
+
+def _head(stream: BinaryIO) -> bytes:
+    """The first bytes of a stream, which stay in it; none where it cannot show them."""
+    if hasattr(stream, "peek"):
+        return bytes(stream.peek(len(_XZ)))[: len(_XZ)]
+    if not stream.seekable():
+        return b""
+    place, head = stream.tell(), stream.read(len(_XZ))
+    stream.seek(place)
+    return head
 
 
 def decoded(number: int, line: bytes) -> str:
@@ -108,22 +196,6 @@ def decoded(number: int, line: bytes) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 (byte {error.start + 1} of the line).") from None
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[BinaryIO]:
-    """A path opened, and unpacked where it ends in `.gz` or `.xz`; a stream as it is, left open."""
-    if not isinstance(source, str | Path):
-        yield source
-    elif str(source).endswith(".gz"):
-        with gzip.open(source, "rb") as packed:
-            yield packed  # type: ignore[misc]  # read like any binary file
-    elif str(source).endswith(".xz"):
-        with lzma.open(source, "rb") as unpacked:
-            yield unpacked  # type: ignore[misc]
-    else:
-        with open(source, "rb") as plain:
-            yield plain
 
 
 @contextmanager
@@ -136,10 +208,8 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     place = Path(os.path.realpath(path))
     direct = place.exists() and not place.is_file()
     part = place if direct else place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    try:
+    with _writing(path):
         stream = part.open("wb" if direct else "xb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}.") from None
     try:
         with stream:
             yield stream
@@ -149,6 +219,26 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         if not direct:
             part.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `InputError` where `atomic_file` could not write, before there is anything to be written."""
+    place = Path(os.path.realpath(path))
+    if place.exists() and not place.is_file():
+        with _writing(path):
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return
+    with _writing(path), tempfile.TemporaryFile(dir=place.parent):
+        pass
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}.") from None
 
 
 @contextmanager

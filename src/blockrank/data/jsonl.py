@@ -54,6 +54,11 @@ def read_requests(source: Source) -> Iterator[RankRequest]:
     `query_id` gets its index. Raises `InputError` on a broken line, a `query_id` that was there before, or a source
     without requests.
     """
+    return (request for _, request in placed_requests(source))
+
+
+def placed_requests(source: Source) -> Iterator[tuple[str, RankRequest]]:
+    """The same requests, each after its place, `FILE:LINE`. Raises as `read_requests` does."""
     lines: dict[str, int] = {}
     for number, value in json_objects(source):
         where = f"{source_name(source)}:{number}"
@@ -61,7 +66,7 @@ def read_requests(source: Source) -> Iterator[RankRequest]:
             request = as_request(value, str(len(lines)))
         if (first := lines.setdefault(request.query_id, number)) != number:
             raise InputError(f"{where}: the query_id {request.query_id!r} is that of line {first}.")
-        yield request
+        yield where, request
     if not lines:
         raise InputError(f"{source_name(source)}: there are no requests in it.")
 

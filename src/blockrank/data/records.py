@@ -19,12 +19,14 @@ class RecordFile:
     """Records appended in order, a JSON line each, of which the last field, `check`, is a checksum of those before it.
 
     A last line that a kill has torn is dropped when the file is opened; a broken line before it raises `InputError`,
-    whose sentence ends with `advice`. Files that were begun before there were checksums are read.
+    whose sentence ends with `advice`. Files that were begun before there were checksums are read. `at`: where in the
+    file the record begins that is taken or was appended last.
     """
 
     def __init__(self, path: Path, advice: str = "start over with --restart.") -> None:
         self.path, self._advice = path, advice
         self._checked = False
+        self.at = 0
         if path.exists():
             self._open()
 
@@ -32,6 +34,7 @@ class RecordFile:
         """Add a record; it is on disk when this returns."""
         line = json.dumps(record, ensure_ascii=False).encode()
         with self.path.open("ab") as stream:
+            self.at = stream.tell()
             stream.write(b'%b, "check": "%b"}\n' % (line[:-1], _checksum(line)))
             stream.flush()
             os.fsync(stream.fileno())
@@ -43,6 +46,13 @@ class RecordFile:
         with self.path.open("rb") as stream:
             for line in stream:
                 yield json.loads(line)
+
+    def record_at(self, at: int) -> dict[str, Any]:
+        """The record that begins there, read from disk."""
+        with self.path.open("rb") as stream:
+            stream.seek(at)
+            record: dict[str, Any] = json.loads(stream.readline())
+            return record
 
     def take(self, record: dict[str, Any]) -> bool:
         """Take note of a record while the file is opened; False, or an error of its fields, where it has no place."""
@@ -56,6 +66,7 @@ class RecordFile:
             for number, line in enumerate(stream, start=1):
                 if broken:
                     raise InputError(f"{self.path}:{broken}: the journal is broken here; {self._advice}")
+                self.at = whole
                 if self._belongs(line):
                     whole += len(line)
                 else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blockrank.data.files import Source, named, packed_file, source_name, text_lines
+from blockrank.data.files import Source, is_rereadable, named, packed_file, source_name, text_lines
 from blockrank.types import InputError, Ranking
 
 Run = dict[str, dict[str, float]]
@@ -135,6 +135,19 @@ def _lines(query_id: str, scored: Sequence[tuple[str, float]], tag: str) -> list
     ]
 
 
+def check_ids(query_id: str, doc_ids: Iterable[str]) -> None:
+    """Raise `InputError`, without a place, where a run cannot carry these ids: white space, or a doc_id twice."""
+    _check_field("query_id", query_id, "run")
+    seen: set[str] = set()
+    for doc_id in doc_ids:
+        _check_field("doc_id", doc_id, "run")
+        if doc_id in seen:
+            raise InputError(
+                f"the doc_id {doc_id!r} is there twice for the query_id {query_id!r}: a run needs it once."
+            )
+        seen.add(doc_id)
+
+
 def _check_field(kind: str, value: str, form: str) -> None:
     if value.split() != [value]:
         raise InputError(f"the {kind} {value!r} is empty or holds white space: a TREC {form} cannot carry it.")
@@ -215,6 +228,16 @@ def read_qrels(source: Source) -> Qrels:
     if not qrels:
         raise InputError(f"{name}: there are no judgements in it.")
     return qrels
+
+
+def judgement_place(source: Source, query_id: str, doc_id: str) -> str:
+    """`FILE:LINE` of a judgement; `FILE` where the source cannot be read again or lacks it."""
+    name, parser = source_name(source), JudgementParser()
+    for number, text in text_lines(source) if is_rereadable(source) else ():
+        line = parser.parse(text) if text.strip() else None
+        if line is not None and (line.query_id, line.doc_id) == (query_id, doc_id):
+            return f"{name}:{number}"
+    return name
 
 
 def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> None:

@@ -76,13 +76,10 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
     Exact over all 2^Q sign patterns where they are no more than `resamples`, else from so many random ones, drawn with
     `seed`. Raises `MissingExtraError` without scipy.
     """
-    try:
-        from scipy.stats import permutation_test
-    except ImportError:
-        raise MissingExtraError("comparisons of systems need scipy: pip install 'blockrank[eval]'.") from None
+    test = permutation_test()
     if len(differences) < 2 or not differences.any():  # one pair, or no difference: every pattern is as far from zero
         return 1.0
-    result = permutation_test(
+    result = test(
         (differences,),
         lambda sample, axis: sample.mean(axis=axis),
         permutation_type="samples",
@@ -92,6 +89,15 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
+
+
+def permutation_test() -> Any:
+    """Scipy's test. Raises `MissingExtraError` without scipy."""
+    try:
+        from scipy.stats import permutation_test as test
+    except ImportError:
+        raise MissingExtraError("comparisons of systems need scipy: pip install 'blockrank[eval]'.") from None
+    return test
 
 
 def holm(p: Sequence[float]) -> list[float]:

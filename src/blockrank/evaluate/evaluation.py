@@ -11,14 +11,17 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 from blockrank import __version__
 from blockrank.data import Collection, atomic_file, read_run
 from blockrank.environment import installed, machine, versions
+from blockrank.evaluate.checks import check_measures, check_of, check_works
 from blockrank.evaluate.compare import compare
-from blockrank.evaluate.measures import aggregate, ideal, per_query, summary
+from blockrank.evaluate.measures import aggregate, ideal, per_query, summary, without_failing
 from blockrank.evaluate.plan import Plan, Reranker
 from blockrank.evaluate.ranking import Progress, finished, rank_collection
 from blockrank.evaluate.results import CollectionResult, EvaluationResult, SystemResult
@@ -52,13 +55,17 @@ def evaluate(
     names = [safe_name(collection.name) for collection in collections]
     if len(set(names)) < len(names):
         raise InputError(f"two collections have the same name: {', '.join(sorted(names))}.")
+    check_measures(collections, plan)
     with locked(folder):
         settings = Settings(folder)
         if restart:
             settings.clear()
         _claim(plan, settings)
         works = [prepare(collection, plan, settings, folder) for collection in collections]
+        check_works(works, plan, {item.label: item.checks() if item.checks else None for item in plan.rerankers})
         for reranker in plan.rerankers:
+            for work, system in product(works, plan.systems(reranker)):
+                work.restore_run(system)
             _rank(reranker, works, plan, settings, progress or _silent)
         result = _result(works, plan, settings)
         _write(result, works, folder)
@@ -92,20 +99,24 @@ def _rank(reranker: Reranker, works: Sequence[Work], plan: Plan, settings: Setti
         if systems and ranker is None:
             ranker = reranker.load()
             settings.claim("loaded", reranker.label, ranker_identity(ranker))
+            if reranker.checks is None:
+                check_works(works, replace(plan, rerankers=(reranker,)), {reranker.label: check_of(ranker)})
         if systems and ranker is not None:
             rank_collection(ranker, work, systems, plan, progress)
 
 
 def _result(works: Sequence[Work], plan: Plan, settings: Settings) -> EvaluationResult:
-    found = [_collection(work, plan) for work in works]
+    found, measures, failures = without_failing(
+        plan.measures, lambda names: [_collection(work, replace(plan, measures=names)) for work in works]
+    )
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(_REPORTED),
         "machine": machine(),
         "settings": settings.entries,
-        "notes": [note for _, notes in found for note in notes],
+        "notes": [*(note for _, notes in found for note in notes), *failures],
     }
-    return EvaluationResult(plan.measures, tuple(collection for collection, _ in found), environment)
+    return EvaluationResult(measures, tuple(collection for collection, _ in found), environment)
 
 
 def _collection(work: Work, plan: Plan) -> tuple[CollectionResult, list[str]]:

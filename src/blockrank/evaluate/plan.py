@@ -8,7 +8,7 @@ from typing import Any
 
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.evaluate.measures import DEFAULT_MEASURES, cutoff_of
-from blockrank.types import InputError, RequestRanker
+from blockrank.types import InputError, RankRequest, RequestRanker
 
 REUSE_BYTES = 4 << 30
 LATENCY_QUERIES = 5
@@ -20,12 +20,15 @@ class Reranker:
     """A ranker under evaluation.
 
     load: called when it is first needed. settings: JSON-ready; what decides its scores, as far as that is known before
-    it is loaded (such as the identity of its files): an evaluation goes on only with equal ones.
+    it is loaded (such as the identity of its files): an evaluation goes on only with equal ones. checks: called before
+    anything is ranked; what it gives raises `InputError` on a request that the ranker would refuse. Without it that is
+    found out when the ranker is loaded.
     """
 
     label: str
     load: Callable[[], RequestRanker]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    checks: Callable[[], Callable[[RankRequest], None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

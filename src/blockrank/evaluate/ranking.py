@@ -33,12 +33,7 @@ class Remembers(Protocol):
 
 def finished(work: Work, system: str, plan: Plan) -> bool:
     """Whether there is nothing left to do for a system on a collection."""
-    journal = work.journal(system)
-    return _ranked(journal, work) and work.run_path(system).exists() and _timed(journal, plan)
-
-
-def _ranked(journal: Journal, work: Work) -> bool:
-    return journal.shards == len(work.shards)
+    return work.is_ranked(system) and _timed(work.journal(system), plan)
 
 
 def _timed(journal: Journal, plan: Plan) -> bool:
@@ -50,7 +45,7 @@ def rank_collection(
 ) -> None:
     """Rank what is missing of a collection at the depth of each system, write the runs, take the times."""
     query_ids = list(chain.from_iterable(work.shards))
-    missing = not all(_ranked(work.journal(system), work) for system in systems)
+    missing = not all(map(work.is_ranked, systems))
     documents = work.documents(query_ids if missing else query_ids[: plan.latency_queries], max(plan.depths))
     if missing:
         with _remembered(ranker, list(documents.values()), plan.reuse_bytes, f"{work.name}: documents", progress):

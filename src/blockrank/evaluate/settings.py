@@ -16,8 +16,9 @@ SETTINGS_FILE = "settings.json"
 _LOCK_FILE = ".lock"
 _HASHED_BYTES = 64 << 20  # larger files are told apart by size and time of change
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
-# What becomes of a query over the limit changes no ranking: where such queries are refused, nothing is ranked.
-_HARMLESS = frozenset({"cut_queries", "long_queries"})
+# What becomes of a query over the limit changes no ranking: where such queries are refused, nothing is ranked. What was
+# judged decides measures, which are computed again each time; earlier versions kept it among what decides rankings.
+_HARMLESS = frozenset({"cut_queries", "long_queries", "judgements"})
 
 
 class Settings:
@@ -34,12 +35,12 @@ class Settings:
 
     def claim(self, section: str, name: str, values: Mapping[str, Any]) -> None:
         """Enter `values`, or raise `InputError` saying what differs from those entered before and decides rankings."""
-        wanted = json.loads(json.dumps(values))
+        wanted = _decisive(json.loads(json.dumps(values)))
         known = self.entries.setdefault(section, {})
         if name not in known:
             known[name] = wanted
             self._write()
-        elif found := _differences(known[name], wanted):
+        elif found := _differences(_decisive(known[name]), wanted):
             told = "; ".join(found[:3])
             raise InputError(f"{self._path.parent} was made with other settings of {name}: {told}. {self._advice}")
 
@@ -162,10 +163,17 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return entries  # type: ignore[no-any-return]  # checked down to where it is typed
 
 
+def _decisive(value: Any) -> Any:
+    """A value of JSON without what is harmless, however deep it stands."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _decisive(item) for key, item in value.items() if key not in _HARMLESS}
+
+
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """`name: old, now new` for each value that differs, down to the leaves of nested mappings."""
     if isinstance(old, dict) and isinstance(new, dict):
         lead = f"{name}." if name else ""
-        keys = dict.fromkeys(key for key in [*old, *new] if key not in _HARMLESS)
+        keys = dict.fromkeys([*old, *new])
         return [line for key in keys for line in _differences(old.get(key), new.get(key), lead + key)]
     return [] if old == new else [f"{name} was {old!r}, now {new!r}"]

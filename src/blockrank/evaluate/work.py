@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from blockrank.characters import is_readable
-from blockrank.data import Collection, Qrels, Run, atomic_file, read_run, run_lines, strictly_decreasing, write_run
+from blockrank.data import (
+    Collection,
+    Qrels,
+    Run,
+    atomic_file,
+    check_ids,
+    read_run,
+    run_lines,
+    strictly_decreasing,
+    unknown_ids,
+    write_run,
+)
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.settings import Settings, digest, file_identity, safe_name
 from blockrank.types import Document, InputError, RankRequest
 
 SHARD_QUERIES = 16
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class Work:
     """A collection to be ranked.
 
     qrels: the judgements that count. queries: the judged queries with a text. candidates: the first stage's run.
+    unknown: how many of the judged documents the corpus lacks.
     """
 
     collection: Collection
@@ -31,6 +45,7 @@ class Work:
     queries: dict[str, str]
     candidates: Run
     folder: Path
+    unknown: int = 0
 
     @property
     def name(self) -> str:
@@ -69,12 +84,35 @@ class Work:
         found = [documents[doc_id] for doc_id in self.doc_ids(query_id, depth) if doc_id in documents]
         return RankRequest(self.queries[query_id], found, query_id) if found else None
 
+    def is_ranked(self, system: str) -> bool:
+        """Whether the journal of a system is complete."""
+        return self.journal(system).shards == len(self.shards)
+
     def write_run(self, system: str) -> None:
         """The run file of a system whose journal is complete, whole or not at all."""
         with atomic_file(self.run_path(system)) as stream:
-            for outcome in self.journal(system).outcomes():
-                for line in run_lines(outcome.query_id, self._scores(outcome), system):
-                    stream.write(f"{line}\n".encode())
+            stream.writelines(self._run_lines(system))
+
+    def restore_run(self, system: str) -> None:
+        """Write the run file of a system again where its journal is complete and the file is not what it says."""
+        if not self.is_ranked(system):
+            return
+        path = self.run_path(system)
+        if path.exists():
+            with path.open("rb") as stream:
+                if all(stream.readline() == line for line in self._run_lines(system)) and not stream.read(1):
+                    return
+            _log.warning("%s is not what its journal says: lines were lost or changed. It is written again.", path)
+        self.write_run(system)
+
+    def _run_lines(self, system: str) -> Iterator[bytes]:
+        """The lines of a system's run. Raises `InputError` where its journal is not that of these queries."""
+        journal = self.journal(system)
+        for query_id, outcome in zip_longest(chain.from_iterable(self.shards), journal.outcomes()):
+            if outcome is None or outcome.query_id != query_id:
+                raise InputError(f"{journal.path}: the query_id {query_id!r} is not where it belongs; use --restart.")
+            for line in run_lines(query_id, self._scores(outcome), system):
+                yield f"{line}\n".encode()
 
     def _scores(self, outcome: Outcome) -> dict[str, float]:
         """Scores of all candidates of a query: the reranked ones, and below them the others in their order."""
@@ -88,6 +126,11 @@ class Work:
         """What a reader of the results has to know about the queries."""
         ranked = sum(map(len, self.shards))
         notes = []
+        if self.unknown:
+            judged = len(_judged_documents(self.qrels))
+            notes.append(
+                f"{self.name}: {self.unknown} of {judged} judged documents are not in the collection; none is found."
+            )
         if textless := len(self.qrels) - len(self.queries):
             notes.append(f"{self.name}: {textless} of {len(self.qrels)} judged queries have no text; they count 0.")
         if bare := len(self.queries) - ranked:
@@ -108,14 +151,72 @@ def prepare(collection: Collection, plan: Plan, settings: Settings, output: Path
     qrels = {query_id: collection.qrels[query_id] for query_id in queries}
     if plan.max_queries is None:  # judged queries without a text count as well
         qrels |= {query_id: judged for query_id, judged in collection.qrels.items() if query_id not in qrels}
-    identity = _identity(collection, plan, queries, qrels)
-    kept = path.exists() and settings.find("collections", collection.name).items() >= identity.items()
-    run = read_run(path) if kept else plan.first_stage.search(collection, queries, plan.search_depth)
-    identity["first_stage_run"] = digest({query_id: list(scores) for query_id, scores in run.items() if scores})
-    settings.claim("collections", collection.name, identity)
+    for query_id in queries:
+        if query_id.split() != [query_id]:
+            _refuse_ids(collection, query_id, ())
+    identity = _identity(collection, plan, queries)
+    judgements = _judgements(collection, qrels, identity, settings.find("judgements", collection.name))
+    run = _kept_run(path, settings.find("collections", collection.name), identity)
+    kept = run is not None
+    run = plan.first_stage.search(collection, queries, plan.search_depth) if run is None else run
+    for query_id, scores in run.items():
+        _refuse_ids(collection, query_id, scores)
+    settings.claim("collections", collection.name, {**identity, "first_stage_run": _run_identity(run)})
+    settings.note("judgements", collection.name, judgements)
     if not kept:
         write_run(path, run, plan.first_stage.name)
-    return Work(collection, qrels, queries, read_run(path), folder)
+    return Work(collection, qrels, queries, read_run(path), folder, judgements["unknown"])
+
+
+def _kept_run(path: Path, known: Mapping[str, Any], identity: Mapping[str, Any]) -> Run | None:
+    """The first stage's run of before; None where there is none, its settings were others, or it has changed."""
+    if not path.exists() or not known.items() >= identity.items():
+        return None
+    try:
+        run = read_run(path)
+        if _run_identity(run) == known.get("first_stage_run"):
+            return run
+        _log.warning("%s is not what was written there: lines were lost or changed. It is made again.", path)
+    except InputError as error:
+        _log.warning("%s It is made again.", error)
+    return None
+
+
+def _run_identity(run: Run) -> str:
+    return digest({query_id: list(scores) for query_id, scores in run.items() if scores})
+
+
+def _refuse_ids(collection: Collection, query_id: str, doc_ids: Iterable[str]) -> None:
+    """Raise `InputError`, with its place, on ids that a run file cannot carry."""
+    try:
+        check_ids(query_id, doc_ids)
+    except InputError as error:
+        wrong = next((doc_id for doc_id in doc_ids if doc_id.split() != [doc_id]), None)
+        ours = query_id.split() == [query_id] and wrong is not None
+        place = collection.document_place(str(wrong)) if ours else collection.query_place(query_id)
+        raise InputError(f"{place}: {error}") from None
+
+
+def _judged_documents(qrels: Qrels) -> set[str]:
+    return {doc_id for judged in qrels.values() for doc_id in judged}
+
+
+def _judgements(
+    collection: Collection, qrels: Qrels, identity: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is kept of the judgements; `unknown` counts the judged documents that the corpus lacks, which the log tells.
+
+    known: what was kept before, so that they are counted once. Raises `InputError` where the corpus lacks all of them.
+    """
+    judged, place = _judged_documents(qrels), collection.qrels_file or collection.source
+    entry = {"count": sum(map(len, qrels.values())), "content": digest(qrels), "corpus": identity["corpus"]}
+    same = known.items() >= entry.items() and isinstance(known.get("unknown"), int)
+    unknown: int = known["unknown"] if same else len(unknown_ids(collection.corpus, judged))
+    if unknown == len(judged):
+        raise InputError(f"{place}: none of its {unknown} judged documents is in the collection: is it of another one?")
+    if unknown:
+        _log.warning("%s: %d of %d judged documents are not in the collection.", place, unknown, len(judged))
+    return {**entry, "unknown": unknown}
 
 
 def _judged(collection: Collection, most: int | None) -> dict[str, str]:
@@ -126,13 +227,12 @@ def _judged(collection: Collection, most: int | None) -> dict[str, str]:
     return dict(islice(judged.items(), most))
 
 
-def _identity(collection: Collection, plan: Plan, queries: dict[str, str], qrels: Qrels) -> dict[str, Any]:
-    """What decides the rankings and measures of a collection, but for the run itself."""
+def _identity(collection: Collection, plan: Plan, queries: dict[str, str]) -> dict[str, Any]:
+    """What decides the rankings of a collection, but for the run itself."""
     corpus, file = collection.corpus.path, plan.first_stage.file(collection)
     return {
         "corpus": collection.source if corpus is None else file_identity(corpus),
         "queries": {"count": len(queries), "content": digest(list(queries.items()))},
-        "judgements": {"count": sum(map(len, qrels.values())), "content": digest(qrels)},
         "first_stage": plan.first_stage.name,
         "first_stage_drops_own": plan.first_stage.drop_own,
         "first_stage_file": file_identity(file) if file is not None else None,

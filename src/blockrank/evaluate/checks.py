@@ -1,0 +1,95 @@
+"""What can be known before anything is ranked: whether measures, ids, judgements, queries and documents will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+
+from blockrank.data import Collection
+from blockrank.evaluate.compare import permutation_test
+from blockrank.evaluate.measures import too_high
+from blockrank.evaluate.plan import Plan
+from blockrank.evaluate.work import Work
+from blockrank.types import Document, InputError, RankRequest, RequestRanker
+
+Check = Callable[[RankRequest], None]
+_TOGETHER = 256  # documents tokenised at once
+
+
+def check_measures(collections: Sequence[Collection], plan: Plan) -> None:
+    """Raise `InputError` where a measure cannot be computed for the judgements, `MissingExtraError` without scipy."""
+    permutation_test()
+    for collection in collections:
+        if (found := too_high(collection.qrels, plan.measures)) is not None:
+            query_id, doc_id, error = found
+            raise InputError(f"{collection.judgement_place(query_id, doc_id)}: {error}")
+
+
+def check_works(works: Sequence[Work], plan: Plan, checks: Mapping[str, Check | None]) -> None:
+    """Raise `InputError` where the corpus lacks a candidate, or a reranker would refuse a query or a document.
+
+    checks: by the rerankers' labels; None where what one refuses is known only once it is loaded.
+    """
+    for work in works:
+        unranked = {
+            reranker.label: any(not work.is_ranked(system) for system in plan.systems(reranker))
+            for reranker in plan.rerankers
+            if reranker.label in checks
+        }
+        everything = list(chain.from_iterable(work.shards))
+        documents = work.documents(everything, max(plan.depths)) if any(unranked.values()) else {}
+        for reranker in plan.rerankers:
+            if (check := checks.get(reranker.label)) is not None:
+                query_ids = everything if unranked[reranker.label] else _cut(work, plan.systems(reranker))
+                check_queries(work, check, query_ids)
+                check_documents(work, check, documents if unranked[reranker.label] else {})
+
+
+def check_of(ranker: RequestRanker) -> Check | None:
+    """What a loaded ranker refuses; None where that cannot be known."""
+    from blockrank.model.checking import RequestCheck
+    from blockrank.ranker import Ranker
+
+    if not isinstance(ranker, Ranker) or ranker.model.tokenizer is None:
+        return None
+    return RequestCheck(ranker.model.tokenizer, ranker.spec)
+
+
+def check_queries(work: Work, check: Check, query_ids: Sequence[str]) -> None:
+    """Raise `InputError`, with its place, on a query that is refused."""
+    for query_id in query_ids:
+        try:
+            check(RankRequest(work.queries[query_id], ["x"], query_id))
+        except InputError as error:
+            raise InputError(f"{work.collection.query_place(query_id)}: {error} (query_id {query_id!r})") from None
+
+
+def check_documents(work: Work, check: Check, documents: Mapping[str, Document]) -> None:
+    """Raise `InputError`, with its place, on a document that is refused."""
+    query = next(iter(work.queries.values()))
+    for group in _groups(documents.values()):
+        try:
+            check(RankRequest(query, group))
+        except InputError:
+            for document in group:
+                _check_document(work, check, query, document)
+            raise
+
+
+def _check_document(work: Work, check: Check, query: str, document: Document) -> None:
+    try:
+        check(RankRequest(query, [document]))
+    except InputError as error:
+        place = work.collection.document_place(str(document.doc_id))
+        raise InputError(f"{place}: {error} (doc_id {document.doc_id!r})") from None
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    stream = iter(documents)
+    return iter(lambda: list(islice(stream, _TOGETHER)), [])
+
+
+def _cut(work: Work, systems: Mapping[str, int]) -> list[str]:
+    """The queries that a finished system lost the end of."""
+    outcomes = chain.from_iterable(work.journal(system).outcomes() for system in systems)
+    return list(dict.fromkeys(outcome.query_id for outcome in outcomes if outcome.query_cut))
