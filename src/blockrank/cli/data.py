@@ -20,6 +20,7 @@ from blockrank.cli.console import (
     JsonOption,
     SegmentOption,
     VerboseOption,
+    load_check,
     load_ranker,
     logs,
     note,
@@ -55,8 +56,16 @@ from blockrank.cli.data_options import (
     TokenizerOption,
 )
 from blockrank.cli.data_text import example_lines, statistics_lines
+from blockrank.cli.inputs import Check, check_requests
 from blockrank.cli.progress import progress_bars
-from blockrank.data import TrainingRequest, packed_file, read_training_requests, training_line
+from blockrank.data import (
+    TrainingRequest,
+    packed_file,
+    placed_training_requests,
+    read_training_requests,
+    rereadable,
+    training_line,
+)
 from blockrank.mine import (
     CrossEncoderTeacher,
     DropRule,
@@ -76,7 +85,8 @@ from blockrank.mine import (
     split_file,
     teach,
 )
-from blockrank.types import InputError
+from blockrank.mine.requests import drawn_queries
+from blockrank.types import InputError, RankRequest
 
 if TYPE_CHECKING:
     from blockrank.mine.statistics import Measure
@@ -101,6 +111,12 @@ class _Models:
     def load_encoder(self) -> Encoder | None:
         """The bi-encoder, if one is named."""
         return Encoder(self.encoder, device=self.device, batch_size=self.batch_size) if self.encoder else None
+
+    def check(self) -> Check | None:
+        """What tells without its weights whether the teacher takes a request; None for one that takes any."""
+        if self.teacher is None:
+            return None
+        return load_check(self.teacher, max_segment_tokens=self.max_segment_tokens, cut_queries=self.cut_queries)
 
     def load_teacher(self, encoder: Encoder | None) -> Teacher | None:
         """The teacher that is named: a ranker, a cross-encoder, else the bi-encoder."""
@@ -162,6 +178,10 @@ def requests_command(
         progress_bars() as progress,
     ):
         measure = _measure(tokenizer)
+        if rule:
+            drawn = drawn_queries(judged.queries, max_queries, seed)
+            asked = ((judged.source, RankRequest(item.query, ["x"], item.query_id)) for item in drawn)
+            sum(1 for _ in check_requests(asked, models.check()))
         bi_encoder = models.load_encoder()
         teaching = models.load_teacher(bi_encoder) if rule else None
         maker = RequestMaker(judged, plan, encoder=bi_encoder, teacher=teaching, rule=rule, progress=progress)
@@ -194,9 +214,10 @@ def teach_command(
     if sum(name is not None for name in (teacher, cross_encoder, encoder)) != 1:
         raise typer.BadParameter("give one of --teacher, --cross-encoder and --encoder.")
     models = _Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries)
-    with logs(verbose), progress_bars() as progress:
-        # A broken line is told before a model is loaded.
-        total = sum(1 for _ in read_training_requests(requests, judged=False))
+    with logs(verbose), rereadable(requests) as source, progress_bars() as progress:
+        # A broken line, or a request that the teacher refuses, is told before a model is loaded.
+        placed = ((place, item.request) for place, item in placed_training_requests(source, judged=False))
+        total = sum(1 for _ in check_requests(placed, models.check()))
         measure = _measure(tokenizer)
         teaching = models.load_teacher(models.load_encoder())
         assert teaching is not None, "one is named"
@@ -204,7 +225,7 @@ def teach_command(
 
         def taught() -> Iterator[TrainingRequest]:
             nonlocal dropped, emptied
-            for number, item in enumerate(teach(read_training_requests(requests, judged=False), teaching), start=1):
+            for number, item in enumerate(teach(read_training_requests(source, judged=False), teaching), start=1):
                 progress("teaching", number, total)
                 kept = drop(item, rule, are_logs=teaching.are_logs) if rule and item.positives else item
                 dropped += len(item.request.candidates) - len(kept.request.candidates)
@@ -232,17 +253,17 @@ def show_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Show what is in a file of training requests: statistics, and the first ones."""
-    with logs(verbose):
+    with logs(verbose), rereadable(requests) as source:
         measure = _measure(tokenizer)
         collector = StatisticsCollector(seed)
-        for item in read_training_requests(requests, judged=False):
+        for item in read_training_requests(source, judged=False):
             collector.add(item)
         found = collector.result(measure, "tokens" if measure else "words")
         if as_json:
             write_data(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
             return
         write_data("\n".join(statistics_lines(found)))
-        for item in islice(read_training_requests(requests, judged=False), examples):
+        for item in islice(read_training_requests(source, judged=False), examples):
             write_data("\n".join(["", *example_lines(item)]))
 
 

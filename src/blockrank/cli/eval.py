@@ -30,12 +30,14 @@ from blockrank.cli.console import (
     scoring_options,
     write_data,
 )
+from blockrank.cli.inputs import named_source
 from blockrank.cli.progress import progress_bars
-from blockrank.types import MissingExtraError
+from blockrank.data import Qrels, Run, Source, judgement_place, open_collection, read_qrels, read_run
+from blockrank.types import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from blockrank.data import Qrels, Run
     from blockrank.evaluate.first_stage import FirstStage
+    from blockrank.evaluate.measures import MeasureError
     from blockrank.evaluate.plan import Plan, Reranker
     from blockrank.evaluate.results import EvaluationResult
 
@@ -143,7 +145,6 @@ def eval_command(
     options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
-        from blockrank.data import open_collection
         from blockrank.evaluate.evaluation import evaluate
         from blockrank.evaluate.first_stage import FirstStage
 
@@ -173,24 +174,45 @@ def _checked(what: Sequence[str], output: Path | None, for_run: bool, qrels: Pat
 def _measure_run(
     what: Sequence[str], measures: Sequence[str], with_queries: bool, with_ceiling: bool, as_json: bool
 ) -> None:
-    from blockrank.data import read_qrels, read_run
-    from blockrank.evaluate.measures import DEFAULT_MEASURES, ceiling, parse_measure, per_query, summary
+    from blockrank.evaluate.measures import (
+        DEFAULT_MEASURES,
+        MeasureError,
+        ceiling,
+        parse_measure,
+        per_query,
+        summary,
+        without_failing,
+    )
 
     if len(what) < 2:
         raise typer.BadParameter(f"{what[0]} is a run file: give the judgements, RUN QRELS.")
     names = list(dict.fromkeys([*what[2:], *measures])) or list(DEFAULT_MEASURES)
     for name in names:
         parse_measure(name)
-    run = read_run(typer.get_binary_stream("stdin") if what[0] == "-" else what[0])
-    qrels = read_qrels(what[1])
-    values = per_query(run, qrels, names)
-    found: dict[str, Any] = {"queries": len(qrels), "measures": summary(values, names)}
-    if with_ceiling:
-        found["ceiling"] = ceiling(run, qrels, names)
-    if with_queries:
-        found["per_query"] = values
-    write_data(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _run_table(found, names))
+    if what[0] == what[1] == "-":
+        raise typer.BadParameter("only one of RUN and QRELS can be standard input.")
+    run, judgements = read_run(named_source(what[0])), named_source(what[1])
+    qrels = read_qrels(judgements)
+
+    def compute(wanted: Sequence[str]) -> dict[str, Any]:
+        values = per_query(run, qrels, wanted)
+        found: dict[str, Any] = {"queries": len(qrels), "measures": summary(values, wanted)}
+        found |= {"ceiling": ceiling(run, qrels, wanted)} if with_ceiling else {}
+        return found | ({"per_query": values} if with_queries else {})
+
+    try:
+        found, computed, failures = without_failing(names, compute)
+    except MeasureError as error:
+        raise InputError(_placed(error, judgements)) from None
+    write_data(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _run_table(found, computed))
     _tell_unmatched(run, qrels)
+    if failures:
+        raise InputError(" ".join(_placed(error, judgements) for error in failures))
+
+
+def _placed(error: MeasureError, judgements: Source) -> str:
+    """Why a measure could not be computed, after the place of the judgement at fault if there is one."""
+    return f"{judgement_place(judgements, *error.judgement)}: {error}" if error.judgement else str(error)
 
 
 def _run_table(found: dict[str, Any], names: Sequence[str]) -> str:
@@ -210,7 +232,11 @@ def _run_table(found: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _tell_unmatched(run: Run, qrels: Qrels) -> None:
-    """Say which queries were not in both files."""
+    """Say what is not in both files: judged queries, queries of the run, documents."""
+    judged = {query_id: {*documents} & run.get(query_id, {}).keys() for query_id, documents in qrels.items()}
+    if not any(judged.values()):
+        count = sum(map(len, qrels.values()))
+        note(f"the run holds none of the {count} judged documents: is it of another collection? Measures say nothing.")
     if missing := len(qrels.keys() - run.keys()):
         note(f"{missing} of {len(qrels)} judged queries are not in the run; they count as empty rankings.")
     if extra := len(run.keys() - qrels.keys()):

@@ -76,33 +76,35 @@ class Inputs:
         What comes through a pipe is kept in a temporary file for that. Raises `InputError` where a source is broken.
         """
         if self.requests is not None:
-            with rereadable(_source(self.requests)) as source:
+            with rereadable(named_source(self.requests)) as source:
                 yield partial(placed_requests, source)
         else:
-            place = "" if self.documents is None else source_name(_source(self.documents))
+            place = "" if self.documents is None else source_name(named_source(self.documents))
             alone = [(place, RankRequest(self.query or "", self._documents()))]
             yield lambda: iter(alone)
 
     def _documents(self) -> list[Document]:
         if self.documents is not None:
-            return read_documents(_source(self.documents))
-        return [text for name in self.files for text in read_texts(_source(name), lines=self.lines)]
+            return read_documents(named_source(self.documents))
+        return [text for name in self.files for text in read_texts(named_source(name), lines=self.lines)]
 
 
-def check_requests(placed: Iterable[tuple[str, RankRequest]], check: Check | None, form: str) -> Iterator[RankRequest]:
-    """The requests, each refused with its place where a ranker would refuse it or the form cannot carry its ids.
+def check_requests(
+    placed: Iterable[tuple[str, RankRequest]], check: Check | None, *, for_run: bool = False
+) -> Iterator[RankRequest]:
+    """The requests, each refused with its place where a ranker would refuse it, or a run could not carry its ids.
 
-    check: raises `InputError` where a ranker would; None where it is about to be asked anyway.
+    check: raises `InputError` where a ranker would; None where that need not be known yet.
     """
     for place, request in placed:
         with named(place) if place else nullcontext():
-            if form == "trec":
+            if for_run:
                 check_ids(request.query_id, [str(document.doc_id) for document in request.candidates])
             if check is not None:
                 check(request)
         yield request
 
 
-def _source(name: str) -> Source:
+def named_source(name: str) -> Source:
     """A path, or standard input for `-`."""
     return typer.get_binary_stream("stdin") if name == "-" else name

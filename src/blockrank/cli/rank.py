@@ -105,7 +105,7 @@ def rank_command(
         if output is not None:
             check_writable(output)
         check = load_check(model, **options) if requests is not None else None
-        count = sum(1 for _ in check_requests(read(), check, form))
+        count = sum(1 for _ in check_requests(read(), check, for_run=as_trec))
         stream = (replace(request, evidence=explain) for _, request in read())
         _rank(stream, partial(load_ranker, model, **options), form, output, top_k, count)
 

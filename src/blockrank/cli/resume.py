@@ -82,7 +82,9 @@ class Job:
 
         check_writable(self.output)
         check = load_check(model, **options)
-        identities = [_identity(request) for request in check_requests(self.read(), check, self.form_name)]
+        identities = [
+            _identity(request) for request in check_requests(self.read(), check, for_run=self.form_name == "trec")
+        ]
         folder = self.output.with_name(f"{self.output.name}.resume")
         with locked(folder):
             advice = f"delete {folder} to begin again."

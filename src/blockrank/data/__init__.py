@@ -34,7 +34,13 @@ from blockrank.data.jsonl import (
 )
 from blockrank.data.problems import Kind, Problem, Report, validate, validate_run
 from blockrank.data.records import RecordFile
-from blockrank.data.training import TrainingRequest, read_training_requests, training_line, training_request
+from blockrank.data.training import (
+    TrainingRequest,
+    placed_training_requests,
+    read_training_requests,
+    training_line,
+    training_request,
+)
 from blockrank.data.trec import (
     RUN_TAG,
     Qrels,
@@ -78,6 +84,7 @@ __all__ = [
     "open_corpus",
     "packed_file",
     "placed_requests",
+    "placed_training_requests",
     "positives_of",
     "read_documents",
     "read_qrels",

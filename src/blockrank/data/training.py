@@ -91,12 +91,17 @@ def read_training_requests(source: Source, *, judged: bool = True) -> Iterator[T
     `teacher`, `origins` and `group`. judged: a request without positives is refused. Raises `InputError` on a broken
     line or a source without requests.
     """
+    return (item for _, item in placed_training_requests(source, judged=judged))
+
+
+def placed_training_requests(source: Source, *, judged: bool = True) -> Iterator[tuple[str, TrainingRequest]]:
+    """The same requests, each after its place, `FILE:LINE`. Raises as `read_training_requests` does."""
     name, index = source_name(source), 0
     for number, value in json_objects(source):
-        with named(f"{name}:{number}"):
+        with named(where := f"{name}:{number}"):
             found = training_request(value, str(index), judged=judged)
         index += 1
-        yield found
+        yield where, found
     if not index:
         raise InputError(f"{name}: there are no requests in it.")
 

@@ -20,9 +20,9 @@ def check_measures(collections: Sequence[Collection], plan: Plan) -> None:
     """Raise `InputError` where a measure cannot be computed for the judgements, `MissingExtraError` without scipy."""
     permutation_test()
     for collection in collections:
-        if (found := too_high(collection.qrels, plan.measures)) is not None:
-            query_id, doc_id, error = found
-            raise InputError(f"{collection.judgement_place(query_id, doc_id)}: {error}")
+        error = too_high(collection.qrels, plan.measures)
+        if error is not None and error.judgement is not None:
+            raise InputError(f"{collection.judgement_place(*error.judgement)}: {error}")
 
 
 def check_works(works: Sequence[Work], plan: Plan, checks: Mapping[str, Check | None]) -> None:

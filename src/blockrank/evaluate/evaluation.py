@@ -114,7 +114,7 @@ def _result(works: Sequence[Work], plan: Plan, settings: Settings) -> Evaluation
         "versions": versions(_REPORTED),
         "machine": machine(),
         "settings": settings.entries,
-        "notes": [*(note for _, notes in found for note in notes), *failures],
+        "notes": [*(note for _, notes in found for note in notes), *map(str, failures)],
     }
     return EvaluationResult(measures, tuple(collection for collection, _ in found), environment)
 

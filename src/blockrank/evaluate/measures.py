@@ -34,11 +34,11 @@ _Found = TypeVar("_Found")
 
 
 class MeasureError(InputError):
-    """One measure cannot be computed; `measure` is its name."""
+    """One measure cannot be computed. measure: its name. judgement: the query_id and doc_id at fault, if it is one."""
 
-    def __init__(self, measure: str, sentence: str) -> None:
+    def __init__(self, measure: str, sentence: str, judgement: tuple[str, str] | None = None) -> None:
         super().__init__(sentence)
-        self.measure = measure
+        self.measure, self.judgement = measure, judgement
 
 
 _KNOWN = (*DEFAULT_MEASURES, "AP", "Rprec", "Bpref", "Success@5", "P(rel=2)@10")
@@ -51,19 +51,20 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, dict
     `MissingExtraError` without ir-measures.
     """
     parsed = {name: parse_measure(name) for name in measures}
-    if (found := too_high(qrels, measures)) is not None:
-        raise found[2]
+    if (error := too_high(qrels, measures)) is not None:
+        raise error
     return _computed(run, qrels, parsed)
 
 
 def without_failing(
     measures: Sequence[str], compute: Callable[[tuple[str, ...]], _Found]
-) -> tuple[_Found, tuple[str, ...], list[str]]:
-    """What `compute` gives for the measures that it does not fail for; their names, and why each other one failed.
+) -> tuple[_Found, tuple[str, ...], list[MeasureError]]:
+    """What `compute` gives for the measures that it does not fail for; their names, and how each other one failed.
 
     Raises `MeasureError` where none is left.
     """
-    left, failures = tuple(measures), []
+    left = tuple(measures)
+    failures: list[MeasureError] = []
     while True:
         try:
             return compute(left), left, failures
@@ -71,13 +72,13 @@ def without_failing(
             left = tuple(name for name in left if name != error.measure)
             if not left:
                 raise
-            failures.append(str(error))
+            failures.append(error)
 
 
-def too_high(qrels: Qrels, measures: Sequence[str]) -> tuple[str, str, MeasureError] | None:
-    """query_id and doc_id of the first relevance that one of the measures cannot take, and the error that says so.
+def too_high(qrels: Qrels, measures: Sequence[str]) -> MeasureError | None:
+    """What there is to say of the first relevance that one of the measures cannot take; None where there is none.
 
-    None where there is none. Raises as `parse_measure` does.
+    Raises as `parse_measure` does.
     """
     limits = {name: _HIGHEST_BY_EVALUATOR.get(_evaluator(parse_measure(name)), _HIGHEST) for name in measures}
     name = min(limits, key=limits.__getitem__, default="")
@@ -88,7 +89,7 @@ def too_high(qrels: Qrels, measures: Sequence[str]) -> tuple[str, str, MeasureEr
                     f"the relevance {relevance} of the doc_id {doc_id!r} for the query_id {query_id!r} is above "
                     f"{limits[name]}, the highest that {name} can be computed with."
                 )
-                return query_id, doc_id, MeasureError(name, sentence)
+                return MeasureError(name, sentence, (query_id, doc_id))
     return None
 
 
