@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import failed
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -35,7 +40,8 @@ def problems(folder: Path, *lines: str, kind: str = "run") -> list[str]:
     path = written(folder, *lines)
     result = run(path, "--kind", kind)
     found = [line.removeprefix(f"{path}:") for line in result.stdout.splitlines()]
-    assert result.exit_code == (1 if found else 0)
+    assert result.exit_code == any(": error: " in f":{line}" for line in found)
+    assert run(path, "--kind", kind, "--strict").exit_code == bool(found)
     assert ("no problems" in result.stderr) == (not found)
     return found
 
@@ -78,6 +84,54 @@ def test_a_clean_run_is_counted(tmp_path: Path) -> None:
 def test_every_kind_of_problem_of_a_run(tmp_path: Path, lines: list[str], found: list[str]) -> None:
     assert problems(tmp_path, *GOOD) == []
     assert problems(tmp_path, *GOOD, *lines) == found
+
+
+def test_warnings_alone_are_no_failure(tmp_path: Path) -> None:
+    """Runs that BEIR writes have rank 0 on every line."""
+    beir = written(tmp_path, "q Q0 a 0 2 t", "q Q0 b 0 1 t")
+    result = run(beir)
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+    assert "0 documents" not in result.stderr
+    assert "2 warnings." in result.stderr
+    assert run(beir, "--strict").exit_code == 1
+    assert run(beir, "--limit", "0").exit_code == 0  # what is not shown counts as what is
+    assert run(written(tmp_path, *GOOD), "--strict").exit_code == 0
+    assert run(written(tmp_path, *GOOD, "q Q0 c 3 x t"), "--limit", "0").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["run", "run.txt", "run.xz", "run.gz"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+def test_what_is_packed_is_known_by_its_bytes_whatever_its_name(tmp_path: Path, name: str, pack: Any) -> None:
+    path = tmp_path / name
+    path.write_bytes(pack("\n".join(GOOD).encode()))
+    assert run(str(path)).exit_code == 0
+    assert read_run(path) == {"q": {"a": 2.0, "b": 1.0}}
+    assert read_run(io.BytesIO(path.read_bytes())) == {"q": {"a": 2.0, "b": 1.0}}
+    assert run("-", stdin=path.read_bytes()).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("pack", "packer"),
+    [
+        (bz2.compress, "bzip2"),
+        (lambda content: b"\x28\xb5\x2f\xfd" + content, "zstandard"),
+        (lambda content: b"PK\x03\x04" + content, "zip"),
+    ],
+)
+def test_what_is_packed_otherwise_is_one_sentence(tmp_path: Path, pack: Any, packer: str) -> None:
+    path = tmp_path / "run.trec"
+    path.write_bytes(pack("\n".join(GOOD).encode()))
+    assert f"run.trec: it is packed by {packer}; gzip and xz are read, others are not." in failed(run(str(path)))
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[gzip.compress("\n".join(GOOD).encode())], daemon=True)
+    writer.start()
+    assert run(str(pipe)).exit_code == 0
+    writer.join(10)
+    assert not writer.is_alive()
 
 
 def test_all_problems_come_in_the_order_of_lines(tmp_path: Path) -> None:

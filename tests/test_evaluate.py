@@ -14,7 +14,7 @@ import ir_measures
 import numpy as np
 import pytest
 import pytrec_eval
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
@@ -32,7 +32,7 @@ from blockrank.evaluate import (
     text_table,
 )
 from blockrank.evaluate.compare import holm, randomisation_p
-from blockrank.evaluate.measures import ideal
+from blockrank.evaluate.measures import MeasureError, ideal, parse_measure, too_high, without_failing
 from blockrank.types import InputError, MissingExtraError
 
 TREC = {
@@ -137,13 +137,120 @@ def test_a_measure_that_is_none_is_named(name: str) -> None:
     assert repr(name) in str(error.value)
 
 
-def test_a_measure_that_fails_elsewhere_is_one_sentence() -> None:
-    with pytest.raises(InputError, match=r"^P\(rel=0\)@5 cannot be computed here: TypeError"):
-        aggregate({"q": {"d": 1.0}}, {"q": {"d": 1}}, ["P(rel=0)@5"])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("P(rel=0)@5", r"^P\(rel=0\)@5 cannot be computed here: TypeError"),
+        ("Accuracy@2", "Accuracy@2 cannot be computed here: it has no value for the query_id 'nothing relevant'"),
+        ("Accuracy", "Accuracy cannot be computed here: it has no value"),
+        ("P@99999999999999999999", "P@99999999999999999999 cannot be computed here: KeyError"),
+        ("nDCG(gains={1:2000000})@5", "has gains that are no whole numbers from 0 to 1000000"),
+        ("nDCG(gains={1:0.5})@5", "has gains that are no whole numbers from 0 to 1000000"),
+        ("ERR", "'ERR' is not computed by anything installed here; some that are: nDCG@10"),
+        ("RR(judged_only=True)@10", "is not computed by anything installed here; some that are"),
+        ("INST", "measure 'INST' is unknown"),
+    ],
+)
+def test_a_measure_is_tried_before_anybody_ranks_for_it(name: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        parse_measure(name)
+
+
+def test_what_would_have_to_be_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = next(item for item in ir_measures.DefaultPipeline.providers if item.NAME == "gdeval")
+    monkeypatch.setattr(provider, "_is_available", False)
+    with pytest.raises(
+        InputError, match=r"'ERR@7' is not computed by anything installed here; gdeval does \(Install perl"
+    ):
+        parse_measure("ERR@7")
+
+
+def err(gains: list[int]) -> float:
+    """Expected reciprocal rank, its highest grade 4 (Chapelle et al. 2009)."""
+    total, left = 0.0, 1.0
+    for place, gain in enumerate(gains, start=1):
+        satisfied = (2**gain - 1) / 16
+        total += left * satisfied / place
+        left *= 1 - satisfied
+    return total
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ("PLAIN-2",), ("q1",), ("1", "x-1"), ("a-1", "b-1"), ("1", "01"), ("a", "q-", "-"), ("2", "1", "10"),
+        ("é", "MB-7"), ("1.0", "1"), ("the first query", "the\tsecond"),
+    ],
+)  # fmt: skip
+def test_measures_do_not_depend_on_how_queries_are_called(ids: tuple[str, ...]) -> None:
+    exponential = "nDCG(dcg='exp-log2')@3"
+    qrels = {query_id: {"d 1": 1 + at % 4, "é": 2, "z": -1} for at, query_id in enumerate(ids)}
+    run = {query_id: {"d 1": 3.0, "z": 2.0, "é": 1.0} for query_id in ids}
+    values = per_query(run, qrels, ["ERR@3", exponential, "P@1", "RR@10", "Judged@3"])
+    for query_id, judged in qrels.items():
+        gains = [judged["d 1"], 0, 2]
+        best = sum((2**gain - 1) / np.log2(place + 2) for place, gain in enumerate(sorted(gains, reverse=True)))
+        found = sum((2**gain - 1) / np.log2(place + 2) for place, gain in enumerate(gains))
+        assert values[query_id] == pytest.approx(
+            {"ERR@3": err(gains), exponential: found / best, "P@1": 1.0, "RR@10": 1.0, "Judged@3": 1.0}, abs=1e-5
+        )
+
+
+def test_means_of_exponential_gain_are_not_halved() -> None:
+    qrels = {"1": {"d": 1}, "x-1": {"d": 1}}
+    run = {"1": {"d": 1.0}, "x-1": {"d": 1.0}}
+    assert aggregate(run, qrels, ["nDCG(dcg='exp-log2')@3"]) == {"nDCG(dcg='exp-log2')@3": 1.0}  # was 0.5
+    run["x-1"] = {"other": 1.0}
+    assert aggregate(run, qrels, ["nDCG(dcg='exp-log2')@3"]) == {"nDCG(dcg='exp-log2')@3": 0.5}
+
+
+@given(runs, qrels_sets)
+@settings(max_examples=8, deadline=None)  # each starts perl
+def test_err_by_hand(run: Run, qrels: Qrels) -> None:
+    found = per_query(run, qrels, ["ERR@5"])
+    for query_id, judged in qrels.items():
+        gains = [max(judged.get(doc_id, 0), 0) for doc_id in trec_order(run.get(query_id, {}))[:5]]
+        assert found[query_id]["ERR@5"] == pytest.approx(err(gains), abs=1e-5)
+
+
+def test_a_grade_that_a_measure_cannot_take_is_one_sentence() -> None:
+    qrels = {"q": {"a": 4, "b": 1}, "r": {"c": 5}}
+    with pytest.raises(
+        MeasureError, match=r"^the relevance 5 of the doc_id 'c' for the query_id 'r' is above 4"
+    ) as error:
+        per_query({}, qrels, ["P@1", "ERR@10"])
+    assert (error.value.measure, error.value.judgement) == ("ERR@10", ("r", "c"))
+    assert too_high(qrels, ["P@1", "nDCG@10"]) is None
+    assert too_high({"q": {"a": 4}}, ["ERR@10"]) is None
+    assert too_high(qrels, []) is None
+
+
+def test_a_measure_that_fails_loses_no_other() -> None:
+    qrels, run = {"q": {"d": 5}}, {"q": {"d": 1.0}}
+    names = ["ERR@3", "P@1", "nDCG(dcg='exp-log2')@3", "RR"]
+    found, left, failures = without_failing(names, lambda wanted: aggregate(run, qrels, wanted))
+    assert (found, left) == ({"P@1": 1.0, "RR": 1.0}, ("P@1", "RR"))
+    assert [error.measure for error in failures] == ["ERR@3", "nDCG(dcg='exp-log2')@3"]
+    with pytest.raises(MeasureError, match="above 4"):
+        without_failing(["ERR@3"], lambda wanted: aggregate(run, qrels, wanted))
+
+
+def test_an_evaluator_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_measure("ERR@4") is not None  # tried while perl is there
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found, left, failures = without_failing(
+        ["P@1", "ERR@4"], lambda wanted: aggregate({"q": {"d": 1.0}}, {"q": {"d": 1}}, wanted)
+    )
+    assert (found, left) == ({"P@1": 1.0}, ("P@1",))
+    assert str(failures[0]).startswith("ERR@4 cannot be computed here: FileNotFoundError")
+
+
+def test_a_query_without_judgements_counts_zero() -> None:
+    assert per_query({"q": {"d": 1.0}}, {"q": {}, "r": {"d": 1}}, ["P@1"]) == {"q": {"P@1": 0.0}, "r": {"P@1": 0.0}}
 
 
 def test_a_relevance_that_would_take_all_memory_is_refused() -> None:
-    with pytest.raises(InputError, match="query_id 'q': the relevance 1000000000 is above 1000000"):
+    with pytest.raises(InputError, match=r"the relevance 1000000000 of the doc_id 'd' .* above 1000000"):
         aggregate({"q": {"d": 1.0}}, {"q": {"d": 10**9}}, ["P@1"])
 
 
@@ -185,6 +292,10 @@ def test_few_queries_are_tested_exactly(differences: list[float]) -> None:
     values = np.array(differences)
     assert randomisation_p(values) == pytest.approx(exact_p(values))
     assert randomisation_p(values) == pytest.approx(randomisation_p(-values))
+
+
+def test_sums_that_differ_by_rounding_alone_tie() -> None:
+    assert randomisation_p(np.array([-0.25, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1, -0.25])) == 1.0  # the mean is zero
 
 
 def test_many_queries_are_tested_as_scipy_does() -> None:

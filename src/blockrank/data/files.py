@@ -11,6 +11,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -172,10 +173,8 @@ def _unpacked(source: Source, stream: BinaryIO) -> BinaryIO:
     if head.startswith(_XZ):
         return lzma.open(stream, "rb")  # type: ignore[return-value]
     for magic, packer in _OTHER_PACKERS.items():
-        if head.startswith(magic):
-            raise InputError(
-                f"{source_name(source)}: it is packed by {packer}; unpack it first (gzip and xz are read)."
-            )
+        if re.match(magic, head):
+            raise InputError(f"{source_name(source)}: it is packed by {packer}; gzip and xz are read, others are not.")
     return stream
 
 

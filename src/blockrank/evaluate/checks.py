@@ -39,7 +39,8 @@ def check_works(works: Sequence[Work], plan: Plan, checks: Mapping[str, Check | 
         everything = list(chain.from_iterable(work.shards))
         documents = work.documents(everything, max(plan.depths)) if any(unranked.values()) else {}
         for reranker in plan.rerankers:
-            if (check := checks.get(reranker.label)) is not None:
+            if reranker.label in checks:
+                check = checks[reranker.label] or _accept
                 query_ids = everything if unranked[reranker.label] else _cut(work, plan.systems(reranker))
                 check_queries(work, check, query_ids)
                 check_documents(work, check, documents if unranked[reranker.label] else {})
@@ -53,6 +54,10 @@ def check_of(ranker: RequestRanker) -> Check | None:
     if not isinstance(ranker, Ranker) or ranker.model.tokenizer is None:
         return None
     return RequestCheck(ranker.model.tokenizer, ranker.spec)
+
+
+def _accept(request: RankRequest) -> None:
+    """Stand in for what is not known: that a request can be made is what is left to check."""
 
 
 def check_queries(work: Work, check: Check, query_ids: Sequence[str]) -> None:

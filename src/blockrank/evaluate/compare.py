@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from blockrank.types import InputError, MissingExtraError
 
 RESAMPLES = 10_000
+_STEPS = 2.0**30  # that the greatest difference is divided into
 _BATCH = 1000  # sign patterns drawn at once: bounds memory over many queries
 
 
@@ -79,8 +80,9 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
     test = permutation_test()
     if len(differences) < 2 or not differences.any():  # one pair, or no difference: every pattern is as far from zero
         return 1.0
+    steps = np.rint(differences * (_STEPS / np.abs(differences).max()))  # whole numbers: equal sums are found equal
     result = test(
-        (differences,),
+        (steps,),
         lambda sample, axis: sample.mean(axis=axis),
         permutation_type="samples",
         vectorized=True,
