@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,30 @@ def test_a_rankers_scores_are_stored(requests: Path, tmp_path: Path, mini: Ranke
         assert item.teacher is not None
         shares = np.exp(item.teacher)[[entry.index for entry in ranking]]
         np.testing.assert_allclose(shares, [entry.score for entry in ranking], rtol=1e-4)
+
+
+def test_what_a_teacher_refuses_is_told_before_it_is_loaded(
+    requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = requests.read_text(encoding="utf-8").splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "query": "river " * 700})
+    (tmp_path / "long.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = ("--teacher", "embedded", "--output", tmp_path / "taught.jsonl", "--device", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Ranker, "from_pretrained", None)
+        told = failed(run("teach", tmp_path / "long.jsonl", *options))
+    assert re.search(r"long\.jsonl:3: query is 7\d\d tokens long .*\(--cut-queries\)\.", told)
+    assert run("teach", tmp_path / "long.jsonl", *options, "--cut-queries").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("show",), ("teach", "--teacher", "embedded", "--device", "cpu")])
+def test_training_requests_come_through_a_pipe(requests: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    output = () if command == ("show",) else ("--output", tmp_path / "taught.jsonl")
+    expected = run(command[0], requests, *command[1:], *output).stdout
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[requests.read_bytes()], daemon=True).start()
+    result = run(command[0], tmp_path / "pipe", *command[1:], *output)
+    assert (result.exit_code, result.stdout) == (0, expected)
 
 
 def test_teaching_may_drop_and_says_so(requests: Path, tmp_path: Path) -> None:

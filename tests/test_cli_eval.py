@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,46 @@ def test_a_run_from_standard_input(files: tuple[str, str]) -> None:
     assert run("-", files[1], "P@1", stdin=content).stdout == run(*files, "P@1").stdout
 
 
+def test_runs_and_judgements_come_through_pipes(files: tuple[str, str], tmp_path: Path) -> None:
+    expected = run(*files, "P@1").stdout
+    qrels = Path(files[1]).read_text(encoding="utf-8")
+    assert run(files[0], "-", "P@1", stdin=qrels).stdout == expected
+    pipes = [tmp_path / "run.pipe", tmp_path / "qrels.pipe"]
+    for pipe, name in zip(pipes, files, strict=True):
+        os.mkfifo(pipe)
+        threading.Thread(target=pipe.write_bytes, args=[Path(name).read_bytes()], daemon=True).start()
+    assert run(*map(str, pipes), "P@1").stdout == expected
+    assert run("-", "-", "P@1", stdin=qrels).exit_code == 2
+
+
+def test_a_grade_that_one_measure_cannot_take(files: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "graded.txt"
+    path.write_text("a 0 y 1\nb 0 z 5\n", encoding="utf-8")
+    result = run(files[0], str(path), "ERR@3", "P@1")
+    assert (result.exit_code, result.stdout.split()) == (1, ["P@1", "0.5000"])
+    place = f"blockrank: error: {path}:2: the relevance 5 of the doc_id 'z' for the query_id 'b' is above 4, "
+    assert result.stderr.splitlines()[-1].startswith(place)
+    assert failed(run(files[0], str(path), "ERR@3")).startswith(place)
+    assert run(files[0], str(path), "P@1").exit_code == 0
+    stream = run(files[0], "-", "ERR@3", stdin=path.read_text(encoding="utf-8"))
+    assert "the relevance 5 of the doc_id 'z'" in stream.stderr
+
+
+def test_ids_of_queries_do_not_matter_to_err(tmp_path: Path) -> None:
+    write_run(tmp_path / "run.trec", {"1": {"d": 1.0}, "x-1": {"d": 1.0}})
+    write_qrels(tmp_path / "qrels.txt", {"1": {"d": 1}, "x-1": {"d": 1}})
+    result = run(str(tmp_path / "run.trec"), str(tmp_path / "qrels.txt"), "nDCG(dcg='exp-log2')@10", "ERR@10")
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == ["1.0000", "0.0625"]
+
+
+def test_judgements_of_other_documents_are_told(files: tuple[str, str], tmp_path: Path) -> None:
+    write_qrels(tmp_path / "other.txt", {"a": {"p": 1}, "b": {"q": 2, "r": 1}})
+    result = run(files[0], str(tmp_path / "other.txt"), "P@1")
+    assert (result.exit_code, result.stdout.split()) == (0, ["P@1", "0.0000"])
+    assert "the run holds none of the 3 judged documents: is it of another collection?" in result.stderr
+    assert "none of the" not in run(*files).stderr
+
+
 def test_measuring_a_run_needs_no_torch(files: tuple[str, str]) -> None:
     code = (
         "import sys\nfrom blockrank.cli import app\n"
@@ -186,6 +229,35 @@ def test_options_reach_the_evaluation(folder: Path, tmp_path: Path) -> None:
     told = failed(run(*arguments, "--dtype", "bfloat16"))
     assert "other settings of one@2: options.dtype was None, now 'bfloat16'. Choose another --output" in told
     assert "measure 'x' is unknown" in failed(run(*arguments, "--measure", "x"))
+
+
+def test_a_query_over_the_limit_is_told_before_anything_is_ranked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(folder, tmp_path / "small")
+    lines = (place / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[6] = json.dumps({"_id": "q6", "text": "harbour " * 700})
+    (place / "queries.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    arguments = [str(place), "-o", str(tmp_path / "out"), "--latency-queries", "0", "--no-report"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Ranker, "from_pretrained", None)  # not even loaded
+        told = failed(run(*arguments))
+    assert re.search(r"small/queries\.jsonl:7: query is 7\d\d tokens long and the limit is \d+: shorten it, or", told)
+    assert "(--cut-queries)" in told
+    assert "long_queries" not in told
+    result = run(*arguments, "--cut-queries", "--json")
+    assert json.loads(result.stdout)["collections"][0]["systems"][1]["cut_queries"] == 1
+    assert "--cut-queries" in failed(run(*arguments))  # what was cut is not passed on as whole
+
+
+def test_documents_that_cannot_be_ranked_are_told_before_anything_is(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(EMBEDDED_MODEL, tmp_path / "framed")
+    spec = json.loads((place / "blockrank.json").read_text(encoding="utf-8"))
+    spec["template"] = {"instruction": [], "document": ["a document: {text}"], "query": ["{query}"]}
+    (place / "blockrank.json").write_text(json.dumps(spec), encoding="utf-8")
+    arguments = (str(folder), "-o", str(tmp_path / "out"), "--max-segment-tokens", "3", "--model", str(place))
+    told = failed(run(*arguments))
+    assert re.search(r"small/corpus\.jsonl:\d+: documents\[0\] does not fit: its frame alone takes", told)
 
 
 def test_the_report_is_written(folder: Path, tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_the_answer_is_found_and_shown_with_its_place(folder: Path) -> None:
     assert lines[1:5] == ["    # Books", "", f"    {DRACULA}", ""]
 
 
+def test_a_query_over_the_limit_is_told_before_a_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = "Stoker " * 700
+    with monkeypatch.context() as patch:
+        patch.setattr(PassageIndex, "open", None)
+        told = failed(run(folder, query))
+    assert re.search(r"query is \d+ tokens long and the limit is \d+: shorten it, or .*\(--cut-queries\)\.", told)
+    assert "long_queries" not in told
+    assert run(folder, query, "--cut-queries").exit_code == 0
+    assert run(folder, query, "--no-rerank").exit_code == 0
+
+
 def test_json_is_an_object_a_line(folder: Path) -> None:
     result = run(folder, "Stoker", "--json")
     rows = [json.loads(line) for line in result.stdout.splitlines()]

@@ -96,8 +96,7 @@ class Commands(TyperGroup):
 
     def _in_options(self, sentence: str, ctx: Any) -> str:
         """A sentence in the terms of the command line: the option, not the argument of Python, where there is one."""
-        command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        options = {item.name: item.opts[0] for item in command.params} if command is not None else {}
+        options = _options(self.get_command(ctx, ctx.invoked_subcommand or ""))
         for words, name in _ARGUMENTS.items():
             if name in options:
                 sentence = sentence.replace(words, options[name])
@@ -107,6 +106,13 @@ class Commands(TyperGroup):
     def _fail(sentence: str) -> None:
         typer.echo(f"blockrank: error: {sentence}", err=True)
         raise typer.Exit(1)
+
+
+def _options(command: Any) -> dict[str, str]:
+    """The options of a command, and of those under it, by their names in Python."""
+    under = getattr(command, "commands", {}).values()
+    options = {name: option for item in under for name, option in _options(item).items()}
+    return options | {item.name: item.opts[0] for item in getattr(command, "params", ())}
 
 
 def note(sentence: str) -> None:

@@ -13,6 +13,7 @@ from blockrank.evaluate.work import Work
 from blockrank.types import Document, InputError, RankRequest, RequestRanker
 
 Check = Callable[[RankRequest], None]
+_ANY_QUERY, _ANY_DOCUMENT = "query", Document("document")  # that no ranker refuses
 _TOGETHER = 256  # documents tokenised at once
 
 
@@ -41,9 +42,9 @@ def check_works(works: Sequence[Work], plan: Plan, checks: Mapping[str, Check | 
         for reranker in plan.rerankers:
             if reranker.label in checks:
                 check = checks[reranker.label] or _accept
-                query_ids = everything if unranked[reranker.label] else _cut(work, plan.systems(reranker))
-                check_queries(work, check, query_ids)
                 check_documents(work, check, documents if unranked[reranker.label] else {})
+                query_ids = everything if unranked[reranker.label] else _cut(work, plan.systems(reranker))
+                check_queries(work, check, query_ids, next(iter(documents.values()), _ANY_DOCUMENT))
 
 
 def check_of(ranker: RequestRanker) -> Check | None:
@@ -60,30 +61,29 @@ def _accept(request: RankRequest) -> None:
     """Stand in for what is not known: that a request can be made is what is left to check."""
 
 
-def check_queries(work: Work, check: Check, query_ids: Sequence[str]) -> None:
-    """Raise `InputError`, with its place, on a query that is refused."""
+def check_queries(work: Work, check: Check, query_ids: Sequence[str], document: Document) -> None:
+    """Raise `InputError`, with its place, on a query that is refused. document: one that is not."""
     for query_id in query_ids:
         try:
-            check(RankRequest(work.queries[query_id], ["x"], query_id))
+            check(RankRequest(work.queries[query_id], [document], query_id))
         except InputError as error:
             raise InputError(f"{work.collection.query_place(query_id)}: {error} (query_id {query_id!r})") from None
 
 
 def check_documents(work: Work, check: Check, documents: Mapping[str, Document]) -> None:
     """Raise `InputError`, with its place, on a document that is refused."""
-    query = next(iter(work.queries.values()))
     for group in _groups(documents.values()):
         try:
-            check(RankRequest(query, group))
+            check(RankRequest(_ANY_QUERY, group))
         except InputError:
             for document in group:
-                _check_document(work, check, query, document)
+                _check_document(work, check, document)
             raise
 
 
-def _check_document(work: Work, check: Check, query: str, document: Document) -> None:
+def _check_document(work: Work, check: Check, document: Document) -> None:
     try:
-        check(RankRequest(query, [document]))
+        check(RankRequest(_ANY_QUERY, [document]))
     except InputError as error:
         place = work.collection.document_place(str(document.doc_id))
         raise InputError(f"{place}: {error} (doc_id {document.doc_id!r})") from None
