@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from blockrank import Document, FakeRanker, InputError, RankRequest
 from blockrank.characters import is_readable
 from blockrank.data import (
     atomic_file,
+    check_writable,
     json_line,
     packed_file,
     positives_of,
@@ -26,6 +28,8 @@ from blockrank.data import (
     read_requests,
     read_texts,
     request_line,
+    rereadable,
+    source_name,
 )
 
 GOOD = {"query": "a b", "documents": ["b", "c"]}
@@ -88,6 +92,38 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"cannot be read: .+\.$|not valid UTF-8") as caught:
         read_documents(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_what_can_be_read_once_is_kept_to_be_read_again(tmp_path: Path) -> None:
+    pipe, content = tmp_path / "pipe", gzip.compress(b'{"text": "x"}\n')
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_bytes, args=[content], daemon=True).start()
+    for source in (pipe, io.BytesIO(content)):
+        with rereadable(source) as again:
+            assert [read_documents(again) for _ in range(2)] == [[Document("x", "0")]] * 2
+            assert source_name(again) == source_name(source)
+    (tmp_path / "file").write_bytes(content)
+    with rereadable(tmp_path / "file") as again:
+        assert again == tmp_path / "file"
+    with rereadable(tmp_path / "none") as again, pytest.raises(InputError, match="none: cannot be read: No such file"):
+        read_documents(again)
+
+
+def test_where_nothing_can_be_written_is_told_before(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new")
+    (tmp_path / "old").write_text("kept")
+    check_writable(tmp_path / "old")
+    check_writable("/dev/null")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+    assert (tmp_path / "old").read_text() == "kept"
+    wrong = {
+        tmp_path: "Is a directory",
+        tmp_path / "no" / "x": "No such file",
+        tmp_path / "old" / "x": "Not a directory",
+    }
+    for place, reason in wrong.items():
+        with pytest.raises(InputError, match=f"cannot be written: {reason}"):
+            check_writable(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from blockrank import Document, FakeRanker, InputError, RankRequest
 from blockrank.data import (
     Run,
+    check_ids,
+    judgement_place,
     read_qrels,
     read_run,
     run_lines,
@@ -108,6 +110,30 @@ def test_a_run_in_any_line_order_with_any_ranks_is_sorted_by_score() -> None:
         "q": [("c", 3.0), ("b", 3.0), ("a", 1.0)],
         "r": [("a", 5.0)],
     }
+
+
+@pytest.mark.parametrize(
+    ("query_id", "doc_ids", "complaint"),
+    [
+        ("q 1", ["a"], "the query_id 'q 1' is empty or holds white space"),
+        ("", ["a"], "the query_id '' is empty"),
+        ("q", ["a", "b\u00a0c"], "the doc_id 'b\\xa0c' is empty or holds white space"),
+        ("q", ["a", "b", "a"], "the doc_id 'a' is there twice for the query_id 'q': a run needs it once."),
+    ],
+)
+def test_ids_that_a_run_cannot_carry(query_id: str, doc_ids: list[str], complaint: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_ids(query_id, doc_ids)
+    assert complaint in str(error.value)
+    check_ids("q", ["a", "b"])
+
+
+def test_the_place_of_a_judgement(tmp_path: Path) -> None:
+    path = tmp_path / "qrels.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\n\nq\ta\t1\nr\ta\t2\n", encoding="utf-8")
+    assert judgement_place(path, "r", "a") == f"{path}:4"
+    assert judgement_place(path, "r", "b") == str(path)
+    assert judgement_place(io.BytesIO(b"q 0 a 1"), "q", "a") == "stream"
 
 
 @pytest.mark.parametrize("score", [1000.0, 1e-3, -1000.0, 0.0])  # near 1000, float32 needs all nine digits
