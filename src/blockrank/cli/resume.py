@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +43,9 @@ class Finished(RecordFile):
 
     def add(self, identities: Sequence[str], rankings: Sequence[str], cuts: Sequence[Cuts]) -> None:
         """Add a group; it is on disk when this returns."""
-        found = [[item.documents, item.cut, item.most, item.queries] for item in cuts]
+        found = [asdict(item) for item in cuts]
+        for counts in found:
+            del counts["limit"]
         record = {"requests": list(identities), "rankings": list(rankings), "cuts": found}
         self.append(record)
         self.take(record)
@@ -54,7 +56,7 @@ class Finished(RecordFile):
         self._places |= {identity: (self.at, index) for index, identity in enumerate(identities)}
         return len(identities) == len(record["rankings"]) == len(record["cuts"])
 
-    def ranking(self, identity: str) -> tuple[str, list[int]]:
+    def ranking(self, identity: str) -> tuple[str, dict[str, Any]]:
         """The ranking of a request, and what `Cuts.add` takes of it."""
         at, index = self._places[identity]
         if self._read[0] != at:  # those of a group follow each other
@@ -151,7 +153,7 @@ class Job:
             for identity in identities:
                 ranking, counted = finished.ranking(identity)
                 stream.write(f"{ranking}\n".encode())
-                cuts.add(*counted)
+                cuts.add(**counted)
         cuts.report()
 
 
