@@ -152,6 +152,20 @@ def test_limits_name_the_document(server: Running, documents: list[Any], named: 
     assert named in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("nothing", ["", "\u200b", "\x00", "\ue000", "\u0301"])
+def test_a_document_with_nothing_to_read_is_last(server: Running, nothing: str) -> None:
+    body = {"query": QUERY, "documents": [nothing, TEXTS[0], {"text": nothing, "id": 5}, TEXTS[1]], "evidence": True}
+    answer = server.post(body={**body, "token_counts": True})
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [entry["index"] for entry in results[2:]] == [0, 2]
+    assert all((entry["relevance_score"], entry["tokens"], entry["evidence"]) == (0, 0, []) for entry in results[2:])
+    alone = server.post(body={**body, "documents": [TEXTS[0], TEXTS[1]]}).json()["results"]
+    assert [entry["relevance_score"] for entry in results[:2]] == pytest.approx(
+        [entry["relevance_score"] for entry in alone], abs=1e-6
+    )
+
+
 def test_a_query_over_the_limits_is_refused(server: Running) -> None:
     too_many = server.post(body={**BODY, "query": "word " * 600})
     assert (too_many.status_code, "query is 600 tokens long" in too_many.json()["detail"]) == (422, True)

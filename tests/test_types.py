@@ -237,7 +237,7 @@ def test_a_document_without_a_readable_character_is_ranked_last(text: str) -> No
     assert [(entry.rank, entry.index, entry.score, entry.tokens) for entry in ranking] == [
         (1, 3, 0.75, 0), (2, 1, 0.25, 0), (3, 0, 0.0, 0), (4, 2, 0.0, 0),
     ]  # fmt: skip
-    sentence = "documents[0] and documents[2] (doc_id 'x'): no readable character; ranked last with score 0."
+    sentence = "documents[0] and documents[2] (doc_id 'x'): no readable character; ranked last."
     assert ranking.warnings == (sentence,)
     assert ranking.to_dict()["warnings"] == [sentence]
     assert ranking.top(1).warnings == (sentence,)
@@ -263,7 +263,7 @@ def test_scores_below_zero_go_on_below_the_last() -> None:
 def test_what_a_tokenizer_has_nothing_of_is_last_too() -> None:
     found = Ranking.from_scores(RankRequest("q", ["a", "\ue000", "b", ""]), [0.5, 0.5], [4, 5], read=(0, 2))
     assert [(entry.index, entry.tokens) for entry in found] == [(0, 4), (2, 5), (1, 0), (3, 0)]
-    assert found.warnings[1] == "documents[1]: no token of this tokenizer; ranked last with score 0."
+    assert found.warnings[1] == "documents[1]: no token of this tokenizer; ranked last."
 
 
 # Metadata

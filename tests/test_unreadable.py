@@ -27,8 +27,8 @@ PRIVATE = "\ue000"  # readable, and nothing to the embedded vocabulary
 MIXED: list[Any] = [TEXTS[0], "", Document("\u200b", "zero"), TEXTS[1], {"text": PRIVATE, "id": "private"}, TEXTS[2]]
 READ = [0, 3, 5]
 WARNINGS = (
-    "documents[1] and documents[2] (doc_id 'zero'): no readable character; ranked last with score 0.",
-    "documents[4] (doc_id 'private'): no token of this tokenizer; ranked last with score 0.",
+    "documents[1] and documents[2] (doc_id 'zero'): no readable character; ranked last.",
+    "documents[4] (doc_id 'private'): no token of this tokenizer; ranked last.",
 )
 
 
@@ -161,7 +161,7 @@ def test_the_command_line_ranks_the_others_and_says_so(tmp_path: Path) -> None:
     found = run(QUERY, *names)
     assert found.exit_code == 0
     assert [line.split()[2] for line in found.stdout.splitlines()[1:]] == [names[0], names[2], names[1]]
-    assert f"documents[1] (doc_id {names[1]!r}): no readable character; ranked last with score 0." in found.stderr
+    assert f"documents[1] (doc_id {names[1]!r}): no readable character; ranked last." in found.stderr
     path = tmp_path / "documents.jsonl"
     lines = [{"text": TEXTS[0], "id": 7, "url": "u", "when": float("nan")}, {"text": ""}, {"text": TEXTS[1], "id": 7}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -102,7 +102,7 @@ class RankRequest:
     def warnings(self) -> tuple[str, ...]:
         """What its ranking will say beside the documents: those without a readable character, and repeated ids."""
         documents, found = self.candidates, []
-        if empty := [index for index in range(len(documents)) if index not in set(self.readable)]:
+        if empty := sorted(set(range(len(documents))) - set(self.readable)):
             found.append(_ranked_last(documents, empty, "no readable character"))
         if repeated := repeated_ids(documents):
             (index, first), more = repeated[0], f"; {len(repeated) - 1} more repeat one" if repeated[1:] else ""
@@ -143,7 +143,7 @@ def _flag(evidence: object) -> bool:
 
 def _ranked_last(documents: Sequence[Document], indices: Sequence[int], lack: str) -> str:
     """The warning about documents of which nothing can be read."""
-    return f"{named_documents(documents, indices)}: {lack}; ranked last with score 0."
+    return f"{named_documents(documents, indices)}: {lack}; ranked last."
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Ranking(Sequence[RankedDocument]):
         for place, index in enumerate(unread, start=1):
             entries.append(RankedDocument(0, lowest and lowest - place, index, request.candidates[index]))
         ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
-        silent = [index for index in unread if index in set(request.readable)]
+        silent = sorted(set(unread) & set(request.readable))
         warnings = [_ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
         return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings))
 
