@@ -521,7 +521,7 @@ def test_wrong_models_and_templates_are_told(decoder: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match="cannot be read"):
         load_analysed(tmp_path)
     (tmp_path / "blockrank.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match=r"not a valid RankSpec"):
+    with pytest.raises(ModelError, match=r"blockrank.json:1: not valid JSON"):
         load_analysed(tmp_path)
 
 
