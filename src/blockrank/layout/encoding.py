@@ -77,11 +77,6 @@ class PieceEncoder:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int64), _table(encoding.offsets)
 
-    @property
-    def control_tokens(self) -> dict[str, int]:
-        """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
-        return {name: i for i, name in self._names.items()}
-
     def pieces(self, pieces: Sequence[Piece], names: Sequence[str]) -> list[Encoded]:
         """Pieces as tokens, every control token inside a body broken up by a space.
 
