@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from blockrank.environment import is_loopback
 from blockrank.serve.refusals import Refusal
-from blockrank.serve.settings import ServeSettings, is_loopback
+from blockrank.serve.settings import ServeSettings
 
 _ANY = "*"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # they change nothing, and without CORS no page reads the answer

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
+from blockrank.serve.keys import NO_KEY, is_key
 from blockrank.types import InputError
 
 # Routes that answer without the key, word for word: probes of orchestrators and load balancers carry none.
@@ -81,8 +81,8 @@ class ServeSettings:
             _check_number(item.name, getattr(self, item.name))
         if not self.served_name.strip() or not all(alias.strip() for alias in self.aliases):
             raise InputError("served_name and aliases must not be empty.")
-        if any(not _is_key(key) for key in self.keys):
-            raise InputError("a key must be printable ASCII text without white space around it.")
+        if any(not is_key(key) for key in self.keys):
+            raise InputError(f"one of the keys is none: {NO_KEY}.")
 
     @property
     def has_page(self) -> bool:
@@ -116,16 +116,3 @@ def _number_kinds() -> dict[str, tuple[type, ...]]:
     """The settings that are numbers, with what each may be."""
     hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(ServeSettings).items()}
     return {name: kinds for name, kinds in hints.items() if {int, float} & {*kinds}}
-
-
-def _is_key(key: str) -> bool:
-    """Whether a key can be sent in a header."""
-    return bool(key) and key.isascii() and key.isprintable() and key == key.strip()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
