@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -132,3 +136,34 @@ def out_of_memory(room: int, kind: str = "cuda") -> Callable[[PackedLayout], Non
 
 def device_lost(_: PackedLayout) -> None:
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+CODE = "from blockrank.cli import main; main()"
+
+
+@contextmanager
+def process(
+    *arguments: str, environment: dict[str, str] | None = None, shell: str = "", **options: Any
+) -> Iterator[tuple[Any, Any]]:
+    """The command in a process of its own, and a client of it. shell: what bash does before it, such as a limit."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    if shell:
+        command = ["bash", "-c", f'{shell} exec "$@"', "bash", *command]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
+    server = subprocess.Popen(command, text=True, env=variables, **pipes)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield server, client
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def answers(client: Any) -> bool:
+    try:
+        return bool(client.get("/readyz").status_code == 200)
+    except httpx.TransportError:
+        return False

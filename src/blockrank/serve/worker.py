@@ -94,10 +94,9 @@ class Worker:
     def _run(self) -> None:
         """Turn after turn until the batcher is closed. A fault of our own costs the jobs at hand, and the thread goes
         on; a worker that has nothing but faults, or whose thread ends in another way, says that it is lost."""
-        freed, faults = FreedMemory(), 0
+        freed, faults, jobs = FreedMemory(), 0, list[Job]()
         try:
             while not self.failed and not self._batcher.closed:
-                jobs: list[Job] = []
                 try:
                     jobs = self._batcher.take(self._idle_s)
                     self._turn(jobs, freed)
@@ -113,6 +112,8 @@ class Worker:
         finally:
             if not self.failed and not self._batcher.closed:
                 self._lose("its thread has ended.")
+            for job in jobs:
+                job.fail(lost())
 
     def _turn(self, jobs: list[Job], freed: FreedMemory) -> None:
         """Run jobs, or where none came a check of the device; then see to memory."""
