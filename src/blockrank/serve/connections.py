@@ -39,7 +39,7 @@ class Connections:
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._limit, self._reserve = connection_limits(settings.max_connections)
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, None] = {}  # the one that has been waited for longest comes first
         metrics.watch(
             {
                 "connections": ("Open connections.", lambda: float(len(self._open))),
@@ -55,28 +55,39 @@ class Connections:
 
     def add(self, connection: Connection) -> bool:
         """Take a new connection in; one over the limit takes another's place. Whether it has a full place."""
-        self._open.add(connection)
-        if len(self._open) <= self._limit:
-            return True
-        longest = min(
-            (other for other in self._open if other is not connection and other.waits_for is not None),
-            key=lambda other: (_MOST_IDLE_FIRST[other.waits_for or "idle"], other.since),
-            default=None,
-        )
-        if longest is not None:
-            self.end(longest, "full")
-            return True
-        if len(self._open) > self._limit + self._reserve:
+        displaced = self._waited_for_longest() if len(self._open) >= self._limit else None
+        self._open[connection] = None
+        if displaced is not None:
+            self.end(displaced, "full")
+        elif len(self._open) > self._limit + self._reserve:
             self.end(connection, "full")
-        return False
+        return len(self._open) <= self._limit
+
+    def _waited_for_longest(self) -> Connection | None:
+        """Of those that are not being served the one to do without: before its request, or else with a part of its body,
+        or else with an answer that it does not read."""
+        found: dict[Waiting, Connection] = {}
+        for connection in self._open:
+            waits_for = connection.waits_for
+            if waits_for in ("idle", "header"):
+                return connection
+            if waits_for is not None:
+                found.setdefault(waits_for, connection)
+        return found.get("body") or found.get("write")
+
+    def touch(self, connection: Connection) -> None:
+        """A connection begins to be waited for now."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
 
     def discard(self, connection: Connection) -> None:
         """A connection has ended."""
-        self._open.discard(connection)
+        self._open.pop(connection, None)
 
     def end(self, connection: Connection, why: Ending) -> None:
         """End a connection, whatever is under way on it."""
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         self._metrics.ended(why)
         if why in ("full", "write"):
             _log.warning("a connection was ended: %s", _WHY[why])
@@ -106,7 +117,6 @@ class Connections:
         return self._settings.header_timeout_s
 
 
-_MOST_IDLE_FIRST: dict[Waiting, int] = {"idle": 0, "header": 0, "body": 1, "write": 2}
 _WHY = {
     "full": "there are as many as this server takes.",
     "write": "its client did not read the answer.",
@@ -138,7 +148,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         if self.waits_for == "idle":
-            self.since = self.loop.time()
+            self._begin_to_wait()
         super().data_received(data)
 
     def handle_events(self) -> None:
@@ -156,8 +166,13 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """An answer is out: the one before it has been read, since uvicorn waits for that."""
-        self.since, self._unsent_mark = self.loop.time(), 0
+        self._unsent_mark = 0
+        self._begin_to_wait()
         super().on_response_complete()
+
+    def _begin_to_wait(self) -> None:
+        self.since = self.loop.time()
+        self._all.touch(self)
 
     def shutdown(self) -> None:
         """The server ends."""
