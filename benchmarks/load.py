@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, local
 from typing import Any
+from urllib.request import urlopen
 
 _WORDS = [
     "river", "sea", "mountain", "city", "winter", "harvest", "engine", "signal", "protein", "market", "treaty",
@@ -63,6 +64,12 @@ class Server:
         content = answer.read()
         seconds = time.perf_counter() - started
         return Answer(answer.status, json.loads(content), seconds, {k.lower(): v for k, v in answer.getheaders()})
+
+    def metric(self, name: str) -> float:
+        """A metric without labels."""
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     def close(self) -> None:
         """Close the thread's own connection."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from typing import Any, Literal
 
 import h11
@@ -22,7 +23,7 @@ from blockrank.serve.settings import CROWDED, ServeSettings
 _log = logging.getLogger(__name__)
 # Events of one connection in a turn of the event loop. A body may come in chunks of one byte, 40,000 to a read: parsed
 # in one go they keep everybody else waiting for a third of a second.
-_EVENTS_A_TURN = 512
+_EVENTS_A_TURN = 256
 _LEAST_PROGRESS = 64 << 10  # bytes of an answer that are to go within its deadline
 _UNWANTED_BODY_S = 5.0  # for the rest of a body whose answer is out
 # Beyond the limit: connections that get 503 or, for a probe, its answer. Further ones are closed at once.
@@ -39,6 +40,7 @@ class Connections:
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._limit, self._reserve = connection_limits(settings.max_connections)
+        self._unparsed: deque[Connection] = deque()
         self._open: dict[Connection, None] = {}  # the one that has been waited for longest comes first
         metrics.watch(
             {
@@ -64,8 +66,8 @@ class Connections:
         return len(self._open) <= self._limit
 
     def _waited_for_longest(self) -> Connection | None:
-        """Of those that are not being served the one to do without: before its request, or else with a part of its body,
-        or else with an answer that it does not read."""
+        """Of those that are not being served the one to do without: before its request, or else with a part of its
+        body, or else with an answer that it does not read."""
         found: dict[Waiting, Connection] = {}
         for connection in self._open:
             waits_for = connection.waits_for
@@ -92,6 +94,23 @@ class Connections:
         if why in ("full", "write"):
             _log.warning("a connection was ended: %s", _WHY[why])
         connection.abort(told=why == "header")
+
+    def parse_later(self, connection: Connection) -> None:
+        """Let a connection with more to parse wait for its turn: one connection has one in each of the event loop's."""
+        self._unparsed.append(connection)
+        if len(self._unparsed) == 1:
+            connection.loop.call_soon(self._parse_one)
+
+    def _parse_one(self) -> None:
+        connection = self._unparsed[0]
+        try:
+            connection.parse_on()
+        except Exception:
+            _log.exception("a connection could not be parsed")
+            connection.transport.abort()
+        self._unparsed.popleft()
+        if self._unparsed:
+            connection.loop.call_soon(self._parse_one)
 
     def sweep(self, now: float) -> None:
         """End what is past its deadline, and what stands still longest where too much is unsent."""
@@ -157,9 +176,10 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.conn.left == 0 and not self.transport.is_closing():
             self._flow.hold()
-            self.loop.call_soon(self._go_on)
+            self._all.parse_later(self)
 
-    def _go_on(self) -> None:
+    def parse_on(self) -> None:
+        """Parse more of what has arrived."""
         self._flow.release()
         if not self.transport.is_closing():
             self.handle_events()
