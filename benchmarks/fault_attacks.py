@@ -205,7 +205,7 @@ def long_words() -> list[bytes]:
 
 
 def _names() -> list[bytes]:
-    return [b"{" + b",".join(b'"%d":1' % number for number in range(_LARGEST // 11)) + b"}"]
+    return [b"{" + b",".join(b'"%d":1' % number for number in range(_LARGEST // 13)) + b"}"]
 
 
 _PARSING: dict[str, Callable[[], Sequence[bytes]]] = {

@@ -5,8 +5,9 @@
 For each attack of `fault_attacks.py` a `blockrank serve` of its own with the embedded model. While the attack runs, a
 process asks `/livez` ten times a second and for a small ranking twice (`probes.py`). Recorded: the worst time and the
 statuses of both, what the attack got, and resident memory before it, at its highest, and afterwards, once it has been
-flat or for half a minute, less what the cache of documents' keys, which has a limit of its own, grew by. An attack is held where `/livez` came within 1 s and every ranking within 3 s, all with 200,
-and memory is back within 10 %. At last SIGTERM while the server is busy: how long it takes to end at `--drain 3`.
+flat or for half a minute. An attack is held where `/livez` came within 1 s and every ranking within 3 s, all with 200,
+and memory is back within 10 % (less what the cache of documents' keys grew by, which has a limit of its own). At last
+SIGTERM while the server is busy: how long it takes to end at `--drain 3`.
 
 Threads are those of the environment (OMP_NUM_THREADS). Everything runs on this machine and ends by itself.
 """
