@@ -143,12 +143,12 @@ CODE = "from blockrank.cli import main; main()"
 
 @contextmanager
 def process(
-    *arguments: str, environment: dict[str, str] | None = None, shell: str = "", **options: Any
+    *arguments: str, environment: dict[str, str] | None = None, code: str = CODE, shell: str = "", **options: Any
 ) -> Iterator[tuple[Any, Any]]:
     """The command in a process of its own, and a client of it. shell: what bash does before it, such as a limit."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    command = [sys.executable, "-c", code, "serve", "--port", str(port), *arguments]
     if shell:
         command = ["bash", "-c", f'{shell} exec "$@"', "bash", *command]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
