@@ -96,12 +96,16 @@ def running(
     load: Callable[[], Sequence[Ranker]] | None = None,
     headers: dict[str, str] | None = None,
     wait: bool = True,
+    send_buffer: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """A server over the embedded model whose forwards pass a `Gate`."""
+    """A server over the embedded model whose forwards pass a `Gate`. send_buffer: bytes of an answer that the system
+    takes for a client that does not read."""
     gate = Gate()
     app = create_app(settings, load or (lambda: [Ranker(mini.model, gate)]), **options)
     server, listener = make_server(app), listen("127.0.0.1", 0)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
     thread = Thread(target=server.run, args=([listener],))
     thread.start()

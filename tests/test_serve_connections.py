@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import select
 import socket
@@ -19,7 +20,7 @@ from blockrank.serve import connections
 from blockrank.serve.settings import ServeSettings
 
 HEAD = b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-LARGE = json.dumps({"query": QUERY, "documents": [f"sea {i} " + "x" * 900_000 for i in range(6)]}).encode()
+LARGE = json.dumps({"query": QUERY, "documents": [f"sea {i} " + "x" * 190_000 for i in range(4)]}).encode()
 LARGE_REQUEST = HEAD + f"content-length: {len(LARGE)}\r\n\r\n".encode() + LARGE
 PROBE = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
@@ -45,6 +46,14 @@ def rest(connection: socket.socket) -> bytes:
     return found
 
 
+def status(connection: socket.socket) -> int:
+    """The status of the next answer, which is read to its end."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer.status
+
+
 def drip(connection: socket.socket) -> None:
     """Send a byte now and then until something comes back, for twenty seconds at most."""
     for _ in range(400):
@@ -60,10 +69,10 @@ def ended(server: Running, cause: str) -> float:
 @pytest.fixture(scope="module")
 def impatient(mini: Ranker) -> Iterator[Running]:
     settings = ServeSettings(
-        header_timeout_s=0.3, idle_timeout_s=0.6, write_timeout_s=0.5, body_timeout_s=2, max_body_bytes=8 << 20,
+        header_timeout_s=0.3, idle_timeout_s=0.6, write_timeout_s=1, body_timeout_s=2, max_body_bytes=8 << 20,
         max_document_chars=1 << 20,
     )  # fmt: skip
-    with running(mini, settings, headers={"connection": "close"}) as found:
+    with running(mini, settings, headers={"connection": "close"}, send_buffer=1 << 14) as found:
         yield found
 
 
@@ -101,7 +110,7 @@ def test_a_body_that_drips_ends(impatient: Running) -> None:
     with connected(impatient) as connection:
         connection.sendall(HEAD + b"content-length: 100000\r\n\r\n")
         drip(connection)
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 408 ")
+        assert status(connection) == 408
 
 
 def test_an_answer_that_is_not_read_is_dropped(impatient: Running) -> None:
@@ -112,25 +121,25 @@ def test_an_answer_that_is_not_read_is_dropped(impatient: Running) -> None:
         wait_until(lambda: impatient.metric("blockrank_unsent_bytes") > 0, 30)
         wait_until(lambda: impatient.metric("blockrank_unsent_bytes") == 0, 30)
         assert ended(impatient, "write") == before + 1
-    with connected(impatient, SO_RCVBUF=1 << 18) as connection:
+    with connected(impatient, SO_RCVBUF=1 << 16) as connection:
         connection.sendall(LARGE_REQUEST)
         found = b""
         while len(found) < len(LARGE):
-            found += connection.recv(1 << 18)
-            time.sleep(0.01)
+            found += connection.recv(1 << 16)
+            time.sleep(0.1)
         assert found.startswith(b"HTTP/1.1 200 ")
     assert ended(impatient, "write") == before + 1
 
 
 def test_answers_that_are_not_read_have_a_limit_together(mini: Ranker) -> None:
     """The one that has stood still longest goes first, and what is sent now is not touched."""
-    settings = ServeSettings(max_unsent_bytes=6 << 20, max_document_chars=1 << 20)
-    with running(mini, settings) as server, ExitStack() as held:
+    settings = ServeSettings(max_unsent_bytes=3 << 19)
+    with running(mini, settings, send_buffer=1 << 14) as server, ExitStack() as held:
         for _ in range(4):
             connection = held.enter_context(connected(server, SO_RCVBUF=4096))
             connection.sendall(LARGE_REQUEST)
         wait_until(lambda: ended(server, "write") >= 2, 30)
-        assert 0 < server.metric("blockrank_unsent_bytes") <= 6 << 20
+        assert 0 < server.metric("blockrank_unsent_bytes") <= 3 << 19
         assert server.post().status_code == 200
 
 
@@ -159,7 +168,7 @@ def test_where_all_are_served_probes_are_answered_and_others_refused(mini: Ranke
         wait_until(lambda: server.service.under_way == 3)
         with connected(server) as connection:
             connection.sendall(PROBE)
-            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            assert status(connection) == 200
         with connected(server) as connection:
             connection.sendall(HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body)
             found = rest(connection)
@@ -168,7 +177,7 @@ def test_where_all_are_served_probes_are_answered_and_others_refused(mini: Ranke
         assert b"retry-after: 1" in found
         server.gate.open.set()
         for connection in busy:
-            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            assert status(connection) == 200
 
 
 def test_slow_bodies_make_room(mini: Ranker) -> None:
@@ -223,16 +232,16 @@ def test_a_client_that_expects_to_continue_is_told_to(impatient: Running) -> Non
         connection.sendall(head)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
         connection.sendall(body)
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        assert status(connection) == 200
 
 
 def test_what_is_refused_without_its_body_leaves_the_connection_in_use(impatient: Running) -> None:
     """The answer is there before the body is; what is left of it is dropped, and the next request answered."""
     with connected(impatient) as connection:
         connection.sendall(b"POST /nope HTTP/1.1\r\nhost: localhost\r\ncontent-length: 200000\r\n\r\n")
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
+        assert status(connection) == 404
         connection.sendall(b"x" * 200_000 + PROBE)
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        assert status(connection) == 200
 
 
 # Chunks
@@ -259,7 +268,7 @@ def test_tiny_chunks_are_read_in_turns(impatient: Running, monkeypatch: pytest.M
     chunked = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body) + b"0\r\n\r\n"
     with connected(impatient) as connection:
         connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunked)
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        assert status(connection) == 200
     assert sum(seen) == len(body)
     assert max(seen) <= connections._EVENTS_A_TURN
     assert len(seen) > 3
@@ -269,4 +278,4 @@ def test_chunks_over_the_limit_are_refused(impatient: Running) -> None:
     piece = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
     with connected(impatient) as connection:
         connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + 9 * piece)
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+        assert status(connection) == 413
