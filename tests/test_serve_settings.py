@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from blockrank import InputError
 from blockrank.cli import app
-from blockrank.cli.serve import read_keys
+from blockrank.cli.serve import is_loopback, read_keys
 from blockrank.serve.keys import keys_in
 from blockrank.serve.settings import ServeSettings
 
@@ -55,6 +55,24 @@ def test_options_are_finite(command: list[str], value: str) -> None:
     found = CliRunner().invoke(app, [*command, value], env={"COLUMNS": "200"})
     assert found.exit_code == 2, found.output
     assert command[-1] in found.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["http://a.org", "a.org:80", "a.org/x", "", " ", "a b", "*.", "*x.org", "a.*", "m\u00fcller.de", "[::1]"]
+)
+def test_an_allowed_host_is_a_name(name: str) -> None:
+    """One that no Host can equal would let nobody in, in silence."""
+    with pytest.raises(InputError, match="an allowed host is a name"):
+        ServeSettings(allowed_hosts=("a.org", name))
+    found = CliRunner().invoke(app, ["serve", "--allowed-host", name])
+    assert (found.exit_code, found.stderr.count("\n")) == (1, 1)
+
+
+def test_allowed_hosts() -> None:
+    names = ("*", "a", "a.org", "*.a.org", "10.0.0.1", "::1", "fe80::1", "xn--mller-kva.de", "my_host")
+    assert ServeSettings(allowed_hosts=names).allowed_hosts == names
+    assert is_loopback("::ffff:127.0.0.1")
+    assert not is_loopback("::ffff:10.0.0.1")
 
 
 # Keys

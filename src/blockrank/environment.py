@@ -33,7 +33,8 @@ def machine() -> dict[str, str | int | None]:
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -12,6 +13,7 @@ from blockrank.types import InputError
 
 # Routes that answer without the key, word for word: probes of orchestrators and load balancers carry none.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 CROWDED = "crowded"  # in the state of a request: its connection is over the limit, and only those routes answer
 
 
@@ -81,6 +83,9 @@ class ServeSettings:
             _check_number(item.name, getattr(self, item.name))
         if not self.served_name.strip() or not all(alias.strip() for alias in self.aliases):
             raise InputError("served_name and aliases must not be empty.")
+        for name in self.allowed_hosts:
+            if not _HOST.fullmatch(name):
+                raise InputError(f"an allowed host is a name without scheme and port, *.NAME or *, not {name!r}.")
         if any(not is_key(key) for key in self.keys):
             raise InputError(f"one of the keys is none: {NO_KEY}.")
 
