@@ -159,7 +159,7 @@ def process(
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
     server = subprocess.Popen(command, text=True, env=variables, **pipes)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
             yield server, client
     finally:
         server.kill()
