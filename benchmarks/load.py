@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, local
 from typing import Any
+from urllib.request import urlopen
 
 _WORDS = [
     "river", "sea", "mountain", "city", "winter", "harvest", "engine", "signal", "protein", "market", "treaty",
@@ -40,7 +41,7 @@ class Server:
     """A running `blockrank serve`."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
-        self._port, self.process = port, process
+        self.port, self.process = port, process
         self._connections = local()
 
     def resident_mib(self) -> float:
@@ -55,7 +56,7 @@ class Server:
         started = time.perf_counter()
         connection = getattr(self._connections, "found", None)
         if connection is None:
-            connection = self._connections.found = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+            connection = self._connections.found = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
             connection.connect()
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.request("POST", path, raw, headers)
@@ -64,15 +65,32 @@ class Server:
         seconds = time.perf_counter() - started
         return Answer(answer.status, json.loads(content), seconds, {k.lower(): v for k, v in answer.getheaders()})
 
+    def metric(self, name: str) -> float:
+        """A metric without labels."""
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    def close(self) -> None:
+        """Close the thread's own connection."""
+        if (connection := getattr(self._connections, "found", None)) is not None:
+            connection.close()
+            self._connections.found = None
+
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[Server]:
-    """A server with these options, ready; it must end with 0."""
+def serving(*arguments: str, shell: str = "", reads_log: bool = True) -> Iterator[Server]:
+    """A server with these options, ready; it must end with 0.
+
+    shell: what bash does before it, such as a limit. reads_log: False leaves its standard error in a pipe.
+    """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     command = [sys.executable, "-m", "blockrank", "serve", "--port", str(port), *arguments]
+    if shell:
+        command = ["bash", "-c", f'{shell} exec "$@"', "bash", *command]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stderr=log, env=dict(os.environ))
+        process = subprocess.Popen(command, stderr=log if reads_log else subprocess.PIPE, env=dict(os.environ))
         try:
             if why := not_ready(port, process):
                 log.seek(0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,12 +96,16 @@ def running(
     load: Callable[[], Sequence[Ranker]] | None = None,
     headers: dict[str, str] | None = None,
     wait: bool = True,
+    send_buffer: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """A server over the embedded model whose forwards pass a `Gate`."""
+    """A server over the embedded model whose forwards pass a `Gate`. send_buffer: bytes of an answer that the system
+    takes for a client that does not read."""
     gate = Gate()
     app = create_app(settings, load or (lambda: [Ranker(mini.model, gate)]), **options)
     server, listener = make_server(app), listen("127.0.0.1", 0)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
     thread = Thread(target=server.run, args=([listener],))
     thread.start()
@@ -132,3 +140,34 @@ def out_of_memory(room: int, kind: str = "cuda") -> Callable[[PackedLayout], Non
 
 def device_lost(_: PackedLayout) -> None:
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+CODE = "from blockrank.cli import main; main()"
+
+
+@contextmanager
+def process(
+    *arguments: str, environment: dict[str, str] | None = None, code: str = CODE, shell: str = "", **options: Any
+) -> Iterator[tuple[Any, Any]]:
+    """The command in a process of its own, and a client of it. shell: what bash does before it, such as a limit."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-c", code, "serve", "--port", str(port), *arguments]
+    if shell:
+        command = ["bash", "-c", f'{shell} exec "$@"', "bash", *command]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
+    server = subprocess.Popen(command, text=True, env=variables, **pipes)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+            yield server, client
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def answers(client: Any) -> bool:
+    try:
+        return bool(client.get("/readyz").status_code == 200)
+    except httpx.TransportError:
+        return False

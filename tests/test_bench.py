@@ -450,7 +450,7 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
     assert "'no/such/model/here' does not exist" in failed(run("no/such/model/here", *SMALL))
     long = failed(run("embedded", "--documents", "10", "--length", "96", "--against", "hf-full"))
     assert "hf-full: 10 documents of 96 tokens make a prompt of 1000 tokens and embedded has 512 positions" in long
-    assert "the prompt reaches position 599 and embedded has 512" in failed(run("embedded", "--length", "600"))
+    assert "the prompt reaches position 599 and the model has 512" in failed(run("embedded", "--length", "600"))
     assert "cannot be written" in failed(run("tiny", *SMALL, "--output", str(tmp_path / "missing" / "bench.json")))
     assert "dtype 'fp8' needs a CUDA device" in failed(run("tiny", *SMALL, "--dtype", "fp8"))
     assert "it does not go with layers='library'" in failed(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from serving import running
 
-from blockrank import Document
+from blockrank import Document, Ranker
 from blockrank.bench import timing
 from blockrank.data import write_collection
+from blockrank.serve.settings import ServeSettings
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--model", "tiny", "--device", "cpu", "--repeats", "1")
@@ -108,3 +112,33 @@ def test_first_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert row["blockrank"] == {"nDCG@10": 1.0, "R@100": 1.0}
     assert row["difference"] == {"nDCG@10": 0.5, "R@100": 0.5}
     assert capsys.readouterr().out.splitlines()[2] == "| small | 0.5000 | 1.0000 | 0.5000 | 1.0000 |"
+
+
+def test_faults(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attack plays and ends, on a server that goes on; what the probes see is counted."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from fault_attacks import _PARSING, ATTACKS, documents, filled, post
+
+    small = {"count": 2, "seconds": 0.5, "size": 20, "requests": 5}
+    settings = ServeSettings(body_timeout_s=1, header_timeout_s=1, max_body_bytes=1 << 20)
+    with running(mini, settings) as server:
+        probes = subprocess.Popen(
+            [sys.executable, str(FOLDER / "probes.py"), str(server.port)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        found = {}
+        for attack in ATTACKS:
+            play = attack.play
+            assert isinstance(play, partial)
+            if play.func is not post:
+                chosen = {name: small.get(name, value) for name, value in play.keywords.items()}
+                found[attack.name] = play.func(server.port, **chosen)
+        found["bodies"] = post(server.port, bodies=lambda: [documents("[SEP]" * 9, "b"), b"[]"])
+        assert server.post().status_code == 200
+        seen = json.loads(probes.communicate("")[0])
+    assert found["terabytes declared"] == found["four times the limit"] == {"413": 2}
+    assert (found["tiny chunks"], found["unread log"]) == ({"200": 2}, {"404": 2})
+    assert found["bodies"] == {"200": 1, "400": 1}
+    assert set(seen["livez"]["statuses"]) | set(seen["good"]["statuses"]) == {"200"}
+    assert all(0 < len(body) <= 16 << 20 for make in _PARSING.values() for body in make())
+    assert filled(b"[", b"1,", b"1]").endswith(b"1,1]")

@@ -12,10 +12,12 @@ import pytest
 import typer.main
 import yaml
 from serving import running
+from starlette.datastructures import Headers
 
 from blockrank import Ranker
 from blockrank.cli import app
-from blockrank.serve.settings import OPEN_PATHS
+from blockrank.serve.hosts import HostCheck
+from blockrank.serve.settings import OPEN_PATHS, ServeSettings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 YAML = sorted(path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".yml"))
@@ -71,6 +73,23 @@ def test_probes_ask_what_answers_without_a_key() -> None:
     assert probes == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
     (health,) = re.findall(r"http://127\.0\.0\.1:8100(/\w+)", dockerfile())
     assert {health, *probes.values()} <= OPEN_PATHS
+
+
+@pytest.mark.parametrize("place", ["compose", "kubernetes"])
+def test_they_answer_under_every_name(place: str) -> None:
+    """Probes by a pod's address, clients by a service's name, and pages that come through a proxy."""
+    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    found = serve.make_context("serve", list(command_lines()[place])).params
+    settings = ServeSettings(bound_host=found["host"], allowed_hosts=tuple(found["allowed_host"] or ()), keys=("k",))
+    scope = {"type": "http", "method": "POST", "server": ("10.1.2.3", 8100)}
+    for host in (
+        "10.1.2.3:8100",
+        "blockrank",
+        "blockrank.ns.svc.cluster.local",
+        "server:8100",
+        "rank.example.org",
+    ):
+        HostCheck(settings)(scope, Headers({"host": host, "origin": "https://rank.example.org"}))
 
 
 def test_there_is_time_to_drain() -> None:

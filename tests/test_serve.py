@@ -209,7 +209,7 @@ def test_a_compressed_body_is_refused(server: Running) -> None:
 def test_a_body_that_does_not_arrive_is_not_waited_for(mini: Ranker) -> None:
     with running(mini, ServeSettings(body_timeout_s=0.2)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
-            connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 408 ")
         assert server.service.under_way == 0
 

@@ -72,7 +72,7 @@ def leave(server: Running) -> None:
     """Send a request and hang up once the server has it."""
     before = server.service.under_way
     body = json.dumps(BODY).encode()
-    head = f"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head + body)
         wait_until(lambda: server.service.under_way > before)

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import PATIENCE_S
-from huggingface_hub.utils import httpx
-from serving import BODY, wait_until
+from serving import BODY, answers, process, wait_until
 from typer.testing import CliRunner
 
 from blockrank import InputError
 from blockrank.cli import app
 from blockrank.cli.serve import is_loopback, model_name, read_keys
 from blockrank.serve.memory import FreedMemory, resident_bytes, trim
-
-CODE = "from blockrank.cli import main; main()"
-
-
-@contextmanager
-def process(*arguments: str, environment: dict[str, str] | None = None, code: str = CODE) -> Iterator[tuple[Any, Any]]:
-    """The command in a process of its own, and a client of it."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    command = [sys.executable, "-c", code, "serve", "--port", str(port), *arguments]
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
-            yield server, client
-    finally:
-        server.kill()
-        server.communicate()
-
-
-def answers(client: Any) -> bool:
-    try:
-        return bool(client.get("/readyz").status_code == 200)
-    except httpx.TransportError:
-        return False
 
 
 def test_sigterm_drains() -> None:

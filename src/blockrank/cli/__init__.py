@@ -22,6 +22,7 @@ from blockrank.cli.mcp import mcp_command
 from blockrank.cli.rank import rank_command
 from blockrank.cli.search import search_command
 from blockrank.cli.serve import serve_command
+from blockrank.cli.streams import open_standard_streams
 from blockrank.cli.train import train_command
 from blockrank.cli.validate import validate_command
 
@@ -64,4 +65,5 @@ def options(
 
 def main() -> None:
     """Run the command line on `sys.argv` and leave with its exit code."""
+    open_standard_streams()
     app()

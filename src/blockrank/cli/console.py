@@ -7,10 +7,10 @@ import logging
 import math
 import sys
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from blockrank.capacity import is_out_of_memory
+from blockrank.cli.streams import tell
 from blockrank.data import atomic_file
 from blockrank.types import BlockrankError
 
@@ -80,20 +81,15 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """The command group: a failure is one sentence on standard error and exit code 1, never a traceback."""
 
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        """Read the options before the command."""
+        with _sentences():
+            return super().make_context(*arguments, **named)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        try:
+        with _sentences(lambda sentence: self._in_options(sentence, ctx)):
             return super().invoke(ctx)
-        except BlockrankError as error:
-            self._fail(self._in_options(str(error), ctx))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._fail("the device's memory does not suffice: take fewer or shorter documents, or --dtype bfloat16.")
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader has left: typer ends quietly
-                raise
-            self._fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
 
     def _in_options(self, sentence: str, ctx: Any) -> str:
         """A sentence in the terms of the command line: the option, not the argument of Python, where there is one."""
@@ -103,10 +99,28 @@ class Commands(TyperGroup):
                 sentence = sentence.replace(words, options[name])
         return sentence
 
-    @staticmethod
-    def _fail(sentence: str) -> None:
-        typer.echo(f"blockrank: error: {sentence}", err=True)
-        raise typer.Exit(1)
+
+@contextmanager
+def _sentences(worded: Callable[[str], str] = str) -> Iterator[None]:
+    """What fails in the block is told in a sentence; worded: puts one into the terms of the command line."""
+    try:
+        yield
+    except BlockrankError as error:
+        _fail(worded(str(error)))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail("the device's memory does not suffice: take fewer or shorter documents, or --dtype bfloat16.")
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader has left: typer ends quietly
+            raise
+        where = error.filename or "input or output failed"
+        _fail(f"{where}: {error.strerror}." if error.strerror else f"{error}.")
+
+
+def _fail(sentence: str) -> NoReturn:
+    tell(f"blockrank: error: {sentence}")
+    raise typer.Exit(1)
 
 
 def _options(command: Any) -> dict[str, str]:
@@ -118,7 +132,7 @@ def _options(command: Any) -> dict[str, str]:
 
 def note(sentence: str) -> None:
     """Tell the user something beside the data."""
-    typer.echo(f"blockrank: {sentence}", err=True)
+    tell(f"blockrank: {sentence}")
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +21,12 @@ from blockrank.cli.console import (
     load_ranker,
     note,
 )
+from blockrank.environment import is_loopback
 from blockrank.types import InputError
+
+if TYPE_CHECKING:
+    from blockrank.ranker import Ranker
+    from blockrank.serve.settings import ServeSettings
 
 KEY_VARIABLE = "BLOCKRANK_API_KEY"
 _MIB = 1 << 20
@@ -59,6 +63,23 @@ TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seco
 DrainOption = Annotated[
     float, typer.Option("--drain", min=0.001, help="Seconds to wait for requests under way at the end.")
 ]
+ConnectionsLimit = Annotated[int, typer.Option("--max-connections", min=1, help="Connections at once.")]
+HeaderTimeout = Annotated[
+    float, typer.Option("--header-timeout", min=0.001, help="Seconds for a request's header to arrive.")
+]
+BodyTimeout = Annotated[float, typer.Option("--body-timeout", min=0.001, help="Seconds for a body to arrive.")]
+IdleTimeout = Annotated[float, typer.Option("--idle-timeout", min=0.001, help="Seconds between two requests.")]
+WriteTimeout = Annotated[
+    float, typer.Option("--write-timeout", min=0.001, help="Seconds that an answer may wait for its client to read on.")
+]
+AllowedHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host", metavar="NAME", show_default=False,
+        help="Another name that requests and web pages may come under, *.NAME for all below it, * for any; may be "
+        "repeated.",
+    ),
+]  # fmt: skip
 LogOption = Annotated[str, typer.Option("--log-format", metavar="json|text", help="How logs are written.")]
 
 
@@ -73,6 +94,7 @@ def serve_command(
     backend: BackendOption = None,
     key_file: KeyFileOption = None,
     no_key: NoKeyOption = False,
+    allowed_host: AllowedHostOption = None,
     page: PageOption = None,
     max_documents: DocumentsLimit = 1000,
     max_document_chars: CharsLimit = 200_000,
@@ -85,12 +107,49 @@ def serve_command(
     cache_mib: CacheOption = 256,
     timeout: TimeoutOption = 60,
     drain: DrainOption = 30,
+    max_connections: ConnectionsLimit = 1000,
+    header_timeout: HeaderTimeout = 20,
+    body_timeout: BodyTimeout = 30,
+    idle_timeout: IdleTimeout = 75,
+    write_timeout: WriteTimeout = 30,
     log_format: LogOption = "json",
     verbose: VerboseOption = False,
 ) -> None:
     """Serve a model over HTTP: /v1/rerank, /v2/rerank, /rerank, until interrupted."""
     if log_format not in ("json", "text"):
         raise typer.BadParameter(f"--log-format is json or text, not {log_format!r}.")
+    from blockrank.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        served_name=name or model_name(model), aliases=tuple(alias or ()), keys=_keys_for(host, key_file, no_key),
+        page=page, bound_host=host, allowed_hosts=tuple(allowed_host or ()), max_body_bytes=int(max_body_mib * _MIB),
+        max_documents=max_documents, max_document_chars=max_document_chars, max_queue_tokens=max_queue_tokens,
+        batch_tokens=batch_tokens, batching=batching, cache_bytes=int(cache_mib * _MIB), timeout_s=timeout,
+        drain_s=drain, max_connections=max_connections, header_timeout_s=header_timeout, body_timeout_s=body_timeout,
+        idle_timeout_s=idle_timeout, write_timeout_s=write_timeout,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
+        "cut_queries": cut_queries,
+    }  # fmt: skip
+    _serve(settings, partial(load_ranker, model, **options), host, port, log_format, verbose=verbose)
+
+
+def _serve(
+    settings: ServeSettings, load: Callable[[], Ranker], host: str, port: int, log_format: str, *, verbose: bool
+) -> None:
+    """Serve until interrupted, and end whatever threads still run."""
+    from blockrank.serve.logs import server_logs
+    from blockrank.serve.server import run
+
+    with server_logs("json" if log_format == "json" else "text", verbose=verbose):
+        ended = run(settings, lambda: [load()], host=host, port=port)
+    if not ended:  # the interpreter would end under a thread that computes, and be aborted
+        os._exit(0)
+
+
+def _keys_for(host: str, key_file: Path | None, no_key: bool) -> tuple[str, ...]:
+    """The keys; a usage error where there are none and others than this machine could reach the server."""
     keys = read_keys(key_file, os.environ)
     if not keys and not is_loopback(host):
         if not no_key:
@@ -98,44 +157,17 @@ def serve_command(
                 f"whoever reaches {host} could use this server: set {KEY_VARIABLE} or --key-file, or say --no-key."
             )
         note(f"listening on {host} without a key: whoever reaches it can use it.")
-    from blockrank.serve.logs import server_logs
-    from blockrank.serve.server import run
-    from blockrank.serve.settings import ServeSettings
-
-    settings = ServeSettings(
-        served_name=name or model_name(model), aliases=tuple(alias or ()), keys=keys,
-        page=page, max_body_bytes=int(max_body_mib * _MIB), max_documents=max_documents,
-        max_document_chars=max_document_chars, max_queue_tokens=max_queue_tokens, batch_tokens=batch_tokens,
-        batching=batching, cache_bytes=int(cache_mib * _MIB), timeout_s=timeout, drain_s=drain,
-    )  # fmt: skip
-    options: dict[str, Any] = {
-        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
-        "cut_queries": cut_queries,
-    }  # fmt: skip
-    with server_logs("json" if log_format == "json" else "text", verbose=verbose):
-        ended = run(settings, lambda: [load_ranker(model, **options)], host=host, port=port)
-    if not ended:  # the interpreter would end under a thread that computes, and be aborted
-        sys.stderr.flush()
-        os._exit(0)
+    return keys
 
 
 def read_keys(path: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
     """Keys from a file, one a line, and from the environment. Raises `InputError` where a file holds none."""
-    keys = [environment[KEY_VARIABLE].strip()] if environment.get(KEY_VARIABLE, "").strip() else []
-    if path is not None:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        if not any(lines):
-            raise InputError(f"{path} holds no key.")
-        keys += [line for line in lines if line]
-    return tuple(keys)
+    from blockrank.serve.keys import NO_KEY, is_key, keys_in
 
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    key = environment.get(KEY_VARIABLE, "").strip()
+    if key and not is_key(key):
+        raise InputError(f"the value of {KEY_VARIABLE} is no key: {NO_KEY}.")
+    return (*((key,) if key else ()), *(keys_in(path) if path is not None else ()))
 
 
 def model_name(model: str | None) -> str:

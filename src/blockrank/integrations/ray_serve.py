@@ -106,6 +106,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
     key_file (keys, one a line); min_replicas, max_replicas, target_requests, cpus, gpus. Raises `InputError` on others.
     """
     from blockrank.ranker import Ranker
+    from blockrank.serve.keys import keys_in
     from blockrank.serve.settings import ServeSettings
 
     known = {**_REPLICAS, **_MODEL, **_LIMITS, "key_file": str}
@@ -114,7 +115,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
     model = _taken(arguments, _MODEL)
     limits = _taken(arguments, _LIMITS)
     if "key_file" in arguments:
-        limits["keys"] = _keys(Path(str(arguments["key_file"])))
+        limits["keys"] = keys_in(Path(str(arguments["key_file"])))
     load = partial(Ranker.from_pretrained, model.pop("model", None), **model)
     return deployment(load, ServeSettings(**limits), **_taken(arguments, _REPLICAS))
 
@@ -128,10 +129,3 @@ def _taken(arguments: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], Any
         except ValueError:
             raise InputError(f"{name} must be a number, not {arguments[name]!r}.") from None
     return found
-
-
-def _keys(path: Path) -> tuple[str, ...]:
-    keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not keys:
-        raise InputError(f"{path} holds no key.")
-    return keys

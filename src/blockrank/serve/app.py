@@ -30,6 +30,7 @@ from blockrank.serve.web import PAGE_PATHS, add_page
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
+_MOST_DIGITS = 20
 
 
 def create_app(
@@ -105,8 +106,8 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
 def _add_other_routes(app: FastAPI, service: Service) -> None:
     async def livez() -> Response:
         """Whether the process is worth keeping."""
-        failed = service.state == "failed"
-        return JSONResponse({"status": service.state if failed else "alive"}, 503 if failed else 200)
+        failed = service.readiness() == "failed"
+        return JSONResponse({"status": "failed" if failed else "alive"}, 503 if failed else 200)
 
     async def readyz() -> Response:
         """Whether requests are served: every device has run a forward lately."""
@@ -177,6 +178,8 @@ async def read_body(request: Request, settings: ServeSettings, count_in: Callabl
     limit = settings.max_body_bytes
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refusal(415, "body", "a compressed body is not read here: send it as it is.")
+    if _declared_size(request) > limit:
+        raise Refusal(413, "body", f"the body is larger than the limit of {limit} bytes.")
     chunks, size = [], 0
     try:
         async with asyncio.timeout(settings.body_timeout_s):
@@ -191,6 +194,12 @@ async def read_body(request: Request, settings: ServeSettings, count_in: Callabl
     except ClientDisconnect:
         raise _left() from None
     return b"".join(chunks)
+
+
+def _declared_size(request: Request) -> int:
+    """The size of a body as its header says it; 0 where it does not."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() and len(declared) <= _MOST_DIGITS else 0
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the key, the time it took, and a line in the log."""
+"""What every request passes first: its id, its Host and Origin, the key, the time it took, and a line in the log."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blockrank.serve.hosts import HostCheck
 from blockrank.serve.metrics import Metrics
 from blockrank.serve.preparation import Trace, new_trace
 from blockrank.serve.refusals import Refusal
-from blockrank.serve.settings import ServeSettings
+from blockrank.serve.settings import CROWDED, OPEN_PATHS, ServeSettings
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -31,7 +33,8 @@ OTHER_ROUTE = "other"  # paths that are no route share one label
 
 
 class Front:
-    """Middleware around the whole application. Without the key no path answers but `open_paths`, a route or not."""
+    """Middleware around the whole application. Without the key no path answers but `open_paths`, a route or not; and
+    probes answer under every Host."""
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Front:
         self._app, self._metrics, self._routes = app, metrics, routes
         self._open_paths = open_paths
         self._keys = [key.encode() for key in settings.keys]
+        self._check_host = HostCheck(settings)
         self._most_dropped = _DROPPED * settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,31 +59,38 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers = scope["path"], Headers(scope=scope)
-        trace = new_trace(path, _request_id(headers))
+        headers = Headers(scope=scope)
+        trace = new_trace(scope["path"], _request_id(headers))
         scope["state"] = {**scope.get("state", {}), "trace": trace}
-        status, started = 500, time.monotonic()
-        body = _Body(receive)
-
-        async def send_marked(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if status != _TOO_SLOW:
-                    await body.drop(self._most_dropped)
-                MutableHeaders(scope=message)["x-request-id"] = trace.request_id
-            await send(message)
-
+        exchange = _Exchange(receive, send, headers, trace.request_id, self._most_dropped)
+        exchange.on_answer = partial(self._note, scope, trace)
         try:
-            if path in self._open_paths or self._opens(headers.get("authorization", "")):
-                await self._app(scope, body, send_marked)
-            else:
-                await self._no_key(trace)(scope, body, send_marked)
+            refusal = self._refusal(scope, headers)
+            app = self._app if refusal is None else refused(refusal, trace, self._metrics)
+            await app(scope, exchange.receive, exchange.send)
         finally:
-            seconds = time.monotonic() - started
-            known = any(getattr(route, "path", None) == path for route in self._routes)
-            self._metrics.answered(path if known else OTHER_ROUTE, status, seconds)
-            _log_request(scope, trace, status, seconds)
+            exchange.answered()
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
+        """Why a request goes no further, if it does not."""
+        is_probe = scope["path"] in OPEN_PATHS
+        if scope["state"].get(CROWDED) and not is_probe:
+            return Refusal(503, "crowded", "all connections of this server are taken; try again later.", retry_after=1)
+        try:
+            if not is_probe:
+                self._check_host(scope, headers)
+        except Refusal as refusal:
+            return refusal
+        if scope["path"] in self._open_paths or self._opens(headers.get("authorization", "")):
+            return None
+        return Refusal(401, "key", "this server needs a key: send 'Authorization: Bearer KEY'.")
+
+    def _note(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
+        """Count a request that was answered, and log it."""
+        path = scope["path"]
+        known = any(getattr(route, "path", None) == path for route in self._routes)
+        self._metrics.answered(path if known else OTHER_ROUTE, status, seconds)
+        _log_request(scope, trace, status, seconds)
 
     def _opens(self, authorization: str) -> bool:
         """Whether a header carries one of the keys. Takes the same time for every wrong one."""
@@ -89,32 +100,56 @@ class Front:
             found |= hmac.compare_digest(given.strip().encode(), key)
         return found and (not self._keys or scheme.lower() == "bearer")
 
-    def _no_key(self, trace: Trace) -> Response:
-        refusal = Refusal(401, "key", "this server needs a key: send 'Authorization: Bearer KEY'.")
-        return refused(refusal, trace, self._metrics)
 
+class _Exchange:
+    """The messages of a request and of its answer.
 
-class _Body:
-    """The messages of a request. A body that nobody wanted is read and dropped before the answer begins: a server that
-    hangs up on a client that is still sending takes the answer from it."""
+    The rest of a body that nobody wanted is read and dropped when the answer is out and before it ends: a server that
+    hangs up on a client that is still sending takes the answer from it. on_answer: called once, with status and
+    seconds.
+    """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._ended, self._size = False, 0
+    def __init__(self, receive: Receive, send: Send, headers: Headers, request_id: str, most_dropped: int) -> None:
+        self._receive, self._send, self._request_id, self._most_dropped = receive, send, request_id, most_dropped
+        self._expects = "expect" in headers
+        self._ended = "content-length" not in headers and "transfer-encoding" not in headers
+        self._size, self._status, self._started = 0, _SERVER_ERROR, time.monotonic()
+        self.on_answer: Callable[[int, float], None] | None = None
 
-    async def __call__(self) -> Message:
-        """The next message."""
+    async def receive(self) -> Message:
+        """The next message of the request."""
         message = await self._receive()
         self._size += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
         return message
 
-    async def drop(self, most: int) -> None:
-        """Read to the end, or to `most` bytes, or for a few seconds."""
+    async def send(self, message: Message) -> None:
+        """Send a message of the answer."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            if not self._ended and self._expects:  # its body may come or not: only a new connection is sure
+                headers["connection"] = "close"
+        elif not self._ended and self._status != _TOO_SLOW and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            self.answered()
+            await self._drop()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    def answered(self) -> None:
+        """The answer is out."""
+        if self.on_answer is not None:
+            self.on_answer(self._status, time.monotonic() - self._started)
+            self.on_answer = None
+
+    async def _drop(self) -> None:
+        """Read to the end, or to some bytes, or for a few seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DROP_S):
-                while not self._ended and self._size < most:
-                    await self()
+                while not self._ended and self._size < self._most_dropped:
+                    await self.receive()
 
 
 def refused(refusal: Refusal, trace: Trace, metrics: Metrics) -> Response:
@@ -127,7 +162,7 @@ def refused(refusal: Refusal, trace: Trace, metrics: Metrics) -> Response:
         headers["retry-after"] = str(refusal.retry_after)
     if refusal.cause == "key":
         headers["www-authenticate"] = "Bearer"
-    if refusal.cause in ("draining", "body", "failed"):
+    if refusal.cause in ("draining", "body", "failed", "crowded"):
         headers["connection"] = "close"
     return JSONResponse(body, status, headers)
 

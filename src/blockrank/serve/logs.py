@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from blockrank.serve.lines import MOST_WAITING, LineHandler, RepeatFilter
+
 Format = Literal["json", "text"]
-_LOGGERS = {"blockrank": logging.INFO, "uvicorn.error": logging.WARNING}
+_LOGGERS = {
+    "blockrank": logging.INFO, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING,
+    "py.warnings": logging.WARNING,
+}  # fmt: skip
 
 
 class JsonFormatter(logging.Formatter):
@@ -49,21 +55,40 @@ def _plain(value: object) -> str:
 
 
 @contextmanager
-def server_logs(form: Format, *, verbose: bool = False, stream: TextIO | None = None) -> Iterator[None]:
-    """Send the logs of the server to standard error. Single cut documents are listed only where verbose."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+def server_logs(
+    form: Format, *, verbose: bool = False, stream: TextIO | None = None, most_waiting: int = MOST_WAITING
+) -> Iterator[None]:
+    """Send the logs of the server to standard error, warnings of Python and errors that end a thread too.
+
+    Single cut documents are listed only where verbose. Nobody waits for a reader: where none reads, `most_waiting`
+    characters are kept, and lines beyond are dropped and counted.
+    """
+    handler = LineHandler(stream or sys.stderr, most_waiting)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(lambda record: verbose or record.name != "blockrank.ranker")
+    handler.addFilter(RepeatFilter())
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if verbose and logger.name == "blockrank" else _LOGGERS[logger.name])
         logger.propagate = False
+    hook, threading.excepthook = threading.excepthook, _log_thread
+    logging.captureWarnings(True)
     try:
         yield
     finally:
+        logging.captureWarnings(False)
+        threading.excepthook = hook
         for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagate
+        handler.close()
+
+
+def _log_thread(error: threading.ExceptHookArgs) -> None:
+    """What ended a thread, as a record."""
+    name = error.thread.name if error.thread is not None else "a thread"
+    trace = (error.exc_type, error.exc_value or error.exc_type(), error.exc_traceback)
+    logging.getLogger("blockrank").error("%s has ended", name, exc_info=trace)

@@ -36,7 +36,8 @@ class FreedMemory:
 
     def check(self) -> None:
         """Give freed memory back where it is over the reserve."""
-        resident = resident_bytes()
+        if not (resident := resident_bytes()):
+            return
         self._floor_bytes = min(self._floor_bytes, resident)
         if resident - self._floor_bytes > self._reserve_bytes and time.monotonic() - self._trimmed >= self._least_s:
             self.give_back()
@@ -66,10 +67,11 @@ def trim() -> None:
 
 
 def resident_bytes() -> int:
-    """Resident memory of the process, 0 where it cannot be read: some microseconds."""
-    if not sys.platform.startswith("linux"):
+    """Resident memory of the process, 0 where it cannot be read, as where no descriptor is left: some microseconds."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
         return 0
-    return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @cache

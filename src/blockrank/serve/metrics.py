@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 from blockrank.serve.refusals import CAUSES, Cause
 
 Stage = Literal["tokenise", "queue", "forward", "readout"]
+# Why a connection was ended: what its client let the server wait for, or room for another one.
+Ending = Literal["idle", "header", "body", "write", "full"]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOKENS = tuple(float(1 << power) for power in range(5, 18))
 _REQUESTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -35,6 +37,9 @@ class Metrics:
         self._tokens = self._counter("tokens", "Tokens of requests ranked.")
         self._cut_documents = self._counter("truncated_documents", "Documents cut to fit.")
         self._cut_queries = self._counter("truncated_queries", "Queries cut to fit.")
+        self._endings = self._counter("connections_ended", "Connections ended by the server, by cause.", "cause")
+        for ending in get_args(Ending):
+            self._endings.labels(ending)
         for cause in CAUSES:
             self._refusals.labels(cause)  # from 0 on, so that rates exist before the first one
 
@@ -62,6 +67,10 @@ class Metrics:
     def refused(self, cause: Cause) -> None:
         """A request got no ranking."""
         self._refusals.labels(cause).inc()
+
+    def ended(self, why: Ending) -> None:
+        """A connection was ended before its client did."""
+        self._endings.labels(why).inc()
 
     def ranked(self, documents: int, tokens: int, cut_documents: int, cut_query: bool) -> None:
         """A request was ranked."""

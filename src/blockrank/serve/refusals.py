@@ -8,6 +8,7 @@ from blockrank.types import BlockrankError
 
 Cause = Literal[
     "key",  # no key, or another
+    "host",  # under another server's name, or from a web page of others
     "route",  # no such route or method
     "body",  # over the limit of bytes, or slower than the limit of time
     "json",  # not JSON
@@ -17,6 +18,7 @@ Cause = Literal[
     "limit",  # over a limit of documents or characters
     "model",  # another model than the one served
     "overload",  # too much waiting
+    "crowded",  # too many connections
     "loading",
     "draining",
     "failed",  # a device is lost

@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from blockrank.ranker import Ranker
 from blockrank.serve.app import create_app
+from blockrank.serve.connections import Connection, Connections
 from blockrank.serve.memory import share_arenas
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import ServeSettings
 from blockrank.types import BlockrankError
 
 _log = logging.getLogger(__name__)
-_KEEP_ALIVE_S = 75  # longer than the idle time of clients' pools, so that the server is not the one that hangs up
-_BACKLOG = 2048
+_BACKLOG = 2048  # connections that the system holds for us
+_ACCEPTED_A_TURN = 4  # few, so that what ends connections keeps up with those that come
+_SWEEP_TICKS = 5  # of uvicorn's loop, a tenth of a second each
 _LAST_GRACE_S = 2  # for answers that are being sent when everything else has ended
 
 
@@ -32,11 +37,12 @@ class ServerError(BlockrankError):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with an end of its own: the first signal drains, a second one ends at once."""
+    """uvicorn, with deadlines for connections and an end of its own: the first signal drains, a second one ends at
+    once."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._connections = service, connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._told = False
@@ -45,7 +51,20 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_log_failure)
         await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)  # asyncio has set it to what it accepts in a turn
+
+    async def on_tick(self, counter: int) -> bool:
+        """See `uvicorn.Server`: called every tenth of a second."""
+        if counter % _SWEEP_TICKS == 0 and self._loop is not None:
+            self._connections.sweep(self._loop.time())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came. It is not raised again at the end: a server that has drained has done its work."""
@@ -72,20 +91,29 @@ class Server(uvicorn.Server):
             self._draining = asyncio.ensure_future(self._drain())
 
 
+def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the event loop could not do, in one line: out of descriptors it says so some thousand times a second."""
+    del loop
+    _log.error("%s: %s", context.get("message"), context.get("exception"))
+
+
 def make_server(app: FastAPI) -> Server:
     """A server of an application, not started yet."""
+    service: Service = app.state.service
+    connections = Connections(service.settings, service.metrics)
     config = uvicorn.Config(
         app,
+        http=partial(Connection, connections),  # type: ignore[arg-type]  # called like a class, and nothing else
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=math.ceil(service.settings.idle_timeout_s),
         timeout_graceful_shutdown=_LAST_GRACE_S,
-        backlog=_BACKLOG,
+        backlog=_ACCEPTED_A_TURN,
         ws="none",
         lifespan="on",
     )
-    return Server(config, app.state.service)
+    return Server(config, service, connections)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 # A request whose documents are encoded piece by piece may fill so much of the store: what comes between its pieces
 # needs room too, and what drops out is computed twice.
 _LARGEST_SHARE = 0.4
+_MOST_FAULTS, _FAULT_PAUSE_S = 20, 0.05  # faults in a row that a worker outlives; seconds between them
 _WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
 Result = TypeVar("Result")
 OnForward = Callable[[Sequence[Job], int, float], None]
@@ -84,24 +85,46 @@ class Worker:
     def state(self, now: float, ready_s: float, stall_s: float) -> str:
         """What is wrong ("failed", "stalled" in one forward, "stale": none has succeeded lately), or "ready"."""
         busy = self.busy_since
-        if self.failed:
+        if self.failed or (self.started and not self.is_alive):
             return "failed"
         if busy is not None:
             return "stalled" if now - busy > stall_s else "ready"
         return "ready" if now - self.last_success <= ready_s else "stale"
 
     def _run(self) -> None:
-        freed = FreedMemory()
-        while not self.failed and not self._batcher.closed:
-            jobs = self._batcher.take(self._idle_s)
-            if jobs and self._in_pieces(jobs[0]):
-                self._run_large(jobs[0])
-            elif jobs:
-                self._run_batch(jobs)
-            elif not self._batcher.closed and time.monotonic() - self.last_success >= self._idle_s:
-                self._check()
-                freed.give_back()
-            freed.check()
+        """Turn after turn until the batcher is closed. A fault of our own costs the jobs at hand, and the thread goes
+        on; a worker that has nothing but faults, or whose thread ends in another way, says that it is lost."""
+        freed, faults, jobs = FreedMemory(), 0, list[Job]()
+        try:
+            while not self.failed and not self._batcher.closed:
+                try:
+                    jobs = self._batcher.take(self._idle_s)
+                    self._turn(jobs, freed)
+                    faults = 0
+                except Exception as error:
+                    faults += 1
+                    _log.exception("%s: a fault outside a forward", self.name)
+                    for job in jobs:
+                        job.fail(refusal_of(error))
+                    if faults == _MOST_FAULTS:
+                        break
+                    time.sleep(_FAULT_PAUSE_S)
+        finally:
+            if not self.failed and not self._batcher.closed:
+                self._lose("its thread has ended.")
+            for job in jobs:
+                job.fail(lost())
+
+    def _turn(self, jobs: list[Job], freed: FreedMemory) -> None:
+        """Run jobs, or where none came a check of the device; then see to memory."""
+        if jobs and self._in_pieces(jobs[0]):
+            self._run_large(jobs[0])
+        elif jobs:
+            self._run_batch(jobs)
+        elif not self._batcher.closed and time.monotonic() - self.last_success >= self._idle_s:
+            self._check()
+            freed.give_back()
+        freed.check()
 
     def _check(self) -> None:
         """A forward of an idle device, to know that it still answers."""
@@ -184,8 +207,11 @@ class Worker:
         else:
             _log.error("%s: a forward failed", self.name, exc_info=error)
         if is_fatal(error) and not self.failed:
-            self.failed = True
-            self._on_failure(f"{self.name} is lost: {str(error).splitlines()[0] or type(error).__name__}")
+            self._lose(str(error).splitlines()[0] or type(error).__name__)
+
+    def _lose(self, why: str) -> None:
+        self.failed = True
+        self._on_failure(f"{self.name} is lost: {why}")
 
 
 def is_fatal(error: Exception) -> bool:
@@ -201,7 +227,8 @@ def lost() -> Refusal:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What is told of an error of a forward."""
+    """What is told of an error of a forward. The words of one that is not the caller's are logged alone: they may name
+    files."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, CapacityError):
@@ -212,8 +239,6 @@ def refusal_of(error: Exception) -> Refusal:
         return lost()
     if isinstance(error, InputError):
         return invalid(str(error))
-    if isinstance(error, BlockrankError):
-        return Refusal(500, "internal", str(error))
     return Refusal(500, "internal", f"ranking failed: {type(error).__name__}; the server's log has more.")
 
 

@@ -1,0 +1,97 @@
+"""Which Host and Origin a request may have, so that no web page of others uses a server through somebody's browser.
+
+A page can send requests to a server on its reader's own machine (cross-site requests), and under a name of its own that
+it points at that machine it can read the answers too (DNS rebinding). The first shows in Origin or Sec-Fetch-Site,
+which browsers send and pages cannot forge; the second in Host. Programs that are no browsers send neither of the first
+two. With keys there is nothing to guard: a page does not have one, and a browser adds none by itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from blockrank.environment import is_loopback
+from blockrank.serve.refusals import Refusal
+from blockrank.serve.settings import ServeSettings
+
+_ANY = "*"
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # they change nothing, and without CORS no page reads the answer
+_OWN_SITES = frozenset({"same-origin", "none"})
+_MISDIRECTED = 421
+
+
+class HostCheck:
+    """Refuses requests whose Host is another server's, or that a page of another origin makes."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._allowed = tuple(name.lower() for name in settings.allowed_hosts)
+        self._bound = settings.bound_host
+        self.active = _ANY not in self._allowed and bool(self._allowed or not settings.keys)
+
+    def __call__(self, scope: Scope, headers: Headers) -> None:
+        """Raise `Refusal` (421, 403) for a request that is not meant for this server, or not by its caller."""
+        if not self.active:
+            return
+        host = headers.get("host")
+        if host is not None and not self._is_own(name_of(host), scope):
+            raise Refusal(
+                _MISDIRECTED, "host",
+                "the Host of this request is not a name of this server; --allowed-host NAME lets one in.",
+            )  # fmt: skip
+        if scope["method"] not in _SAFE_METHODS and not self._is_same_origin(headers, host):
+            raise Refusal(
+                403, "host",
+                "a web page of another origin may not use this server; --allowed-host NAME lets one in.",
+            )  # fmt: skip
+
+    def _is_own(self, name: str | None, scope: Scope) -> bool:
+        """Whether a name is this server's. Reached from this machine alone it has that machine's own names; elsewhere
+        it may have any, and is asked by address: names count there once some are allowed."""
+        if name is None:
+            return False
+        address = self._bound or (scope.get("server") or ("", None))[0]
+        if self._allows(name) or name == address.lower() or _is_loopback_name(name):
+            return True
+        return not is_loopback(address) and (not self._allowed or _is_address(name))
+
+    def _is_same_origin(self, headers: Headers, host: str | None) -> bool:
+        """Whether a request comes from no browser or from a page of this server. A browser's own word goes before its
+        Origin: behind a proxy that names another Host, that of the page differs from it."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        source = None if origin is None else origin.lower().partition("://")[2]
+        if source and self._allows(name_of(source)):
+            return True
+        if site is not None:
+            return site in _OWN_SITES
+        return source is None or (host is not None and source == host.lower())
+
+    def _allows(self, name: str | None) -> bool:
+        return name is not None and any(
+            name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:])) for allowed in self._allowed
+        )
+
+
+def name_of(host: str) -> str | None:
+    """The name in a Host, in lower case without port, brackets and a dot at its end; None where there is none."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return None
+    return parts.hostname.removesuffix(".") if parts.hostname and parts.netloc == host and "@" not in host else None
+
+
+def _is_loopback_name(name: str) -> bool:
+    return is_loopback(name) or name.endswith(".localhost")  # which browsers resolve themselves
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
