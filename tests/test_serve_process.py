@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE_S
-from serving import BODY, answers, process, wait_until
+from serving import BODY, CODE, answers, process, wait_until
 from typer.testing import CliRunner
 
 from blockrank import InputError
