@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # baguetter 0.1.1: fusion by median rank puts the worst document first.
 #
-# Seen:     two rankers agree on a, b, c. Fuser(algorithm="median_rank") answers c, b, a. All other algorithms of the
-#           class answer a, b, c. The median place is kept as the score, and scores are sorted from the highest down.
+# Seen:     two rankers agree on a, b, c. Fuser(algorithm="median_rank") answers c, b, a. The four others tried here
+#           answer a, b, c. The median place is kept as the score, and scores are sorted from the highest down.
 # Expected: the document with the best (lowest) median place first (median rank aggregation, Fagin, Kumar, Sivakumar
 #           2003). Rankings that agree have to come out as they went in.
 # Touches:  hybrid search: no error, plausible scores between 0 and 1, and the answers are the tail of the candidate

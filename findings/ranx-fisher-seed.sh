@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # ranx 0.3.21: compare(stat_test="fisher", random_seed=42) gives another p-value at each call.
 #
-# Seen:     six calls in one process with equal arguments give several p-values (0.13 to 0.16 at the default of 1,000
-#           permutations), with one thread as with two. The seed is set in the calling thread, and the permutations are
-#           drawn inside a parallel loop, whose threads have generators of their own.
+# Seen:     six calls in one process with equal arguments give several p-values (0.13 to 0.19 at the default of 1,000
+#           permutations), with one thread as with two. The seed is set before, and outside of, the parallel loop that
+#           draws the permutations.
 # Expected: random_seed is an argument of compare(), 42 by default; equal seeds are there to give equal p-values.
 # Touches:  significance stars in tables. At the edge of a threshold a system is significant in one run of the script
 #           and not in the next, and nobody can make the published p-value again.
