@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -243,6 +244,25 @@ def test_an_evaluator_that_fails_takes_no_other_with_it(monkeypatch: pytest.Monk
     )
     assert (found, left) == ({"P@1": 1.0}, ("P@1",))
     assert str(failures[0]).startswith("ERR@4 cannot be computed here: FileNotFoundError")
+
+
+def test_a_measure_does_not_depend_on_what_else_is_asked_for() -> None:
+    """In one call of the library nDCG gets the value of nDCG with other gains, by the seed of Python's hashes."""
+    names = ["nDCG@10", "nDCG(gains={2: 3, 3: 100})@10"]
+    code = f"""
+from blockrank.evaluate import aggregate
+run, qrels = {{"q": {{"a": 3.0, "c": 2.0, "b": 1.0}}}}, {{"q": {{"a": 1, "b": 3, "c": 0}}}}
+print(*aggregate(run, qrels, {names}).values())
+"""
+    for seed in ("0", "1"):  # right and wrong, where they share a call
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert [float(value) for value in told.split()] == pytest.approx([0.6885, 0.5068], abs=1e-4)
 
 
 def test_a_query_without_judgements_counts_zero() -> None:

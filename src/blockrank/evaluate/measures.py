@@ -236,15 +236,17 @@ def _descending(doc_ids: Sequence[str]) -> dict[str, float]:
 
 
 def _calculated(measures: dict[str, Any], qrels: Qrels, run: Run) -> dict[tuple[str, Any], float]:
-    """(query, measure) -> value. What fails in a foreign evaluator becomes a `MeasureError` that names its measure."""
-    distinct = list(dict.fromkeys(measures.values()))
-    try:
-        return {(item.query_id, item.measure): item.value for item in _ir_measures().iter_calc(distinct, qrels, run)}
-    except (Exception, SystemExit) as error:  # evaluators run other programs and raise whatever they raise
-        if len(measures) == 1:
-            (name,) = measures
-            raise MeasureError(name, f"{name} cannot be computed here: {type(error).__name__}: {error}") from error
+    """(query, measure) -> value, with a call for each measure.
+
+    Of measures that share a call one may get the value of another, or none: in ir-measures 0.4.3 nDCG beside nDCG with
+    gains of its own, and measures of diversity in two settings.
+
+    What fails in a foreign evaluator becomes a `MeasureError` that names its measure.
+    """
     found: dict[tuple[str, Any], float] = {}
     for name, measure in measures.items():
-        found |= _calculated({name: measure}, qrels, run)
+        try:
+            found |= {(item.query_id, measure): item.value for item in _ir_measures().iter_calc([measure], qrels, run)}
+        except (Exception, SystemExit) as error:  # evaluators run other programs and raise whatever they raise
+            raise MeasureError(name, f"{name} cannot be computed here: {type(error).__name__}: {error}") from error
     return found
