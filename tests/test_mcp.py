@@ -34,6 +34,7 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"query": "rivers", "documents": ["a " * 400, "river"]},
     {"query": QUERY, "documents": list(TEXTS), "top_n": 1.0},
     {"query": '["a", "b"]', "documents": ["a", "b"]},
+    {"query": QUERY, "documents": ["", TEXTS[1], {"text": " ", "id": 7}]},
     # refused
     {"query": QUERY, "documents": [*TEXTS, "one more"]},
     {"query": QUERY, "documents": ["", " "]},
@@ -72,7 +73,7 @@ REFUSALS = (
     "documents[0].id must be a string or a whole number, not true.",
     "documents must be an array.",
 )
-RANKED = 6  # calls that are not refused
+RANKED = 7  # calls that are not refused
 
 
 async def talk(target: Any) -> tuple[list[Any], list[Any]]:
@@ -99,6 +100,9 @@ def check(tools: list[Any], results: list[Any], mini: Ranker) -> None:
     assert scores == pytest.approx([e.score for e in whole], abs=TOLERANCE["float32"]), "another process"
     assert [(e["index"], e["id"]) for e in found[1]["results"]] == [(0, "stoker")]
     assert re.fullmatch(r"1 of 2 documents were cut at their end to fit \(at most \d+ .*", found[3]["warnings"][0])
+    assert [(e["index"], e["score"], e.get("id")) for e in found[6]["results"][1:]] == [(0, 0, None), (2, 0, 7)]
+    [warning] = found[6]["warnings"]
+    assert warning == "documents[0] and documents[2]: no readable character; ranked last with score 0."
     for result, sentence in zip(results[RANKED:], REFUSALS, strict=True):
         assert (result.is_error, result.content[0].text) == (True, f"Error executing tool rank: {sentence}")
 

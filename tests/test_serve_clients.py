@@ -39,9 +39,9 @@ CLIENTS = {
 CASES = [(environment, client) for environment, clients in CLIENTS.items() for client in clients]
 NO_KEY = {"llama-index-xinference"}
 # Clients that give no reason: agno returns the documents as they were, lightrag asks three times, rerankers looks for
-# results in the refusal, as does LangChain's infinity, and llama-index's client of TEI for scores.
+# results in the refusal, llama-index's client of TEI for scores, and infinity's for a list of faults.
 NO_REASON = {"agno-cohere", "agno-infinity", "lightrag-cohere", "lightrag-jina", "rerankers-cohere", "rerankers-jina",
-             "rerankers-tei", "rerankers-voyage", "llama-index-tei", "langchain-infinity"}  # fmt: skip
+             "rerankers-tei", "rerankers-voyage", "llama-index-tei", "infinity", "langchain-infinity"}  # fmt: skip
 KEY = "Bearer-token-1"
 # No library may ask anybody but the server.
 QUIET = {

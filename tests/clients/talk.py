@@ -92,12 +92,10 @@ def voyage(url: str, key: str, model: str, body: Body) -> Found:
 def infinity(url: str, key: str, model: str, body: Body) -> Found:
     from infinity_client import AuthenticatedClient
     from infinity_client.api.default import rerank
-    from infinity_client.models import HTTPValidationError, RerankInput
+    from infinity_client.models import RerankInput
 
     client = AuthenticatedClient(base_url=url, token=key)
     found = rerank.sync(client=client, body=RerankInput(model=model, **body))
-    if isinstance(found, HTTPValidationError):
-        raise ValueError(found.detail[0].msg)
     assert found is not None
     return [(item.index, item.relevance_score, body["documents"][item.index]) for item in found.results]
 
