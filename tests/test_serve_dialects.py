@@ -205,7 +205,7 @@ def test_an_empty_document_is_ranked_last_and_told(dialect: Dialect, empty: Any)
     assert found[-1]["score" if dialect is TEI else "relevance_score"] == 0
     assert found[-1].get("id") == (empty.get("id") if isinstance(empty, dict) else None)
     if dialect is not TEI:
-        assert answer["meta"]["warnings"] == ["documents[0]: no readable character; ranked last with score 0."]
+        assert answer["meta"]["warnings"] == ["documents[0]: no readable character; ranked last."]
     few = answered(dialect, {"query": "b", name: [empty, "a", "b"], TOP.get(dialect.name, "top_n"): 2})
     assert [item["index"] for item in results(dialect, few)] == [2, 1]
 
@@ -511,7 +511,7 @@ def test_empty_documents_over_the_socket(server: Running, mini: Ranker, path: st
     assert found[5]["id"] == "x"
     [warning] = body["meta"]["warnings"]
     names = f"{documents}[0], {documents}[4] and {documents}[5]"
-    assert warning == f"{names}: no readable character; ranked last with score 0."
+    assert warning == f"{names}: no readable character; ranked last."
 
 
 def test_evidence_is_characters_of_the_caller_s_text(server: Running) -> None:
