@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from blockrank import Document, MissingExtraError, Ranker, __version__
 from blockrank.cli import app
 from blockrank.cli.drawing import bar, drawing
-from blockrank.cli.evidence import words
+from blockrank.evidence import evidence_words as words
 from blockrank.layout import pack
 from blockrank.model import EMBEDDED_MODEL
 from blockrank.types import Evidence, RankedDocument

@@ -39,7 +39,7 @@ ORDER = (
     {"scorers"},
     {"strategies"},
     {"ranker"},
-    {"data", "environment", "fake", "page"},
+    {"data", "environment", "evidence", "fake", "page"},
     {"retrieve", "serve"},
     {"analyze", "bench", "evaluate", "integrations", "mine"},
     {"train"},  # a run is judged on a dev set, which is an evaluation

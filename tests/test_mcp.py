@@ -32,6 +32,9 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"query": QUERY, "documents": [{"text": TEXTS[1], "id": "stoker"}, TEXTS[0]], "top_n": 1},
     {"query": QUERY, "documents": json.dumps(list(TEXTS)), "top_n": None},
     {"query": "rivers", "documents": ["a " * 400, "river"]},
+    {"query": QUERY, "documents": list(TEXTS), "top_n": 1.0},
+    {"query": '["a", "b"]', "documents": ["a", "b"]},
+    {"query": QUERY, "documents": ["", TEXTS[1], {"text": " ", "id": 7}]},
     # refused
     {"query": QUERY, "documents": [*TEXTS, "one more"]},
     {"query": QUERY, "documents": ["", " "]},
@@ -41,6 +44,15 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"query": QUERY, "documents": list(TEXTS), "top_n": 0},
     {"query": QUERY, "documents": "no list"},
     {"query": QUERY, "documents": [{"text": "a", "path": "/etc/passwd"}]},
+    {"query": QUERY, "documents": list(TEXTS), "top_k": 1},
+    {"querry": QUERY, "documents": list(TEXTS)},
+    {"query": QUERY, "documents": list(TEXTS), "max_tokens_per_doc": 3},
+    {"query": QUERY, "documents": list(TEXTS), "top_n": True},
+    {"query": QUERY, "documents": list(TEXTS), "top_n": 2.5},
+    {"query": 5, "documents": list(TEXTS)},
+    {"documents": list(TEXTS)},
+    {"query": QUERY, "documents": [{"text": "a", "id": True}]},
+    {"query": QUERY, "documents": {"text": "a"}},
 )
 REFUSALS = (
     "documents holds 4 documents and the limit is 3: documents[3] is the first over it.",
@@ -51,7 +63,17 @@ REFUSALS = (
     "top_n must be at least 1, not 0.",
     "documents must be an array.",
     "documents[0] has an unknown field 'path'; known are id, text, title.",
+    "unknown field 'top_k': did you mean 'top_n'?",
+    "unknown field 'querry': did you mean 'query'?",
+    "unknown field 'max_tokens_per_doc'; known are documents, query, top_n.",
+    "top_n must be a whole number, not true.",
+    "top_n must be a whole number, not 2.5.",
+    "query must be a string, not a number.",
+    "query is missing.",
+    "documents[0].id must be a string or a whole number, not true.",
+    "documents must be an array.",
 )
+RANKED = 7  # calls that are not refused
 
 
 async def talk(target: Any) -> tuple[list[Any], list[Any]]:
@@ -66,15 +88,22 @@ def check(tools: list[Any], results: list[Any], mini: Ranker) -> None:
     schema = tools[0].input_schema
     assert {*schema["properties"]} == {"query", "documents", "top_n"}
     assert (schema["required"], schema["properties"]["documents"]["maxItems"]) == (["query", "documents"], 3)
-    found = [result.structured_content for result in results[:4]]
-    whole = mini.rank(QUERY, TEXTS)
+    assert (schema["additionalProperties"], schema["properties"]["query"]) == (False, {"type": "string"})
+    whole, description = mini.rank(QUERY, TEXTS), tools[0].description
+    assert not re.search(r"^ | $|  ", description, re.MULTILINE), "as it is shown to a language model"
+    found = [result.structured_content for result in results[:RANKED]]
     assert found[0] == found[2], "the same forward"
+    assert found[4] == {"results": found[0]["results"][:1]}
+    assert len(found[5]["results"]) == 2, "a query that looks like JSON is a text"
     assert [e["index"] for e in found[0]["results"]] == [e.index for e in whole]
     scores = [e["score"] for e in found[0]["results"]]
     assert scores == pytest.approx([e.score for e in whole], abs=TOLERANCE["float32"]), "another process"
     assert [(e["index"], e["id"]) for e in found[1]["results"]] == [(0, "stoker")]
     assert re.fullmatch(r"1 of 2 documents were cut at their end to fit \(at most \d+ .*", found[3]["warnings"][0])
-    for result, sentence in zip(results[4:], REFUSALS, strict=True):
+    assert [(e["index"], e["score"], e.get("id")) for e in found[6]["results"][1:]] == [(0, 0, None), (2, 0, 7)]
+    [warning] = found[6]["warnings"]
+    assert warning == "documents[0] and documents[2]: no readable character; ranked last."
+    for result, sentence in zip(results[RANKED:], REFUSALS, strict=True):
         assert (result.is_error, result.content[0].text) == (True, f"Error executing tool rank: {sentence}")
 
 

@@ -64,7 +64,7 @@ def test_files_types_and_policy(server: Running) -> None:
         assert "unsafe" not in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert server.client.head(path).headers["content-length"] == str(len(answer.content))
-        assert server.client.post(path).status_code == 405
+        assert server.client.post(path).status_code == (400 if path == "/" else 405), "a POST to the address ranks"
     for path in ("/page", "/page/", "/page/nope.js", "/page/../web.py", "/page/%2e%2e/web.py", "/index.html"):
         assert server.client.get(path).status_code == 404, path
 

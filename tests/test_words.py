@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker
 from blockrank.cli.console import printable
-from blockrank.cli.evidence import words as shown_words
+from blockrank.evidence import evidence_words as shown_words
 from blockrank.fake import shared_words, word_overlap
 from blockrank.mine.pool import text_key
 from blockrank.retrieve import Bm25Index, matching_words

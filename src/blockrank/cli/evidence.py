@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from blockrank.cli.console import ELLIPSIS, preview, printable
+from blockrank.evidence import evidence_words
 from blockrank.types import Evidence, RankedDocument
-from blockrank.words import end_of_marks, is_inside_word
 
 _EXCERPT_WORDS = 48
 _STRONGEST = 5
@@ -20,31 +20,15 @@ _STRONGEST = 5
 _STYLES = ((0.6, "bold black on bright_yellow"), (0.3, "black on yellow"), (0.12, "underline"))
 
 
-def words(entry: RankedDocument) -> list[Evidence]:
-    """Tokens of one word put together, their shares added up; of scripts without spaces the tokens as they are."""
-    joined: list[Evidence] = []
-    for item in entry.evidence:
-        field = _field(entry, item)
-        text = field[item.start : item.end]
-        # A tokenizer may leave out marks.
-        item = replace(item, start=item.end - len(text.lstrip()), end=end_of_marks(field, item.end))
-        last = joined[-1] if joined else None
-        if last and last.field == item.field and item.start <= last.end and is_inside_word(field, item.start):
-            joined[-1] = replace(last, end=max(last.end, item.end), share=last.share + item.share)
-        elif item.start < item.end:
-            joined.append(item)
-    return joined
-
-
 def strongest(entry: RankedDocument, count: int = _STRONGEST) -> str:
     """The words with the largest shares, best first, as `word 0.31, ...`."""
-    best = sorted(words(entry), key=lambda item: -item.share)[:count]
+    best = sorted(evidence_words(entry), key=lambda item: -item.share)[:count]
     return ", ".join(f"{preview(_text(entry, item))} {item.share:.2f}" for item in best)
 
 
 def marked(entry: RankedDocument, width: int, indent: str = "") -> Text:
     """The part of a document that holds most of its evidence, words marked by their share, in lines of `width`."""
-    items = words(entry)
+    items = evidence_words(entry)
     if not items:  # the tokens read cover white space alone
         return Text(indent + preview(entry.document.content, width))
     first = _densest([item.share for item in items], _EXCERPT_WORDS)

@@ -5,21 +5,31 @@ of the HTTP server and refused in the same sentences.
 """
 
 # No postponed annotations: the tool's own are read at run time.
+import contextlib
+import json
 import uuid
+from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from blockrank import __version__
 from blockrank.types import BlockrankError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
+    from mcp.server.mcpserver.tools import Tool
 
     from blockrank.ranker import Ranker
     from blockrank.serve.settings import ServeSettings
 
 _LOOPBACK = "127.0.0.1"
 _INSTRUCTIONS = "rank orders documents by relevance to a query. Send all candidates of a query in one call."
+_DESCRIPTION = (
+    "Rank documents by relevance to a query, best first; top_n keeps the best so many.\n\n"
+    "Each of results has index (the document's place in documents, from 0), score and, where it came with one, id. The "
+    "scores of a call sum to 1 over its documents and compare nothing across calls. warnings says what was cut to fit."
+)
+_ARGUMENTS = frozenset({"query", "documents", "top_n"})
 _FIELDS = {"text": {"type": "string"}, "title": {"type": "string"}, "id": {"type": ["string", "integer"]}}
 _OBJECT = {"type": "object", "properties": _FIELDS, "required": ["text"], "additionalProperties": False}
 _DOCUMENT = {"anyOf": [{"type": "string"}, _OBJECT]}
@@ -33,35 +43,55 @@ def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None)
     """
     try:
         from mcp.server import MCPServer
-        from mcp.server.mcpserver.exceptions import ToolError
-        from pydantic import WithJsonSchema
     except ImportError as error:
         raise MissingExtraError("an MCP server needs mcp: pip install 'blockrank[mcp]'.") from error
     from blockrank.serve.settings import ServeSettings
 
     limits, lock = settings or ServeSettings(), Lock()
-    server = MCPServer[Any]("blockrank", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
-    array = {"type": "array", "items": _DOCUMENT, "minItems": 1, "maxItems": limits.max_documents}
 
-    @server.tool()
-    def rank(
-        query: str,
-        documents: Annotated[Any, WithJsonSchema(array)],
-        top_n: Annotated[Any, WithJsonSchema(_COUNT)] = None,
-    ) -> dict[str, Any]:
-        """Rank documents by relevance to a query, best first; `top_n` keeps the best so many.
+    def answer(arguments: dict[str, Any]) -> dict[str, Any]:
+        with lock:  # a ranker is used by one thread at a time
+            return _answer(ranker, limits, arguments)
 
-        Each of `results` has `index` (the document's place in `documents`, from 0), `score` and, where it came with
-        one, `id`. The scores of a call sum to 1 over its documents and compare nothing across calls. `warnings` says
-        what was cut to fit.
-        """
+    return MCPServer[Any](
+        "blockrank",
+        version=__version__,
+        instructions=_INSTRUCTIONS,
+        log_level="WARNING",
+        tools=[_tool(answer, limits.max_documents)],
+    )
+
+
+def _tool(answer: Callable[[dict[str, Any]], dict[str, Any]], max_documents: int) -> "Tool":
+    """The tool. Its arguments reach `answer` as the client sent them: the library drops those that it does not know and
+    converts what has another type, and here both are refused by name."""
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.mcpserver.tools import Tool
+    from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+
+    class AsSent(FuncMetadata):
+        def validate_arguments(self, arguments_to_validate: dict[str, Any]) -> dict[str, Any]:
+            return {"arguments": arguments_to_validate}
+
+    def rank(arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            with lock:  # a ranker is used by one thread at a time
-                return _answer(ranker, limits, {"query": query, "documents": documents, "top_n": top_n})
+            return answer(arguments)
         except BlockrankError as error:
             raise ToolError(str(error)) from None
 
-    return server
+    tool = Tool.from_function(rank, description=_DESCRIPTION)
+    known = tool.fn_metadata
+    tool.fn_metadata = AsSent(
+        arg_model=known.arg_model, output_schema=known.output_schema, output_model=known.output_model
+    )
+    array = {"type": "array", "items": _DOCUMENT, "minItems": 1, "maxItems": max_documents}
+    tool.parameters = {
+        "type": "object",
+        "properties": {"query": {"type": "string"}, "documents": array, "top_n": _COUNT},
+        "required": ["query", "documents"],
+        "additionalProperties": False,
+    }
+    return tool
 
 
 def run_mcp_server(server: "MCPServer[Any]", port: int | None = None) -> None:
@@ -84,10 +114,13 @@ def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -
     """What a call gets. Raises `BlockrankError` where it cannot be ranked."""
     from blockrank.serve.calls import Reading, read_call
     from blockrank.serve.dialects import TEI, warnings_of
-    from blockrank.serve.fields import Fields
+    from blockrank.serve.fields import Fields, shown
 
-    fields = Fields(values, values.keys())
-    call = read_call(fields, limits, documents="documents", request_id=uuid.uuid4().hex, echo=False)
+    call = read_call(Fields(_parsed(values), _ARGUMENTS), limits, request_id=uuid.uuid4().hex, echo=False)
+    for index, document in enumerate(call.request.candidates):
+        if document.metadata:  # it would not come back
+            name = shown(next(iter(document.metadata)))
+            raise InputError(f"documents[{index}] has an unknown field {name}; known are id, text, title.")
     size = sum(len(document.text) + len(document.title) for document in call.request.candidates)
     if size > limits.max_body_bytes:
         raise InputError(f"documents have {size} characters together and the limit is {limits.max_body_bytes}.")
@@ -95,5 +128,14 @@ def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -
     ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0])
     cuts = [segment.cut for segment in tokenised.documents]
     read = Reading(tokenised.length, sum(cut > 0 for cut in cuts), max(cuts), tokenised.query_cut)
-    warnings = warnings_of(call, read)
+    warnings = warnings_of(call, ranking, read)
     return {"results": TEI.answer(call, ranking, read), **({"warnings": warnings} if warnings else {})}
+
+
+def _parsed(values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with documents that a model wrote as the text of a JSON array read as one."""
+    documents = values.get("documents")
+    if isinstance(documents, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return {**values, "documents": json.loads(documents)}
+    return values

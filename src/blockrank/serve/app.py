@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.types import Receive
 
 from blockrank import __version__
@@ -21,6 +22,7 @@ from blockrank.serve.faults import Faults
 from blockrank.serve.fields import shown
 from blockrank.serve.front import Front, refused
 from blockrank.serve.metrics import Metrics
+from blockrank.serve.paths import RERANK_PATHS, routes_sentence
 from blockrank.serve.preparation import Trace
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.schema import TITLE, rerank_schema
@@ -29,7 +31,6 @@ from blockrank.serve.settings import OPEN_PATHS, ServeSettings
 from blockrank.serve.web import PAGE_PATHS, add_page
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
-_RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
 _MOST_DIGITS = 20
 
 
@@ -93,7 +94,7 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
             headers["x-truncated-documents"] = str(cut)
         return Response(answer, media_type="application/json", headers=headers)
 
-    for path in _RERANK_PATHS:
+    for path in RERANK_PATHS:
         app.add_api_route(
             path,
             rerank,
@@ -137,7 +138,10 @@ def _add_other_routes(app: FastAPI, service: Service) -> None:
 def _add_errors(app: FastAPI, service: Service) -> None:
     async def not_routed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        refusal = Refusal(error.status_code, "route", f"{request.method} {request.url.path}: {error.detail}.")
+        method, path = request.method, request.url.path
+        here = [route for route in app.routes if isinstance(route, Route) and route.path == path]
+        allowed = sorted({name for route in here for name in route.methods or ()})
+        refusal = Refusal(error.status_code, "route", routes_sentence(method, path, allowed))
         response = refused(refusal, request.state.trace, service.metrics)
         response.headers.update(error.headers or {})
         return response

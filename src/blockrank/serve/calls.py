@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blockrank.serve.fields import Fields, check_text, shown
+from blockrank.characters import is_readable
+from blockrank.serve.fields import Fields, check_text, in_json, shown
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
+from blockrank.serve.spans import SpanOptions
 from blockrank.types import Document, InputError, RankRequest
 
 # An id comes back with each document: as long as an address may be, or a number that every language can hold.
 _LONGEST_ID, _LEAST_ID, _MOST_ID = 2048, -(1 << 63), (1 << 64) - 1
-_DOCUMENT_KEYS = ("id", "doc_id", "_id", "text", "title")
+_NAME_KEYS = ("id", "doc_id", "_id")  # in this order
+_TEXT_KEYS = ("text", "title")
+_MOST_NAMES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a dialect calls the fields that every one has."""
+
+    query: str = "query"
+    documents: str = "documents"
+    top: str = "top_n"
+
+    def in_words(self, sentence: str) -> str:
+        """A sentence of the ranker with the documents called as here."""
+        return sentence.replace("documents[", f"{self.documents}[")
+
+
+NAMES = Names()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +43,22 @@ class Call:
 
     request: its `query_id` is the request's id, and its documents are numbered by their place. ids: what the caller
     named each document, None where it has no name. model: the name that answers give. echo: documents come back.
-    counts: tokens read and cut come back. may_cut: whether documents over the limit are cut; else they are refused.
-    max_document_tokens: a limit of this call's own. notes: what the caller is told beside the ranking.
+    evidence, counts: where the attention fell, and tokens read and cut, come back. spans: whether and which of Cohere's
+    `relevant_spans` do. may_cut: whether documents over the limit are cut; else they are refused. max_document_tokens:
+    a limit of this call's own. notes: what the caller is told beside the ranking. names: of the fields, for sentences.
     """
 
     request: RankRequest
-    ids: tuple[str | int | None, ...]
+    ids: tuple[str | int | float | None, ...]
     model: str
     echo: bool
+    evidence: bool = False
     counts: bool = False
+    spans: SpanOptions | None = None
     may_cut: bool = True
     max_document_tokens: int | None = None
     notes: tuple[str, ...] = ()
+    names: Names = NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +76,41 @@ def read_call(
     fields: Fields,
     settings: ServeSettings,
     *,
-    documents: str,
     request_id: str,
     echo: bool,
     may_cut: bool = True,
-    notes: Sequence[str] = (),
+    spans: SpanOptions | None = None,
+    names: Names = NAMES,
 ) -> Call:
-    """The call that the fields of a dialect make; `documents` names the field that holds them.
+    """The call that the fields of a dialect make.
 
     Raises `Refusal` for a model that is not served, and for a query or documents that cannot be ranked or are over a
     limit; its sentence names the document.
     """
     _check_model(fields, settings)
-    query = _query(fields, settings)
-    given = _documents(fields, settings, documents)
-    top_n = fields.integer("top_n", 1)
-    evidence = fields.flag("evidence", False)
+    query = _query(fields, settings, names.query)
+    given = _documents(fields, settings, names.documents)
+    top = fields.integer(names.top, 1)
+    evidence, counts = fields.flag("evidence", False), fields.flag("token_counts", False)
     limit = fields.integer("max_tokens_per_doc", 1)
     try:
-        request = RankRequest(query, [document for document, _ in given], request_id, top_n, evidence)
+        documents = [document for document, _ in given]
+        request = RankRequest(query, documents, request_id, top, evidence or spans is not None)
     except InputError as error:
-        raise invalid(str(error).replace("documents[", f"{documents}[")) from None
+        raise invalid(names.in_words(str(error))) from None
     ids = tuple(name for _, name in given)
     return Call(
-        request, ids, settings.served_name, echo, fields.flag("token_counts", False), may_cut, limit, tuple(notes)
+        request,
+        ids,
+        settings.served_name,
+        echo,
+        evidence,
+        counts,
+        spans,
+        may_cut,
+        limit,
+        (*fields.notes, *_shared_names(ids, names.documents)),
+        names,
     )
 
 
@@ -89,14 +125,16 @@ def _check_model(fields: Fields, settings: ServeSettings) -> None:
         )
 
 
-def _query(fields: Fields, settings: ServeSettings) -> str:
-    query = fields.text("query")
+def _query(fields: Fields, settings: ServeSettings, name: str) -> str:
+    query = fields.text(name)
     if query is None:
-        raise invalid("query is missing.", "query", "empty")
+        raise invalid(f"{name} is missing.", name, "empty")
     if not query.strip():
-        raise invalid("query must not be empty or only white space.", "query", "empty")
+        raise invalid(f"{name} must not be empty or only white space.", name, "empty")
+    if not is_readable(query):
+        raise invalid(f"{name} has no readable character: there is nothing to rank for.", name, "empty")
     if len(query) > settings.max_query_chars:
-        raise _over("query", len(query), settings.max_query_chars)
+        raise _over(name, len(query), settings.max_query_chars)
     return query
 
 
@@ -104,7 +142,7 @@ def _over(name: str, found: int, limit: int) -> Refusal:
     return invalid(f"{name} has {found} characters and the limit is {limit}.", name, "limit")
 
 
-def _documents(fields: Fields, settings: ServeSettings, name: str) -> list[tuple[Document, str | int | None]]:
+def _documents(fields: Fields, settings: ServeSettings, name: str) -> list[tuple[Document, str | int | float | None]]:
     """The documents and what the caller calls them."""
     values = fields.value(name)
     if values is None:
@@ -123,31 +161,68 @@ def _documents(fields: Fields, settings: ServeSettings, name: str) -> list[tuple
     return [_document(value, f"{name}[{index}]", index, settings) for index, value in enumerate(values)]
 
 
-def _document(value: Any, where: str, index: int, settings: ServeSettings) -> tuple[Document, str | int | None]:
-    """A document given as a string, or as an object with `text` and maybe `id` and `title`."""
+def _document(value: Any, where: str, index: int, settings: ServeSettings) -> tuple[Document, str | int | float | None]:
+    """A document given as a string, or as an object with `text` and maybe `title`, an id, and fields of the caller's
+    own, which come back as they are."""
     if isinstance(value, str):
-        text, title, name = value, "", None
+        document, name = Document(check_text(value, where), str(index)), None
     elif isinstance(value, dict):
-        if unknown := next((key for key in value if key not in _DOCUMENT_KEYS), None):
-            raise invalid(f"{where} has an unknown field {shown(unknown)}; known are id, text, title.", where, "field")
         if value.get("text") is None:
-            raise invalid(f"{where} has no 'text'.", where)
+            raise invalid(f"{where} has no 'text'{_its_fields(value)}.", where)
         text = check_text(value["text"], f"{where}.text")
         title = "" if value.get("title") is None else check_text(value["title"], f"{where}.title")
-        name = next((value[key] for key in ("id", "doc_id", "_id") if value.get(key) is not None), None)
-        name = None if name is None else _check_id(name, f"{where}.id")
+        name_key = next((key for key in _NAME_KEYS if value.get(key) is not None), "")
+        rest = {key: item for key, item in value.items() if key not in _TEXT_KEYS and key != name_key}
+        name = _name(value[name_key], f"{where}.{name_key}") if name_key else None
+        document = Document(text, str(index), title, _checked(rest, where))
     else:
         raise invalid(f"{where} must be a string or an object with 'text'.", where)
-    if len(text) + len(title) > settings.max_document_chars:
-        raise _over(where, len(text) + len(title), settings.max_document_chars)
-    return Document(text, str(index), title), name
+    size = len(document.text) + len(document.title)
+    if size > settings.max_document_chars:
+        raise _over(where, size, settings.max_document_chars)
+    return document, name
 
 
-def _check_id(value: Any, where: str) -> str | int:
-    if type(value) is int:
+def _its_fields(value: dict[str, Any]) -> str:
+    names = ", ".join(shown(key) for key in list(value)[:_MOST_NAMES])
+    return f"; it has {names}" if names else ""
+
+
+def _name(value: Any, where: str) -> str | int | float:
+    """An id of the caller's: a string or a whole number, which a table may have turned into 7.0."""
+    if type(value) is int or (type(value) is float and value.is_integer()):
         if not _LEAST_ID <= value <= _MOST_ID:
             raise invalid(f"{where} is a number of more than 64 bits; send it as a string.", where)
         return value
-    if len(name := check_text(value, where)) > _LONGEST_ID:
-        raise _over(where, len(name), _LONGEST_ID)
-    return name
+    if isinstance(value, str):
+        if len(name := check_text(value, where)) > _LONGEST_ID:
+            raise _over(where, len(name), _LONGEST_ID)
+        return name
+    raise invalid(f"{where} must be a string or a whole number, not {in_json(value)}.", where)
+
+
+def _checked(rest: dict[str, Any], where: str) -> dict[str, Any]:
+    """Fields of the caller's own, if they can be given back as JSON."""
+    if rest:
+        try:
+            json.dumps(rest, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise invalid(f"{where} holds a lone surrogate: it is not valid Unicode text.", where) from None
+        except ValueError:
+            raise invalid(f"{where} holds a number that is too large to be given back.", where) from None
+    return rest
+
+
+def _shared_names(ids: Sequence[str | int | float | None], documents: str) -> list[str]:
+    """A warning where documents share an id: only `index` tells them apart."""
+    first = dict[str, int]()
+    repeated = [
+        (place, first[str(name)])
+        for place, name in enumerate(ids)
+        if name is not None and first.setdefault(str(name), place) != place
+    ]
+    if not repeated:
+        return []
+    (place, other), more = repeated[0], f"; {len(repeated) - 1} more repeat one" if repeated[1:] else ""
+    name = shown(ids[place])
+    return [f"{documents}[{place}] has the id {name} of {documents}[{other}]{more}: index tells them apart."]

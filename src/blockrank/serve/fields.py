@@ -6,18 +6,32 @@ A field that is null counts as left out.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from blockrank.serve.refusals import invalid
+from blockrank.serve.refusals import Refusal, invalid
 
 _MOST_SHOWN = 80  # characters
+_WHOLE = re.compile(r"[+-]?[0-9]{1,15}(?:\.0{1,15})?")
+_FLAGS: dict[object, bool] = {
+    True: True,
+    False: False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+}  # 1 is True
 # What other interfaces call a field.
 _OTHER_NAMES = {
-    "top_k": "top_n", "topn": "top_n", "k": "top_n", "n": "top_n", "limit": "top_n", "passages": "documents",
-    "docs": "documents", "candidates": "documents", "q": "query", "return_text": "return_documents",
-    "return_docs": "return_documents", "explain": "evidence",
+    "top_k": ("top_n",), "top_n": ("top_k",), "topn": ("top_n", "top_k"), "k": ("top_n", "top_k"),
+    "n": ("top_n", "top_k"), "limit": ("top_n", "top_k"), "passages": ("documents", "texts"),
+    "docs": ("documents", "texts"), "candidates": ("documents", "texts"), "texts": ("documents",),
+    "documents": ("texts", "text_2"), "q": ("query",), "query": ("text_1",),
+    "return_docs": ("return_documents", "return_text"), "explain": ("evidence",),
+    "truncate": ("truncation",), "truncation": ("truncate",),
 }  # fmt: skip
 
 
@@ -28,13 +42,29 @@ def kind_of(value: object) -> str:
 
 
 class Fields:
-    """The fields of one body. `known`: the names that the dialect has; any other is refused at once."""
+    """The fields of one body, or of an object in it whose name is `within`, with a point at its end.
 
-    def __init__(self, body: Mapping[str, Any], known: Collection[str]) -> None:
+    known: the names that the dialect has. ignored: names that cannot change a ranking, and why; they are told in
+    `notes`. Any other name is refused at once. What is unambiguous is read as meant: `"true"`, `2.0`, `"2"`.
+    """
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        known: Collection[str],
+        ignored: Mapping[str, str] = MappingProxyType({}),
+        *,
+        within: str = "",
+    ) -> None:
         self._values = {name: value for name, value in body.items() if value is not None}
+        self._within = within
+        self.notes: list[str] = []
         for name in self._values:
+            if name not in known and name not in ignored:
+                sentence = f"unknown field {shown(within + name)}{_suggestion(name, known)}"
+                raise invalid(sentence, shortened(within + name), "field")
             if name not in known:
-                raise invalid(f"unknown field {shown(name)}{_suggestion(name, known)}", shown(name), "field")
+                self.notes.append(f"{name} changes nothing: {ignored[name]}.")
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -46,25 +76,37 @@ class Fields:
     def text(self, name: str) -> str | None:
         """A string. Raises `Refusal` for anything else, and for what is no valid Unicode."""
         value = self._values.get(name)
-        return None if value is None else check_text(value, name)
+        return None if value is None else check_text(value, self._within + name)
 
     def integer(self, name: str, least: int) -> int | None:
         """A whole number from `least` on."""
         value = self._values.get(name)
         if value is None:
             return None
-        if type(value) is not int:
-            raise invalid(f"{name} must be a whole number, not {kind_of(value)}.", name)
-        if value < least:
-            raise invalid(f"{name} must be at least {least}, not {value}.", name)
-        return value
+        found = _whole(value)
+        if found is None:
+            raise self._wrong(name, "a whole number", value)
+        if found < least:
+            raise self._wrong(name, f"at least {least}", value)
+        return found
+
+    def number(self, name: str, least: float, most: float) -> float | None:
+        """A number in [least, most]."""
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise self._wrong(name, f"a number from {least:g} to {most:g}", value)
+        return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """A boolean."""
         value = self._values.get(name, default)
-        if type(value) is not bool:
-            raise invalid(f"{name} must be true or false, not {kind_of(value)}.", name)
-        return value
+        # 1 and 0 are keys too: they equal True and False
+        found = _FLAGS.get(value.strip().lower() if isinstance(value, str) else value) if _is_scalar(value) else None
+        if found is None:
+            raise self._wrong(name, "true or false", value)
+        return found
 
     def must_be(self, name: str, allowed: Collection[Any], why: str) -> None:
         """Refuse a value that this server cannot honour."""
@@ -72,11 +114,41 @@ class Fields:
         if value is not None and value not in allowed:
             raise invalid(f"{name} {shown(value)} is not supported: {why}.", name)
 
+    def _wrong(self, name: str, wanted: str, value: object) -> Refusal:
+        name = self._within + name
+        return invalid(f"{name} must be {wanted}, not {in_json(value)}.", name)
+
 
 def shown(value: object) -> str:
-    """A caller's value in a sentence: as Python writes it. Of a long one the beginning is looked at, and no more."""
-    text = repr(value[: _MOST_SHOWN + 1]) if isinstance(value, str) else reprlib.repr(value)
+    """A caller's value in a sentence: as Python writes it, and not too long. The time it takes is bounded too."""
+    return shortened(repr(value[: _MOST_SHOWN + 1]) if isinstance(value, str) else reprlib.repr(value))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that may be long."""
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def in_json(value: object) -> str:
+    """A value that has the wrong type: a scalar itself, else what it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return shown(value) if _is_scalar(value) else kind_of(value)
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that a value means, None where it is none."""
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    return None
 
 
 def check_text(value: object, name: str) -> str:
@@ -95,6 +167,8 @@ def check_text(value: object, name: str) -> str:
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:
-    close = [_OTHER_NAMES.get(name.lower(), ""), *difflib.get_close_matches(name, known, n=1)]
+    if len(name) > _MOST_SHOWN:  # a misspelling is not; comparing takes time that grows with the square
+        return "."
+    close = [*_OTHER_NAMES.get(name.lower(), ()), *difflib.get_close_matches(name, known, n=1)]
     found = next((item for item in close if item in known), None)
     return f": did you mean {found!r}?" if found else f"; known are {', '.join(sorted(known))}."

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blockrank.serve.hosts import HostCheck
 from blockrank.serve.metrics import Metrics
+from blockrank.serve.paths import canonical_path
 from blockrank.serve.preparation import Trace, new_trace
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.settings import CROWDED, OPEN_PATHS, ServeSettings
@@ -59,20 +60,21 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        trace = new_trace(scope["path"], _request_id(headers))
+        headers, path = Headers(scope=scope), canonical_path(scope["path"], scope["method"])
+        trace = new_trace(path, _request_id(headers))
         scope["state"] = {**scope.get("state", {}), "trace": trace}
         exchange = _Exchange(receive, send, headers, trace.request_id, self._most_dropped)
         exchange.on_answer = partial(self._note, scope, trace)
         try:
-            refusal = self._refusal(scope, headers)
+            refusal = self._refusal(scope, headers, is_canonical=path == scope["path"])
+            scope["path"] = path
             app = self._app if refusal is None else refused(refusal, trace, self._metrics)
             await app(scope, exchange.receive, exchange.send)
         finally:
             exchange.answered()
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
-        """Why a request goes no further, if it does not."""
+    def _refusal(self, scope: Scope, headers: Headers, *, is_canonical: bool) -> Refusal | None:
+        """Why a request goes no further, if it does not. Paths are open word for word: a POST to / is no page."""
         is_probe = scope["path"] in OPEN_PATHS
         if scope["state"].get(CROWDED) and not is_probe:
             return Refusal(503, "crowded", "all connections of this server are taken; try again later.", retry_after=1)
@@ -81,7 +83,8 @@ class Front:
                 self._check_host(scope, headers)
         except Refusal as refusal:
             return refusal
-        if scope["path"] in self._open_paths or self._opens(headers.get("authorization", "")):
+        is_open = is_canonical and scope["path"] in self._open_paths
+        if is_open or self._opens(headers.get("authorization", "")):
             return None
         return Refusal(401, "key", "this server needs a key: send 'Authorization: Bearer KEY'.")
 

@@ -72,7 +72,7 @@ class Preparation:
         trace.fields |= {"dialect": dialect.name, "documents": len(call.ids)}
         ticket = self._admission.take(_estimate(call, self._ranker))
         try:
-            tokenised = self._tokenised(call, dialect, deadline)
+            tokenised = self._tokenised(call, deadline)
         except BaseException:
             ticket.release()
             raise
@@ -83,18 +83,17 @@ class Preparation:
         trace.fields |= {"tokens": read.tokens, "cut_documents": read.cut_documents}
         return Prepared(call, read, Job(call.request, tokenised, read.tokens, deadline), ticket)
 
-    def _tokenised(self, call: Call, dialect: Dialect, deadline: Deadline) -> TokenisedRequest:
+    def _tokenised(self, call: Call, deadline: Deadline) -> TokenisedRequest:
         try:
             tokenised = self._ranker.tokenise(call.request, call.max_document_tokens, between=deadline.check)
         except InputError as error:
-            raise invalid(_as_named(str(error), dialect)) from None
+            raise invalid(call.names.in_words(str(error))) from None
         if not call.may_cut:
             for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
                 if segment.cut:
                     over = f"{'about ' * segment.cut_is_estimate}{segment.cut} tokens over the limit"
-                    raise invalid(
-                        _as_named(f"documents[{index}] is {over} and may not be cut.", dialect), cause="limit"
-                    )
+                    sentence = f"documents[{index}] is {over} and may not be cut."
+                    raise invalid(call.names.in_words(sentence), cause="limit")
         return tokenised
 
     def finish(self, prepared: Prepared, scored: Scored, trace: Trace) -> bytes:
@@ -129,8 +128,3 @@ def _estimate(call: Call, ranker: Ranker) -> int:
     limit = ranker.spec.max_segment_tokens
     texts = (len(document.text) + len(document.title) for document in call.request.candidates)
     return sum(min(size // _CHARS_PER_TOKEN + 2, limit) for size in texts) + len(call.request.query) // _CHARS_PER_TOKEN
-
-
-def _as_named(sentence: str, dialect: Dialect) -> str:
-    """A sentence of the ranker in the words of the dialect."""
-    return sentence.replace("documents[", "texts[") if dialect.name == "tei" else sentence

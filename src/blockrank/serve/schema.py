@@ -9,6 +9,8 @@ from blockrank.serve.settings import ServeSettings
 TITLE = "blockrank"
 _TEXT = {"type": "string"}
 _FLAG = {"type": "boolean"}
+_NUMBER = {"type": "number"}
+_OBJECT = {"type": "object"}
 _COUNT = {"type": "integer", "minimum": 1}
 _DOCUMENT: dict[str, Any] = {
     "oneOf": [
@@ -27,20 +29,22 @@ _SPANS = {
     "items": {
         "type": "object",
         "properties": {
-            "field": {"enum": ["text", "title"]}, "start": _INDEX, "end": _INDEX, "share": {"type": "number"},
+            "field": {"enum": ["text", "title"]}, "start": _INDEX, "end": _INDEX, "share": _NUMBER,
         },
     },
 }  # fmt: skip
+_SPAN = {"type": "object", "properties": {"start": _INDEX, "end": _INDEX, "score": _NUMBER}}
+_SPAN_OPTIONS = {
+    "type": "object",
+    "required": ["mode"],
+    "properties": {"mode": {"enum": ["enabled", "disabled"]}, "threshold": _NUMBER, "max_spans": _COUNT},
+}
 _EXTRAS = {"id": {"type": ["string", "integer"]}, "evidence": _SPANS, "tokens": _INDEX, "cut_tokens": _INDEX}
 
 
 def rerank_schema(path: str, settings: ServeSettings) -> dict[str, Any]:
     """Request and responses of one route."""
-    bodies = [_body("documents", settings, {"return_documents": _FLAG})]
-    answers = [_object_answer()]
-    if path == "/rerank":
-        bodies.append(_body("texts", settings, {"return_text": _FLAG, "truncate": _FLAG, "raw_scores": _FLAG}))
-        answers.append({"type": "array", "items": _result("score", {"text": _TEXT})})
+    bodies, answers = _shapes(path, settings)
     refusals = {
         "400": "No JSON; query or documents missing (Cohere, TEI).", "401": "No key.", "404": "Another model.",
         "413": "Body over the limit.", "422": "Cannot be ranked: the sentence names the field and the document.",
@@ -56,33 +60,59 @@ def rerank_schema(path: str, settings: ServeSettings) -> dict[str, Any]:
     }
 
 
+def _shapes(path: str, settings: ServeSettings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Bodies that a route takes, and answers that it gives."""
+    jina = _body(settings, {"top_n": _COUNT, "return_documents": _FLAG, "truncation": _FLAG})
+    voyage = _body(settings, {"top_k": _COUNT, "return_documents": _FLAG, "truncation": _FLAG})
+    cohere = _body(settings, {"top_n": _COUNT, "return_documents": _FLAG, "relevant_spans": _SPAN_OPTIONS})
+    tei_fields = {"top_n": _COUNT, "return_text": _FLAG, "truncate": _FLAG, "raw_scores": _FLAG}
+    tei = _body(settings, tei_fields, documents="texts")
+    results = _object_answer("results", _result("relevance_score", {"document": _OBJECT}))
+    data = _object_answer("data", _result("relevance_score", {"document": _TEXT, "metadata": _OBJECT}))
+    bare = {"type": "array", "items": _result("score", {"text": _TEXT, "metadata": _OBJECT})}
+    if path.endswith("/score"):
+        scores = _object_answer("data", _result("score", {"object": _TEXT}))
+        return [_body(settings, {}, query="text_1", documents="text_2")], [scores]
+    if path == "/v2/rerank":
+        spans = {"relevant_spans": {"type": "array", "items": _SPAN}}
+        return [cohere], [_object_answer("results", _result("relevance_score", {"document": _OBJECT, **spans}))]
+    if path.startswith("/voyage/"):
+        return [voyage], [data]
+    if path == "/rerank":
+        return [jina, voyage, tei], [results, data, bare]
+    return [jina, voyage], [results, data]
+
+
 def _one_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     return schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
 
 
-def _body(documents: str, settings: ServeSettings, more: dict[str, Any]) -> dict[str, Any]:
+def _body(
+    settings: ServeSettings, more: dict[str, Any], *, query: str = "query", documents: str = "documents"
+) -> dict[str, Any]:
     return {
         "type": "object",
-        "required": ["query", documents],
+        "required": [query, documents],
         "properties": {
-            "query": {**_TEXT, "maxLength": settings.max_query_chars},
+            query: {**_TEXT, "maxLength": settings.max_query_chars},
             documents: {"type": "array", "minItems": 1, "maxItems": settings.max_documents, "items": _DOCUMENT},
             "model": _TEXT,
-            "top_n": _COUNT,
             **more,
             **_OWN,
         },
     }
 
 
-def _result(score: str, echo: dict[str, Any]) -> dict[str, Any]:
-    properties = {"index": _INDEX, score: {"type": "number"}, **echo, **_EXTRAS}
+def _result(score: str, more: dict[str, Any]) -> dict[str, Any]:
+    properties = {"index": _INDEX, score: _NUMBER, **more, **_EXTRAS}
     return {"type": "object", "required": ["index", score], "properties": properties}
 
 
-def _object_answer() -> dict[str, Any]:
-    document = {"type": "object", "properties": {"text": _TEXT, "title": _TEXT}}
-    results = {"type": "array", "items": _result("relevance_score", {"document": document})}
-    usage = {"type": "object", "properties": {"total_tokens": _INDEX, "prompt_tokens": _INDEX}}
-    properties = {"id": _TEXT, "model": _TEXT, "results": results, "usage": usage, "meta": {"type": "object"}}
-    return {"type": "object", "required": ["id", "results"], "properties": properties}
+def _object_answer(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    results = {"type": "array", "items": result}
+    counts = {"prompt_tokens": _INDEX, "completion_tokens": _INDEX, "total_tokens": _INDEX}
+    usage = {"type": "object", "properties": counts}
+    warnings = {"type": "array", "items": _TEXT}
+    meta = {"type": "object", "properties": {"warnings": warnings}}
+    properties = {"id": _TEXT, "model": _TEXT, name: results, "usage": usage, "meta": meta}
+    return {"type": "object", "required": ["id", name], "properties": properties}
