@@ -457,7 +457,7 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
         run("tiny", *SMALL, "--dtype", "int8", "--layers", "library")
     )
     unfused = failed(run("tiny", *SMALL, "--layers", "library", "--prune", "0:0.5"))
-    assert "the spec prunes documents, which needs fused layers: tiny: it was loaded with the library's own" in unfused
+    assert "the spec prunes documents, which needs fused layers: it was loaded with the library's own" in unfused
 
 
 @pytest.mark.parametrize(

@@ -615,7 +615,7 @@ def test_pruning_needs_fused_layers_and_gives_no_evidence(mini: Ranker) -> None:
     with pytest.raises(InputError, match="evidence needs every document at the scoring layer"):
         list(pruned.rank_iter([RankRequest("q", ["a", "b"], evidence=True)]))
     model = decoder_model(prune=((0, 0.5),))
-    with pytest.raises(ModelError, match=r"prunes documents, which needs fused layers: mistral: it was loaded with"):
+    with pytest.raises(ModelError, match=r"prunes documents, which needs fused layers: it was loaded with"):
         scores(model, layout_of(model.spec, [2, 3]))
 
 

@@ -199,7 +199,7 @@ def test_each_token_of_an_answer_knows_its_id(tokenizer: PromptTokenizer, answer
     # Read the ids back from the tokens that are said to be theirs, and what is left from the others.
     texts: dict[int, bytes] = {}
     for token, rank in zip(query.ids[query.signal_end :], query.ranks_A, strict=True):
-        piece = tokenizer._backend.decode([int(token)])
+        piece = tokenizer._encoder._backend.decode([int(token)])
         texts[int(rank)] = texts.get(int(rank), b"") + piece.encode()
     separators = texts.pop(0).decode()
     assert [int(texts[rank]) for rank in range(1, len(answer) + 1)] == answer
