@@ -121,7 +121,9 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     assert "empty: there is nothing to search in it." in failed(run(empty, "x"))
     (empty / "a.bin").write_bytes(b"\0")
     assert "there is no text to search in; skipped: binary files (1)." in failed(run(empty, "x"))
-    assert "query is empty" in failed(run(folder, " "))
+    for query in (" ", "\u200b", "\u00ad", "\u0301"):  # before files are read: there is none here
+        told = "query has no readable character: there is nothing to search for."
+        assert told in failed(run(tmp_path / "nowhere", query))
     assert "no/such/model" in failed(run(folder, "x", "--model", "no/such/model"))
 
 

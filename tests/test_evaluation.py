@@ -25,6 +25,7 @@ from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.settings import Settings
 from blockrank.evaluate.work import SHARD_QUERIES
 from blockrank.fake import word_overlap
+from blockrank.retrieve import Bm25Index
 from blockrank.types import InputError
 
 WORDS = ("tide", "harbour", "engine", "willow", "copper", "lantern", "meadow", "signal", "anchor", "quartz")
@@ -340,6 +341,32 @@ def test_a_changed_first_stage_is_refused(folder: Path, whole: Path, tmp_path: P
     write_run(changed / "runs" / "given.trec", run)
     with pytest.raises(InputError, match=r"first_stage_file was .* first_stage_run was"):
         evaluate([open_collection(changed)], plan(4, 10), place)
+
+
+def test_candidates_that_were_found_with_other_words_are_found_again(
+    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are others now, what is ranked is refused; where they are the same, it stands."""
+    bm25, out = plan(first_stage=FirstStage()), tmp_path / "out"
+    evaluate([collection], bm25, out)
+    made = files(out)
+    entry = json.loads((out / "settings.json").read_text())
+    del entry["collections"]["small"]["first_stage_words"]  # as before this was kept
+    (out / "settings.json").write_text(json.dumps(entry))
+    none = plan(rankers=[Reranker("fake", idle)], first_stage=FirstStage())
+    evaluate([collection], none, out)
+    assert files(out) == made
+    monkeypatch.setattr("blockrank.retrieve.bm25.TERMS_VERSION", 99)
+    evaluate([collection], none, out)
+    words = json.loads((out / "settings.json").read_text())["collections"]["small"]["first_stage_words"]
+    assert words.startswith("terms 99, bm25s ")
+    monkeypatch.setattr("blockrank.retrieve.bm25.TERMS_VERSION", 100)
+    search = Bm25Index.search
+    monkeypatch.setattr(Bm25Index, "search", lambda index, query, depth: search(index, query.split()[0], depth))
+    told = r"small: first_stage_run was .* first_stage_words was 'terms 99, .*', now 'terms 100, .*--restart\.$"
+    with pytest.raises(InputError, match=told):
+        evaluate([collection], none, out)
+    assert files(out) == made
 
 
 def idle() -> FakeRanker:

@@ -442,7 +442,12 @@ def test_sources_that_cannot_be_searched_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("query", "depth", "top_k", "problem"),
-    [(" ", 1, 1, "query is empty"), ("x", 0, 1, "depth must be positive"), ("x", 1, 0, "top_k must be positive")],
+    [
+        (" ", 1, 1, "no readable"),
+        ("\u200b", 1, 1, "no readable"),
+        ("x", 0, 1, "depth must be positive"),
+        ("x", 1, 0, "top_k must be positive"),
+    ],
 )
 def test_wrong_arguments_are_told_before_anything_is_read(
     tmp_path: Path, query: str, depth: int, top_k: int, problem: str

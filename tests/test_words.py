@@ -15,6 +15,7 @@ from blockrank.evidence import evidence_words as shown_words
 from blockrank.fake import shared_words, word_overlap
 from blockrank.mine.pool import text_key
 from blockrank.retrieve import Bm25Index, matching_words
+from blockrank.retrieve.terms import TERMS_VERSION, Analyser
 from blockrank.types import Evidence, RankedDocument
 from blockrank.words import document_words, fold, is_inside_word, located_words, query_words, spans_of_words
 
@@ -210,3 +211,54 @@ def test_words_take_time_in_proportion_to_the_text() -> None:
     for piece in ("a'", "C+", "मि", "漢", "a.", "a\u0301", "\u00ad", "🇩"):
         assert len(document_words(piece * 100_000)) <= 250_000
         assert len(located_words(piece * 20_000)) <= 50_000
+
+
+def test_other_terms_have_another_version() -> None:
+    """What was found before is not mixed with what other terms find: where this fails, raise TERMS_VERSION."""
+    text = "The IT team's C++ in the U.S.A., running 7 重置密码 पानी Zürich مُحَمَّد ＦＵＬＬ don't 🔬"
+    assert TERMS_VERSION == 2
+    assert Analyser().of_document(text) == [
+        " the",
+        " it",
+        "team",
+        " c",
+        "c++",
+        " in",
+        " the",
+        "usa",
+        "run",
+        " 7",
+        " 重",
+        " 置",
+        " 密",
+        " 码",
+        "重置",
+        "置密",
+        "密码",
+        "पानी",
+        "zürich",
+        "محمد",
+        "full",
+        "don",
+        " 🔬",
+        " IT",
+    ]
+    assert Analyser().of_query(text) == [
+        " it",
+        "team",
+        " c",
+        "c++",
+        "usa",
+        "run",
+        " 7",
+        "重置",
+        "置密",
+        "密码",
+        "पानी",
+        "zürich",
+        "محمد",
+        "full",
+        "don",
+        " 🔬",
+        " IT",
+    ]

@@ -40,6 +40,14 @@ class FirstStage:
                 return path
         raise InputError(f"first stage {name!r} is neither 'bm25' nor a run file, here or in {collection.source}.")
 
+    def words(self, collection: Collection) -> str | None:
+        """What BM25's candidates depend on besides texts and settings, for people to read; None for a given run."""
+        if self.file(collection) is not None:
+            return None
+        from blockrank.retrieve.bm25 import versions
+
+        return ", ".join(f"{name} {version}" for name, version in versions().items())
+
     def search(self, collection: Collection, queries: Mapping[str, str], depth: int) -> Run:
         """The candidates of these queries: by BM25 at most `depth` of each, of a given run all of them.
 

@@ -156,11 +156,14 @@ def prepare(collection: Collection, plan: Plan, settings: Settings, output: Path
             _refuse_ids(collection, query_id, ())
     identity = _identity(collection, plan, queries)
     judgements = _judgements(collection, qrels, identity, settings.find("judgements", collection.name))
-    run = _kept_run(path, settings.find("collections", collection.name), identity)
+    known = settings.find("collections", collection.name)
+    run = _kept_run(path, known, identity)
     kept = run is not None
     run = plan.first_stage.search(collection, queries, plan.search_depth) if run is None else run
     for query_id, scores in run.items():
         _refuse_ids(collection, query_id, scores)
+    if known.get("first_stage_run") == _run_identity(run):  # other words that find the same: what is ranked stands
+        settings.note("collections", collection.name, {"first_stage_words": identity["first_stage_words"]})
     settings.claim("collections", collection.name, {**identity, "first_stage_run": _run_identity(run)})
     settings.note("judgements", collection.name, judgements)
     if not kept:
@@ -236,5 +239,6 @@ def _identity(collection: Collection, plan: Plan, queries: dict[str, str]) -> di
         "first_stage": plan.first_stage.name,
         "first_stage_drops_own": plan.first_stage.drop_own,
         "first_stage_file": file_identity(file) if file is not None else None,
+        "first_stage_words": plan.first_stage.words(collection),
         "first_stage_depth": None if file is not None else plan.search_depth,
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from blockrank.data import Corpus, Run
 from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder, tell_of_former, write_records
-from blockrank.retrieve.terms import Analyser, is_apart, libraries
+from blockrank.retrieve.terms import TERMS_VERSION, Analyser, is_apart, libraries
 from blockrank.types import Document, InputError
 
 _FORMAT = 2  # raised whenever what is written below changes
@@ -48,7 +48,7 @@ class Bm25Index:
         place = folder or index_folder()
         if corpus.path is None or place is None:
             return cls.build(corpus.documents(), k1=k1, b=b)
-        settings = [*versions(), k1, b, file_hash(corpus.path)]
+        settings = [_FORMAT, versions(), k1, b, file_hash(corpus.path)]
         kept = KeptFolder(place, "bm25", [str(corpus.path.resolve()), k1, b], settings)
         if kept.is_whole() and (index := cls._loaded(kept.path)):
             return index
@@ -123,10 +123,15 @@ class Bm25Index:
         return {query_id: self.search(query, depth) for query_id, query in queries.items()}
 
 
-def versions() -> list[object]:
-    """What an index depends on besides texts and settings: form of its files, versions of the libraries."""
+def versions() -> dict[str, object]:
+    """What finds and scores depend on besides texts and settings: our terms, and the libraries under them."""
     bm25s, stemmer = libraries()
-    return [_FORMAT, bm25s.__version__, stemmer.version(), unicodedata.unidata_version]
+    return {
+        "terms": TERMS_VERSION,
+        "bm25s": bm25s.__version__,
+        "PyStemmer": stemmer.version(),
+        "Unicode": unicodedata.unidata_version,
+    }
 
 
 def matching_words(query: str, text: str) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blockrank.characters import is_readable
 from blockrank.retrieve.bm25 import Bm25Index, versions
 from blockrank.retrieve.files import list_files
 from blockrank.retrieve.kept import (
@@ -271,8 +272,8 @@ def passage_document(passage: Passage, index: int) -> Document:
 
 def check_query(query: str) -> None:
     """Raise `InputError` on a query that asks for nothing."""
-    if not query.strip():
-        raise InputError("query is empty: there is nothing to search for.")
+    if not is_readable(query):
+        raise InputError("query has no readable character: there is nothing to search for.")
 
 
 def _check(query: str, depth: int, top_k: int) -> None:
@@ -304,7 +305,7 @@ def _kept(
     """Where the index is kept, if anywhere."""
     if place is None:
         return None
-    return KeptFolder(place, "passages", str(source.resolve()), [FORMAT, *versions(), astuple(limits), states])
+    return KeptFolder(place, "passages", str(source.resolve()), [FORMAT, versions(), astuple(limits), states])
 
 
 def _firsts(passages: Sequence[Passage]) -> NDArray[np.int64]:

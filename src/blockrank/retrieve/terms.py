@@ -15,6 +15,7 @@ from typing import Any
 from blockrank.types import MissingExtraError
 from blockrank.words import document_words, query_words, spans_of_words
 
+TERMS_VERSION = 2  # raised whenever a text or a query has other terms, by this module or `blockrank.words`
 # Lucene's English list, and what English writes with single letters but does not name anything by.
 STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "eg", "for", "i", "ie", "if", "in", "into", "is", "it",
