@@ -143,6 +143,7 @@ def test_body_cap(server: Running, chunked: bool) -> None:
         (["a", "b" * 100_001], "documents[1] has 100001 characters and the limit is 100000"),
         (["", " "], "documents[0] and documents[1]: no readable character"),
         (["a", {"text": "b"}, {"txt": "c"}], "documents[2] has no 'text'; it has 'txt'."),
+        (["a", {"text": None}], "documents[1].text is null: leave the document out, or give an empty string."),
         (["a", 7], "documents[1] must be a string"),
     ],
 )
@@ -169,6 +170,10 @@ def test_a_document_with_nothing_to_read_is_last(server: Running, nothing: str) 
 def test_a_query_over_the_limits_is_refused(server: Running) -> None:
     too_many = server.post(body={**BODY, "query": "word " * 600})
     assert (too_many.status_code, "query is 600 tokens long" in too_many.json()["detail"]) == (422, True)
+    assert too_many.json()["detail"].endswith("shorten it, or allow it to be cut (--cut-queries of the server).")
+    assert too_many.json()["error"]["param"] == "query"
+    unread = server.post(body={**BODY, "query": "\ue000"})  # a person may see it, and the tokenizer drops it
+    assert unread.json()["detail"] == "query yields no token of this tokenizer: there is nothing to read."
     too_long = server.post(body={**BODY, "query": "w" * 20_001})
     assert (too_long.status_code, "query has 20001 characters" in too_long.json()["detail"]) == (422, True)
 

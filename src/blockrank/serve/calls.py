@@ -167,7 +167,9 @@ def _document(value: Any, where: str, index: int, settings: ServeSettings) -> tu
     if isinstance(value, str):
         document, name = Document(check_text(value, where), str(index)), None
     elif isinstance(value, dict):
-        if value.get("text") is None:
+        if "text" in value and value["text"] is None:
+            raise invalid(f"{where}.text is null: leave the document out, or give an empty string.", where)
+        if "text" not in value:
             raise invalid(f"{where} has no 'text'{_its_fields(value)}.", where)
         text = check_text(value["text"], f"{where}.text")
         title = "" if value.get("title") is None else check_text(value["title"], f"{where}.title")

@@ -87,7 +87,7 @@ class Preparation:
         try:
             tokenised = self._ranker.tokenise(call.request, call.max_document_tokens, between=deadline.check)
         except InputError as error:
-            raise invalid(call.names.in_words(str(error))) from None
+            raise _refused(str(error), call) from None
         if not call.may_cut:
             for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
                 if segment.cut:
@@ -115,6 +115,15 @@ class Preparation:
     def _stage(self, trace: Trace, name: Stage, seconds: float) -> None:
         self._metrics.stage(name, seconds)
         trace.fields[f"{name}_ms"] = round(1000 * seconds, 2)
+
+
+def _refused(sentence: str, call: Call) -> Refusal:
+    """What the ranker refused, as a caller over HTTP knows things: the answer has the id, the server has the option."""
+    sentence = sentence.removesuffix(f" (query_id {call.request.query_id!r})")
+    sentence = sentence.replace("long_queries='cut'", "--cut-queries of the server")
+    if sentence.startswith("query "):
+        return invalid(call.names.query + sentence.removeprefix("query"), call.names.query)
+    return invalid(call.names.in_words(sentence))
 
 
 def give_back(future: Future[Prepared]) -> None:
