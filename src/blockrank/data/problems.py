@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from blockrank.characters import is_readable
-from blockrank.data.files import Source, byte_lines, decoded, json_object, named, source_name
+from blockrank.configfile import json_object
+from blockrank.data.files import Source, byte_lines, decoded, named, source_name
 from blockrank.data.jsonl import as_request, positives_of
 from blockrank.data.trec import JudgementParser, RunLine
 from blockrank.documents import check_readable, check_unique_ids, checked_document
