@@ -38,7 +38,7 @@ def json_object(text: str, *, file: str | Path | None = None) -> dict[str, Any]:
     """
     place = "" if file is None else f"{file}: "
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
+        value = json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         place = "" if file is None else f"{file}:{error.lineno}: "
         raise InputError(f"{place}not valid JSON: {error.msg} at column {error.colno}.") from None
@@ -81,7 +81,7 @@ def _text(path: str | Path) -> str:
         raise InputError(f"{path}:{line}: not valid UTF-8.") from None
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; of a key that is there twice readers keep the one or the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
