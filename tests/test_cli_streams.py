@@ -51,6 +51,7 @@ def test_closed_errors_and_inputs_are_none(rows: Path) -> None:
     code, output, errors = run("<&-", "rank", "rivers", "-")
     assert (code, output) == (1, "")
     assert "nothing to rank" in errors
+    assert "(doc_id 'stdin')" in run("<&-", "rank", "rivers", __file__, "-")[2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")

@@ -209,13 +209,21 @@ def test_the_kind_is_told_from_the_lines(tmp_path: Path, lines: list[str], kind:
     assert result.exit_code == (0 if summary else 1)
 
 
-@pytest.mark.parametrize("content", ["", "two words\n", "{\n"])
-def test_a_kind_that_cannot_be_told_is_asked_for(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", ""),
+        ("two words\n", ""),
+        ("{\n", " (line 1: not valid JSON: Expecting property name enclosed in double quotes at column 2)"),
+        ('\n{"query": "a", "query": "b"}\n{\n', " (line 2: the key 'query' is there twice)"),
+    ],
+)
+def test_a_kind_that_cannot_be_told_is_asked_for(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "file"
     path.write_text(content)
     result = run(str(path))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"blockrank: error: {path}: its lines do not tell what it is; give its kind.\n"
+    assert result.stderr == f"blockrank: error: {path}: its lines do not tell what it is{reason}; give its kind.\n"
 
 
 def test_problems_of_judgements(tmp_path: Path) -> None:

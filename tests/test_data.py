@@ -60,6 +60,7 @@ def test_gzip_byte_order_mark_and_streams_are_read(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ("{", "not valid JSON: Expecting property name enclosed in double quotes at column 2."),
+        ('{"text": "a", "text": "b"}', "the key 'text' is there twice."),
         ("[" * 100_000, "not valid JSON"),
         ("[1]", "a JSON object is needed, not an array."),
         ("3", "a JSON object is needed, not a number."),

@@ -180,8 +180,9 @@ def test_wrong_values_for_the_trainer(line: str, words: str, work: Path) -> None
         (b'output = "a"\na' + b".a" * 1000 + b" = 1", r":2: not valid TOML: nested too deeply\."),
         (b"seed = " + b"9" * 5000, r" is not valid TOML: a number has too many digits\."),
         (b'output = "a"\n= 1', r" is not valid TOML: .*line 2"),
-        (b"", ": missing 3 required positional arguments"),
-        (b"seed = -1", ": missing"),
+        (b"", r": 'output', 'model' and 'data' are missing\."),
+        (b'seed = -1\noutput = "a"\ndata = { sets = ["a"] }', r": 'model' is missing\."),
+        (b'output = "a"\nmodel = {}\ndata = { sets = ["a"] }', r" \[model\]: 'base' is missing\."),
     ],
 )
 def test_a_configuration_that_is_none(data: bytes, words: str, tmp_path: Path) -> None:

@@ -643,19 +643,19 @@ def test_records_carry_checksums(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"[]", "these are no settings of an evaluation"),
+        (b"[]", "a JSON object is needed, not an array"),
         (b'{"systems": 3}', "these are no settings of an evaluation"),
         (b'{"systems": {"mini": ["x"]}}', "these are no settings of an evaluation"),
-        (b"null", "these are no settings of an evaluation"),
-        (b"{", "cannot be read"),
-        (b"\xff\xfe{}", "cannot be read"),
-        (b"[" * 100_000, "cannot be read: nested too deeply"),
-        (b'{"systems": {"mini": {"depth": ' + b"9" * 5000 + b"}}}", "cannot be read"),
+        (b"null", "a JSON object is needed, not null"),
+        (b"{", "not valid JSON: Expecting property name"),
+        (b"\xff\xfe{}", "not valid UTF-8"),
+        (b"[" * 100_000, "not valid JSON: nested too deeply"),
+        (b'{"systems": {"mini": {"depth": ' + b"9" * 5000 + b"}}}", "not valid JSON: a number has too many digits"),
     ],
 )
 def test_settings_that_are_none(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "settings.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"settings\.json: {sentence}") as error:
+    with pytest.raises(InputError, match=rf"settings\.json(:1)?: {sentence}") as error:
         Settings(tmp_path)
     assert "\n" not in str(error.value)
 

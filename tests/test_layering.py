@@ -37,7 +37,6 @@ ORDER = (
     {"probe"},
     {"decode"},
     {"scorers"},
-    {"strategies"},
     {"ranker"},
     {"data", "environment", "evidence", "fake", "page"},
     {"retrieve", "serve"},

@@ -388,6 +388,7 @@ def pieces(path: Path, size: int) -> Any:
         ("[{},]", "object 2: not valid JSON"),
         ('[{"a": }]', "object 1: not valid JSON"),
         ("[{}, 1]", "object 2: a JSON object is needed"),
+        ('[{"a": 1, "a": 2}]', "object 1: the key 'a' is there twice"),
         ("[{}] x", "more after the end"),
         ("[" * 100_000, "nested too deeply"),
         (b'[{"a": "\xff"}]', "not valid UTF-8"),

@@ -1,6 +1,6 @@
-"""Files of settings: read from JSON or TOML, and their values checked against annotated dataclasses.
+"""Objects of JSON, files of settings in JSON or TOML, and their values checked against annotated dataclasses.
 
-What is wrong is one sentence that begins with the file, and with its line where that is known.
+What is wrong is one sentence; of a file it begins with the file, and with its line where that is known.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from numbers import Integral, Real
@@ -18,28 +18,38 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from blockrank.types import InputError
+from blockrank.errors import InputError, listed
 
 _LONG_KEY = re.compile(r"\b(?:[\w-]+\s*\.\s*){100}")
 _UNIONS = (UnionType, Union)  # what `|` makes of classes, and with `Literal`
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `InputError`: it cannot be read, is no UTF-8, no JSON, nested too deeply, no
-    object, or names a key twice."""
-    text = _text(path)
+    """The JSON object in a file. Raises `InputError` where the file cannot be read or is not UTF-8, and as
+    `json_object`."""
+    return json_object(_text(path), file=path)
+
+
+def json_object(text: str, *, file: str | Path | None = None) -> dict[str, Any]:
+    """The object that a text in JSON holds.
+
+    Raises `InputError` where it is no JSON, nested too deeply, no object, or names a key twice; the sentence begins
+    with the file, and with its line where that is known, if a file is given.
+    """
+    place = "" if file is None else f"{file}: "
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
+        value = json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}.") from None
+        place = "" if file is None else f"{file}:{error.lineno}: "
+        raise InputError(f"{place}not valid JSON: {error.msg} at column {error.colno}.") from None
     except RecursionError:
-        raise InputError(f"{path}: not valid JSON: nested too deeply.") from None
+        raise InputError(f"{place}not valid JSON: nested too deeply.") from None
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{place}{error}") from None
     except ValueError:  # an integer of thousands of digits
-        raise InputError(f"{path}: not valid JSON: a number has too many digits.") from None
+        raise InputError(f"{place}not valid JSON: a number has too many digits.") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object is needed, not {_called(value)}.")
+        raise InputError(f"{place}a JSON object is needed, not {_called(value)}.")
     return value
 
 
@@ -71,7 +81,7 @@ def _text(path: str | Path) -> str:
         raise InputError(f"{path}:{line}: not valid UTF-8.") from None
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; of a key that is there twice readers keep the one or the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -86,16 +96,19 @@ def build(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
     known = {item.name: item for item in fields(kind)}
     if unknown := sorted(set(raw) - set(known)):
         raise InputError(f"{where}: unknown key {unknown[0]!r}; there are {sorted(known)}.")
+    if missing := [name for name, item in known.items() if _is_needed(item) and name not in raw]:
+        raise InputError(f"{where}: {listed([*map(repr, missing)])} {'is' if len(missing) == 1 else 'are'} missing.")
     hints, values = _hints(kind), {}
     for name, value in raw.items():
         table = _table(hints[name])
         if table is not None and isinstance(value, dict):
             value = build(table, value, f"{where} [{name}]")
         values[name] = checked(hints[name], value, f"{where}: {name}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}.") from error
+    return kind(**values)
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.init and item.default is MISSING and item.default_factory is MISSING
 
 
 @cache

@@ -1,6 +1,8 @@
-"""The errors that this package raises on purpose."""
+"""The errors that this package raises on purpose, and how their sentences list things."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class BlockrankError(Exception):
@@ -21,3 +23,9 @@ class CapacityError(ModelError):
 
 class MissingExtraError(BlockrankError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def listed(names: Sequence[str], most: int | None = None) -> str:
+    """Names in a sentence: `a, b and c`, or where they are more than `most`: `a, b and 4 more`."""
+    shown = list(names) if most is None or len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

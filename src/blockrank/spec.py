@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockrank.configfile import build, check_fields, checked, read_json
+from blockrank.errors import listed
 from blockrank.types import InputError, ModelError
 
 SPEC_FILE = "blockrank.json"
@@ -50,7 +51,7 @@ class Template:
         named = {kind: set(_FIELD.findall(" ".join(getattr(self, kind)))) for kind in _FIELDS}
         for kind, allowed in _FIELDS.items():
             if other := sorted(named[kind] - allowed):
-                words = " and ".join(f"{{{name}}}" for name in sorted(allowed))
+                words = listed([f"{{{name}}}" for name in sorted(allowed)])
                 raise InputError(f"Template.{kind} names {{{other[0]}}}; what it can hold is {words}.")
         if "text" not in named["document"]:
             raise InputError("Template.document does not hold {text}, the document (its title included).")

@@ -23,7 +23,7 @@ def open_standard_streams() -> None:
     when it is written to. Left closed, its descriptor would be that of the next file or connection."""
     if sys.stdin is None:
         _occupy(0)
-        sys.stdin = io.TextIOWrapper(io.BytesIO())
+        sys.stdin = io.TextIOWrapper(_Nothing())
     if sys.stdout is None:
         _occupy(1)
         sys.stdout = io.TextIOWrapper(cast("BinaryIO", _Closed()), write_through=True)
@@ -36,6 +36,12 @@ def tell(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if _takes_bytes():
             typer.echo(line, err=True)
+
+
+class _Nothing(io.BytesIO):
+    """An input with nothing in it, which messages call as they call an open one."""
+
+    name = "<stdin>"
 
 
 class _Closed(io.RawIOBase):

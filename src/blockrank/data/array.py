@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from blockrank.configfile import distinct
 from blockrank.data.files import Source, byte_pieces, source_name
 from blockrank.types import InputError
 
@@ -46,7 +47,10 @@ class _Text:
     def __init__(self, source: Source) -> None:
         self._name, self._at, self._held = source_name(source), 0, ""
         self._bytes = byte_pieces(source)
-        self._decoder, self._json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+        self._decoder, self._json = (
+            codecs.getincrementaldecoder("utf-8-sig")(),
+            json.JSONDecoder(object_pairs_hook=distinct),
+        )
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
@@ -69,6 +73,8 @@ class _Text:
                 value, self._at = self._json.raw_decode(self._held, self._at)
             except RecursionError:
                 raise InputError(f"{where}: not valid JSON: nested too deeply.") from None
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
             except ValueError as error:
                 # What is cut off looks broken: read twice as much before the next attempt, so that it stays linear.
                 wanted = max(2 * wanted, _FIRST)

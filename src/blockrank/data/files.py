@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import json
 import lzma
 import os
 import re
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from blockrank.configfile import json_object
 from blockrank.types import InputError
 
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
@@ -69,24 +69,6 @@ def json_objects(source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
             with named(f"{source_name(source)}:{number}"):
                 value = json_object(text)
             yield number, value
-
-
-def json_object(text: str) -> Mapping[str, Any]:
-    """The JSON object of one line. Raises `InputError`, without a place, where it is none."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg} at column {error.colno}.") from None
-    except RecursionError:
-        raise InputError("not valid JSON: nested too deeply.") from None
-    except ValueError:  # an integer of thousands of digits
-        raise InputError("not valid JSON: a number has too many digits.") from None
-    if not isinstance(value, dict):
-        raise InputError(f"a JSON object is needed, not {_JSON_NAMES.get(type(value), 'a number')}.")
-    return value
-
-
-_JSON_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 
 
 def text_lines(source: Source) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from blockrank.characters import is_readable
-from blockrank.data.files import Source, byte_lines, decoded, json_object, named, source_name
+from blockrank.configfile import json_object
+from blockrank.data.files import Source, byte_lines, decoded, named, source_name
 from blockrank.data.jsonl import as_request, positives_of
 from blockrank.data.trec import JudgementParser, RunLine
 from blockrank.documents import check_readable, check_unique_ids, checked_document
@@ -89,18 +90,21 @@ _PEEKED = 100
 
 
 def _guess(head: Sequence[tuple[int, bytes]]) -> Kind:
-    """What kind of file begins like this. Raises `InputError` where that cannot be told."""
+    """What kind of file begins like this. Raises `InputError` where that cannot be told, and says of JSON what is
+    wrong with it."""
+    reason = ""
     for number, line in head:
         try:
             text = decoded(number, line)
             if text.lstrip().startswith("{"):
                 value = json_object(text)
                 return "requests" if "query" in value or "documents" in value else "documents"
-        except InputError:
+        except InputError as error:
+            reason = reason or f" (line {number}: {str(error).removesuffix('.')})"
             continue
         if kind := _KINDS_BY_FIELDS.get(len(text.split())):
             return kind
-    raise InputError("its lines do not tell what it is; give its kind.")
+    raise InputError(f"its lines do not tell what it is{reason}; give its kind.")
 
 
 _KINDS_BY_FIELDS: dict[int, Kind] = {6: "run", 4: "qrels", 3: "qrels"}

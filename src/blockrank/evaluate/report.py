@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blockrank.data import atomic_file
+from blockrank.errors import listed
 from blockrank.evaluate import plots
 from blockrank.evaluate.compare import Comparison
 from blockrank.evaluate.results import SIGNIFICANT, CollectionResult, EvaluationResult, SystemResult
@@ -58,21 +59,15 @@ def report_html(result: EvaluationResult) -> str:
 
 def _title(result: EvaluationResult) -> str:
     labels = list(plots.looks(result)) or list(dict.fromkeys(c.first_stage for c in result.collections))
-    return f"Evaluation of {_listed(labels, 3)}"
+    return f"Evaluation of {listed(labels, 3)}"
 
 
 def _lead(result: EvaluationResult) -> str:
     queries = sum(collection.queries for collection in result.collections)
-    firsts = _listed(list(dict.fromkeys(collection.first_stage for collection in result.collections)), 3)
+    firsts = listed(list(dict.fromkeys(collection.first_stage for collection in result.collections)), 3)
     where = _counted(len(result.collections), "judged collection", "judged collections")
     asked = _counted(queries, "query", "queries")
     return f"Candidates found by {firsts} on {where} with {asked}, reranked. The main measure is {result.measures[0]}."
-
-
-def _listed(names: Sequence[str], most: int) -> str:
-    """Names in a sentence: `a, b and c`, or `a, b and 4 more`."""
-    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _counted(count: int, one: str, many: str) -> str:
@@ -275,7 +270,7 @@ def _comparisons(collection: CollectionResult) -> Html:
         rows.append(
             [f"{c.a} − {c.b}", c.mean_a, c.mean_b, marked, c.p, c.corrected_p, c.wins, c.losses, c.ties],
         )
-    measures = _listed(list(dict.fromkeys(c.measure for c in collection.comparisons)), 5)
+    measures = listed(list(dict.fromkeys(c.measure for c in collection.comparisons)), 5)
     return table(
         header,
         rows,

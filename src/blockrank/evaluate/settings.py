@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from blockrank.configfile import read_json
 from blockrank.data import atomic_file
 from blockrank.types import InputError, RequestRanker
 
@@ -150,17 +151,13 @@ def _hash(content: bytes) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        entries = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{path}: cannot be read: {reason}.") from None
-    sections = entries.values() if isinstance(entries, dict) else [None]
+    sections = read_json(path)
     if not all(
-        isinstance(section, dict) and all(isinstance(e, dict) for e in section.values()) for section in sections
+        isinstance(section, dict) and all(isinstance(e, dict) for e in section.values())
+        for section in sections.values()
     ):
         raise InputError(f"{path}: these are no settings of an evaluation.")
-    return entries  # type: ignore[no-any-return]  # checked down to where it is typed
+    return sections
 
 
 def _decisive(value: Any) -> Any:

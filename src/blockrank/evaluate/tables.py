@@ -37,9 +37,10 @@ def _collection(found: CollectionResult, measures: Sequence[str], markdown: bool
 
 
 def _sentence(found: Comparison) -> str:
+    better = f"{found.wins} {'query' if found.wins == 1 else 'queries'} better"
     return (
         f"{found.a} against {found.b} on {found.measure}: {found.difference:+.4f} "
-        f"(corrected p {found.corrected_p:.4f}); {found.wins} queries better, {found.losses} worse, {found.ties} equal."
+        f"(corrected p {found.corrected_p:.4f}); {better}, {found.losses} worse, {found.ties} equal."
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from blockrank.errors import listed
 from blockrank.layout import PromptTokenizer
 from blockrank.prompt import fill
 from blockrank.spec import RankSpec, Template
@@ -41,7 +42,7 @@ def check_files(folder: Path, tokenizer: Any) -> None:
     names = [name for key, name in tokenizer.vocab_files_names.items() if key != "tokenizer_file"]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        files = f"{_FAST_FILE}, nor {' and '.join(missing)}" if missing else _FAST_FILE
+        files = f"{_FAST_FILE}, nor {listed(missing)}" if missing else _FAST_FILE
         raise ModelError(f"model folder {str(folder)!r} has no {files}: there is no tokenizer to read text with.")
 
 
