@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_S, TOLERANCE, failed
 from huggingface_hub.utils import httpx
-from serving import QUERY, TEXTS, wait_until
+from serving import QUERY, TEXTS, Gate, wait_until
 from typer.testing import CliRunner
 
-from blockrank import MissingExtraError, Ranker
+from blockrank import MissingExtraError, ModelError, Ranker
 from blockrank.cli import app
 from blockrank.integrations.mcp import create_mcp_server
 
@@ -151,6 +151,29 @@ def test_http_listens_here_alone_and_knows_its_host(mini: Ranker) -> None:
     finally:
         server.kill()
         server.communicate()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModelError("/srv/models/secret cannot be read."), "ranking failed: ModelError; the server's log has more."),
+        (OSError("/srv/models/secret cannot be read."), "ranking failed: OSError; the server's log has more."),
+    ],
+)
+def test_what_is_not_the_caller_s_is_logged_alone(
+    mini: Ranker, error: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The words of an error may name the model's folder, which whoever calls the tool is not told."""
+
+    def fail(_: Any) -> None:
+        raise error
+
+    gate = Gate()
+    gate.failure = fail
+    _, results = asyncio.run(talk(create_mcp_server(Ranker(mini.model, gate))))
+    assert (results[0].is_error, results[0].content[0].text) == (True, f"Error executing tool rank: {told}")
+    assert "/srv" not in repr([result.content for result in results])
+    assert "/srv/models/secret" in caplog.text
 
 
 def test_what_cannot_start_says_so(tmp_path: Path, mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ of the HTTP server and refused in the same sentences.
 # No postponed annotations: the tool's own are read at run time.
 import contextlib
 import json
+import logging
 import uuid
 from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from blockrank import __version__
-from blockrank.types import BlockrankError, InputError, MissingExtraError
+from blockrank.types import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from blockrank.ranker import Ranker
     from blockrank.serve.settings import ServeSettings
 
+_log = logging.getLogger(__name__)
+_SERVER_ERROR = 500
 _LOOPBACK = "127.0.0.1"
 _INSTRUCTIONS = "rank orders documents by relevance to a query. Send all candidates of a query in one call."
 _DESCRIPTION = (
@@ -64,10 +67,13 @@ def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None)
 
 def _tool(answer: Callable[[dict[str, Any]], dict[str, Any]], max_documents: int) -> "Tool":
     """The tool. Its arguments reach `answer` as the client sent them: the library drops those that it does not know and
-    converts what has another type, and here both are refused by name."""
+    converts what has another type, and here both are refused by name. What is not the caller's to mend is told as the
+    HTTP server tells it: its words, which may name files, are logged alone."""
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.mcpserver.tools import Tool
     from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+
+    from blockrank.serve.worker import refusal_of
 
     class AsSent(FuncMetadata):
         def validate_arguments(self, arguments_to_validate: dict[str, Any]) -> dict[str, Any]:
@@ -76,8 +82,11 @@ def _tool(answer: Callable[[dict[str, Any]], dict[str, Any]], max_documents: int
     def rank(arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             return answer(arguments)
-        except BlockrankError as error:
-            raise ToolError(str(error)) from None
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.status >= _SERVER_ERROR:  # no fault of the call's
+                _log.error("a call failed", exc_info=error)
+            raise ToolError(refusal.sentence) from None
 
     tool = Tool.from_function(rank, description=_DESCRIPTION)
     known = tool.fn_metadata
