@@ -53,6 +53,7 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"documents": list(TEXTS)},
     {"query": QUERY, "documents": [{"text": "a", "id": True}]},
     {"query": QUERY, "documents": {"text": "a"}},
+    {"query": "word " * 600, "documents": list(TEXTS)},
 )
 REFUSALS = (
     "documents holds 4 documents and the limit is 3: documents[3] is the first over it.",
@@ -72,6 +73,7 @@ REFUSALS = (
     "query is missing.",
     "documents[0].id must be a string or a whole number, not true.",
     "documents must be an array.",
+    "query is 600 tokens long and the limit is 510: shorten it, or allow it to be cut (--cut-queries of the server).",
 )
 RANKED = 7  # calls that are not refused
 

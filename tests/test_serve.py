@@ -169,13 +169,29 @@ def test_a_document_with_nothing_to_read_is_last(server: Running, nothing: str) 
 
 def test_a_query_over_the_limits_is_refused(server: Running) -> None:
     too_many = server.post(body={**BODY, "query": "word " * 600})
-    assert (too_many.status_code, "query is 600 tokens long" in too_many.json()["detail"]) == (422, True)
-    assert too_many.json()["detail"].endswith("shorten it, or allow it to be cut (--cut-queries of the server).")
+    told = "is 600 tokens long and the limit is 510: shorten it, or allow it to be cut (--cut-queries of the server)."
+    assert (too_many.status_code, too_many.json()["detail"]) == (422, f"query {told}")
+    scores = server.post("/score", {"text_1": "word " * 600, "text_2": TEXTS})
+    assert (scores.status_code, scores.json()["detail"]) == (422, f"text_1 {told}")
     assert too_many.json()["error"]["param"] == "query"
     unread = server.post(body={**BODY, "query": "\ue000"})  # a person may see it, and the tokenizer drops it
     assert unread.json()["detail"] == "query yields no token of this tokenizer: there is nothing to read."
     too_long = server.post(body={**BODY, "query": "w" * 20_001})
     assert (too_long.status_code, "query has 20001 characters" in too_long.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/v1/rerank", {"query": "a", "documents": ["\ue000"]}, "documents: none yields a token"),
+        ("/rerank", {"query": "a", "texts": ["\ue000", "\ue001"]}, "texts: none yields a token"),
+        ("/v2/rerank", {"query": "\ue000", "documents": ["a"]}, "query yields no token"),
+    ],
+)
+def test_what_has_no_token_is_told_in_the_caller_s_words(server: Running, path: str, body: Any, told: str) -> None:
+    answer = server.post(path, body)
+    sentence = next(answer.json()[key] for key in ("detail", "message", "error") if key in answer.json())
+    assert (answer.status_code, sentence.startswith(told), "query_id" in sentence) == (422, True, False)
 
 
 def test_models_publishes_the_limits(server: Running, mini: Ranker) -> None:

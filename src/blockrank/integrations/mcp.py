@@ -133,7 +133,10 @@ def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -
     size = sum(len(document.text) + len(document.title) for document in call.request.candidates)
     if size > limits.max_body_bytes:
         raise InputError(f"documents have {size} characters together and the limit is {limits.max_body_bytes}.")
-    tokenised = ranker.tokenise(call.request)
+    try:
+        tokenised = ranker.tokenise(call.request)
+    except InputError as error:
+        raise InputError(call.names.in_words(str(error))) from None
     ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0])
     cuts = [segment.cut for segment in tokenised.documents]
     read = Reading(tokenised.length, sum(cut > 0 for cut in cuts), max(cuts), tokenised.query_cut)

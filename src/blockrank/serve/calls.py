@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ _LONGEST_ID, _LEAST_ID, _MOST_ID = 2048, -(1 << 63), (1 << 64) - 1
 _NAME_KEYS = ("id", "doc_id", "_id")  # in this order
 _TEXT_KEYS = ("text", "title")
 _MOST_NAMES = 8
+_REQUEST_NUMBER = re.compile(r" \(query_id '[^']*'\)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,11 @@ class Names:
     top: str = "top_n"
 
     def in_words(self, sentence: str) -> str:
-        """A sentence of the ranker with the documents called as here."""
-        return sentence.replace("documents[", f"{self.documents}[")
+        """A sentence of the ranker for a caller: the query and documents called as here, without the number of the
+        request, which every answer has in its header, and with the server's option in place of Python's argument."""
+        told = _REQUEST_NUMBER.sub("", sentence.replace("(long_queries='cut')", "(--cut-queries of the server)"))
+        told = re.sub(r"^query\b", self.query, told)
+        return re.sub(r"\bdocuments(?=\[|:)", self.documents, told)
 
 
 NAMES = Names()

@@ -118,12 +118,8 @@ class Preparation:
 
 
 def _refused(sentence: str, call: Call) -> Refusal:
-    """What the ranker refused, as a caller over HTTP knows things: the answer has the id, the server has the option."""
-    sentence = sentence.removesuffix(f" (query_id {call.request.query_id!r})")
-    sentence = sentence.replace("long_queries='cut'", "--cut-queries of the server")
-    if sentence.startswith("query "):
-        return invalid(call.names.query + sentence.removeprefix("query"), call.names.query)
-    return invalid(call.names.in_words(sentence))
+    """What the ranker refused, as a caller over HTTP knows things, with the field at fault."""
+    return invalid(call.names.in_words(sentence), call.names.query if sentence.startswith("query ") else None)
 
 
 def give_back(future: Future[Prepared]) -> None:
