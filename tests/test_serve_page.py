@@ -6,12 +6,16 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from chromium import CONTROL, Tab, browser, find_chromium
+from conftest import PATIENCE_S
 from serving import Running, running, wait_until
 from typer.testing import CliRunner
 
@@ -487,3 +491,43 @@ def test_motion_and_width(chromium: Tab, server: Running) -> None:
         page.run(f"document.querySelector('[value={view}]').click()")
         assert page.run("document.documentElement.scrollWidth") <= 390, view
     chromium.emulate()
+
+
+# Pages of others
+
+
+@contextmanager
+def other_page() -> Iterator[str]:
+    """The address of a page that is not the server's."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>another page</title>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as pages:
+        thread = Thread(target=pages.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{pages.server_address[1]}/"
+        finally:
+            pages.shutdown()
+            thread.join(PATIENCE_S)
+
+
+@in_browser
+def test_a_page_of_another_origin_ranks_nothing(chromium: Tab, server: Running) -> None:
+    """A simple request needs no leave of the server's to be sent: it arrives, and is refused."""
+    body = json.dumps({"query": QUERY, "documents": ["a", "b"]})
+    send = f"fetch('http://127.0.0.1:{server.port}/v1/rerank', {{method: 'POST', mode: 'no-cors', body: '{body}'}})"
+    refused = server.metric('blockrank_rejections_total{cause="host"}')
+    with other_page() as address:
+        chromium.open(address)
+        chromium.run(f"{send}.then(() => {{ document.title = 'sent' }})")
+        chromium.wait("document.title === 'sent'")
+    assert server.metric('blockrank_rejections_total{cause="host"}') == refused + 1
