@@ -58,7 +58,21 @@ def test_options_are_finite(command: list[str], value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["http://a.org", "a.org:80", "a.org/x", "", " ", "a b", "*.", "*x.org", "a.*", "m\u00fcller.de", "[::1]"]
+    "name",
+    [
+        "http://a.org",
+        "a.org:80",
+        "cafe:8080",
+        "a.org/x",
+        "",
+        " ",
+        "a b",
+        "*.",
+        "*x.org",
+        "a.*",
+        "m\u00fcller.de",
+        "[::1]",
+    ],
 )
 def test_an_allowed_host_is_a_name(name: str) -> None:
     """One that no Host can equal would let nobody in, in silence."""

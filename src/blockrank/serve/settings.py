@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass, field, fields
@@ -13,7 +14,7 @@ from blockrank.types import InputError
 
 # Routes that answer without the key, word for word: probes of orchestrators and load balancers carry none.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
-_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 CROWDED = "crowded"  # in the state of a request: its connection is over the limit, and only those routes answer
 
 
@@ -84,7 +85,7 @@ class ServeSettings:
         if not self.served_name.strip() or not all(alias.strip() for alias in self.aliases):
             raise InputError("served_name and aliases must not be empty.")
         for name in self.allowed_hosts:
-            if not _HOST.fullmatch(name):
+            if not (_HOST.fullmatch(name) or _is_ipv6(name)):
                 raise InputError(f"an allowed host is a name without scheme and port, *.NAME or *, not {name!r}.")
         if any(not is_key(key) for key in self.keys):
             raise InputError(f"one of the keys is none: {NO_KEY}.")
@@ -121,3 +122,11 @@ def _number_kinds() -> dict[str, tuple[type, ...]]:
     """The settings that are numbers, with what each may be."""
     hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(ServeSettings).items()}
     return {name: kinds for name, kinds in hints.items() if {int, float} & {*kinds}}
+
+
+def _is_ipv6(name: str) -> bool:
+    try:
+        ipaddress.IPv6Address(name)
+    except ValueError:
+        return False
+    return True
