@@ -217,10 +217,8 @@ def test_a_body_over_the_limit_is_refused_by_its_length(impatient: Running, expe
     """Before a byte of it has come, and without asking for it."""
     with connected(impatient) as connection:
         connection.sendall(HEAD + expect + f"content-length: {length}\r\n\r\n".encode())
-        started = time.monotonic()
         found = connection.recv(1 << 16)
-        assert found.startswith(b"HTTP/1.1 413 ")
-        assert time.monotonic() - started < 3, "it is not waited for"
+        assert found.startswith(b"HTTP/1.1 413 ")  # 408 where it was waited for
         assert b"connection: close" in found.lower()
         assert b"100 Continue" not in found
 
