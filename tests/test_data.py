@@ -89,7 +89,7 @@ def test_bytes_that_are_no_text_name_file_and_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.jsonl", ".", "short.gz"])
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
-    (tmp_path / "short.gz").write_bytes(gzip.compress(os.urandom(1000))[:-20])
+    (tmp_path / "short.gz").write_bytes(gzip.compress(os.urandom(1000).hex().encode())[:-20])
     with pytest.raises(InputError, match=r"cannot be read: .+\.$|not valid UTF-8") as caught:
         read_documents(tmp_path / name)
     assert "\n" not in str(caught.value)

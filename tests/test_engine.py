@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -311,6 +314,21 @@ def test_a_product_in_eight_bits_is_exact_up_to_its_factors(dtype: torch.dtype, 
     whole = x @ exact.weight_ND.float().t() + bias
     assert float((small(rows).float() - whole).norm() / whole.norm()) < (0.02 if dtype == torch.int8 else 0.06)
     assert small.accumulates is False
+
+
+def test_integer_products_are_exact_without_instructions_for_them() -> None:
+    """On AVX2 alone sums of pairs overflow in silence where a weight uses all eight bits."""
+    code = """
+import torch
+from blockrank.engine.glue import quantise_rows
+from blockrank.engine.linear import Linear
+weight, x = torch.ones(48, 64), torch.ones(20, 64)
+weight[::2] = -1
+product = Linear(weight, None).quantise(torch.int8)(quantise_rows(x, torch.int8))
+torch.testing.assert_close(product, x @ weight.t())
+"""
+    for isa in ("AVX2", "DEFAULT"):
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa})
 
 
 def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:

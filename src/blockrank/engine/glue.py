@@ -132,9 +132,9 @@ def activate(x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None 
     return quantise_rows(out, quantise) if quantise else out
 
 
-def quantise_rows(x_TD: Tensor, dtype: torch.dtype) -> Quantised:
-    """Each row in eight bits, scaled so that its largest entry is the largest of the type."""
+def quantise_rows(x_TD: Tensor, dtype: torch.dtype, largest: float | None = None) -> Quantised:
+    """Each row in eight bits, scaled so that its largest entry is `largest`; None is the largest of the type."""
     wide = x_TD.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / LARGEST[dtype]
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / (largest or LARGEST[dtype])
     scaled = wide / scale
     return Quantised((scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale)

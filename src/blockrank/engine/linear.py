@@ -40,7 +40,7 @@ class Linear:
 
     def quantise(self, dtype: torch.dtype) -> Linear:
         """The same product in eight bits."""
-        rows = quantise_rows(self.weight_ND, dtype)
+        rows = quantise_rows(self.weight_ND, dtype, onednn.largest_integer() if dtype == torch.int8 else None)
         return Linear(rows.values, self.bias_N, rows.scale.flatten())
 
     def outputs(self, start: int, end: int) -> Linear:

@@ -45,6 +45,19 @@ def takes(weight_ND: Tensor, activation: str | None = None) -> bool:
     return weight_ND.device.type == "cpu" and activation in _ACTIVATIONS and _runs(weight_ND.dtype)
 
 
+@functools.cache
+def largest_integer() -> float:
+    """The largest entry of an int8 weight whose products are exact here: 127, or 64 on processors without VNNI.
+
+    There pairs of products are added in 16 bits before they are added in 32, and what is over is cut off in silence
+    (torch 2.13; oneDNN's guide calls it saturation). With inputs up to 255, as oneDNN shifts them, two products with 64
+    just fit.
+    """
+    most = torch.full((64, 64), 127, dtype=torch.int8)
+    exact = bool((torch._int_mm(most, most.t()) == 64 * 127 * 127).all())
+    return 127.0 if exact else 64.0
+
+
 def product(x_RD: Tensor, weight_ND: Tensor, bias_N: Tensor | None, activation: str | None = None) -> Tensor:
     """(R, N) `activation(x @ weight.T + bias)`, in the type of all three."""
     name, variant = _ACTIVATIONS[activation]
