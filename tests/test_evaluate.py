@@ -307,7 +307,7 @@ def exact_p(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * min(tails)))
 
 
-@given(st.lists(st.sampled_from([-0.5, -0.25, 0.0, 0.1, 0.25, 1.0]), min_size=1, max_size=8))
+@given(st.lists(st.sampled_from([-0.5, -0.3, -0.25, 0.0, 0.1, 0.25, 0.7, 1.0]), min_size=1, max_size=8))
 def test_few_queries_are_tested_exactly(differences: list[float]) -> None:
     values = np.array(differences)
     assert randomisation_p(values) == pytest.approx(exact_p(values))
@@ -316,6 +316,7 @@ def test_few_queries_are_tested_exactly(differences: list[float]) -> None:
 
 def test_sums_that_differ_by_rounding_alone_tie() -> None:
     assert randomisation_p(np.array([-0.25, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1, -0.25])) == 1.0  # the mean is zero
+    assert randomisation_p(np.array([-0.5, *[0.1] * 6])) == 1.0  # no pattern is nearer to zero
 
 
 def test_many_queries_are_tested_as_scipy_does() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from blockrank.types import InputError, MissingExtraError
 
 RESAMPLES = 10_000
-_STEPS = 2.0**30  # that the greatest difference is divided into
+_DECIMALS = 9  # to which sums are compared, in units of the largest difference's power of ten
 _BATCH = 1000  # sign patterns drawn at once: bounds memory over many queries
 
 
@@ -80,10 +80,10 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
     test = permutation_test()
     if len(differences) < 2 or not differences.any():  # one pair, or no difference: every pattern is as far from zero
         return 1.0
-    steps = np.rint(differences * (_STEPS / np.abs(differences).max()))  # whole numbers: equal sums are found equal
+    unit = 10.0 ** np.floor(np.log10(np.abs(differences).max()))
     result = test(
-        (steps,),
-        lambda sample, axis: sample.mean(axis=axis),
+        (differences / unit,),
+        lambda sample, axis: np.round(sample.sum(axis=axis), _DECIMALS),  # sums that are equal but for rounding tie
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
