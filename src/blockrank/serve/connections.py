@@ -96,13 +96,17 @@ class Connections:
         connection.abort(told=why == "header")
 
     def parse_later(self, connection: Connection) -> None:
-        """Let a connection with more to parse wait for its turn: one connection has one in each of the event loop's."""
+        """Let a connection with more to parse wait for its turn: one connection has one in each of the event loop's.
+
+        After a turn comes a rest as long: parsing holds the interpreter's lock, and a forward asks for it often.
+        """
         self._unparsed.append(connection)
         if len(self._unparsed) == 1:
             connection.loop.call_soon(self._parse_one)
 
     def _parse_one(self) -> None:
         connection = self._unparsed[0]
+        loop, started = connection.loop, connection.loop.time()
         try:
             connection.parse_on()
         except Exception:
@@ -110,7 +114,7 @@ class Connections:
             connection.transport.abort()
         self._unparsed.popleft()
         if self._unparsed:
-            connection.loop.call_soon(self._parse_one)
+            loop.call_later(loop.time() - started, self._parse_one)
 
     def sweep(self, now: float) -> None:
         """End what is past its deadline, and what stands still longest where too much is unsent."""
