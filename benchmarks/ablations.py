@@ -42,7 +42,7 @@ from blockrank.evaluate.compare import randomisation_p
 from blockrank.layout import pack
 from blockrank.model import RankModel, load_model
 from blockrank.ranker import plan_batches
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 from blockrank.spec import TEMPLATES, Template
 from blockrank.train.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from blockrank.train.run import build_trainer

@@ -24,7 +24,7 @@ from record import environment, write_record
 
 from blockrank import Document
 from blockrank.data import Run, open_collection
-from blockrank.environment import versions
+from blockrank.report.environment import versions
 from blockrank.retrieve import Bm25Index
 
 MEASURES = (nDCG @ 10, R @ 100)

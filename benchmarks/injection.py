@@ -37,7 +37,7 @@ from blockrank.analyze.full import full_attention
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.measures import per_query
 from blockrank.layout import TokenisedRequest, pack, plan_batches
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 from blockrank.spec import EMBEDDED
 
 KEPT_BYTES = 2 << 30  # keys of documents that are encoded once, where a model allows it

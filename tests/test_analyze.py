@@ -37,7 +37,7 @@ from blockrank.data import Collection, open_collection, write_collection
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 
 LENGTHS = (6, 9, 5, 12, 7)
 TOPICS = ("the whale", "the lighthouse", "the castle", "the railway", "the garden", "the winter")

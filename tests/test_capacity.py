@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import EXHAUSTED, exhaust
 
-from blockrank.capacity import is_out_of_memory
+from blockrank.errors import is_out_of_memory
 
 # A request of a few thousand tokens takes a hundred MB beside the model; what is allowed here is a third of that.
 TOO_LITTLE = """

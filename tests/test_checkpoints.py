@@ -22,11 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 from typer.testing import CliRunner
 
 from blockrank import InputError, ModelError, Ranker, RankSpec, Template
-from blockrank.cache import MemoryStore
 from blockrank.cli import app
 from blockrank.model import ADAPTER_CONFIG, EMBEDDED_MODEL, load_config, load_model, resolve_device, resolve_dtype
+from blockrank.model.weights import WEIGHTS_FILE
+from blockrank.reuse.memory import MemoryStore
 from blockrank.spec import SPEC_FILE
-from blockrank.weights import WEIGHTS_FILE
 
 DEEP = "[" * 100_000
 

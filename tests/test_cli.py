@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from blockrank import Document, MissingExtraError, Ranker, __version__
 from blockrank.cli import app
 from blockrank.cli.drawing import bar, drawing
-from blockrank.evidence import evidence_words as words
 from blockrank.layout import pack
 from blockrank.model import EMBEDDED_MODEL
+from blockrank.report.evidence import evidence_words as words
 from blockrank.types import Evidence, RankedDocument
 
 QUERY = "who wrote Dracula"
@@ -291,7 +291,7 @@ def test_inspect_reads_no_weights(tmp_path: Path, lines: str) -> None:
 def test_inspect_counts_the_pairs_of_the_dense_mask() -> None:
     from blockrank.attention.reference import dense_mask
     from blockrank.cli.pattern import SCORED, UNREAD, WHOLE, blocks, draw, pairs_read
-    from blockrank.prompt import segments
+    from blockrank.layout.prompt import segments
     from blockrank.spec import RankSpec
     from blockrank.types import RankRequest
 

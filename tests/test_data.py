@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker, InputError, RankRequest
-from blockrank.characters import is_readable
 from blockrank.data import (
     atomic_file,
     check_writable,
@@ -31,6 +30,7 @@ from blockrank.data import (
     rereadable,
     source_name,
 )
+from blockrank.text.characters import is_readable
 
 GOOD = {"query": "a b", "documents": ["b", "c"]}
 

@@ -33,9 +33,9 @@ from blockrank.decode.search import Beam, Search, searches_of, step_layout
 from blockrank.evaluate.settings import ranker_identity
 from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack
 from blockrank.model import RankModel
-from blockrank.rows import RowBuffers
+from blockrank.model.rows import RowBuffers
+from blockrank.model.seam import SEAM
 from blockrank.scorers import DecodeScorer
-from blockrank.seam import SEAM
 
 TEMPLATE = Template(("{query};",), ("D{id}:{text};",), ("Q:{query};A",), answer="[", answer_separator=", ")
 PATTERNS = ("block", "causal")

@@ -32,17 +32,17 @@ from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, eng
 from blockrank.attention import default_backends, get_backend
 from blockrank.attention.backend import kernels_unavailable
 from blockrank.attention.reference import dense_mask
-from blockrank.attention.triton import cut_tiles, tile_tokens
+from blockrank.attention.tiles import cut_tiles, tile_tokens
 from blockrank.engine import block as blocks
-from blockrank.engine import glue, onednn
+from blockrank.engine import kernels, onednn
+from blockrank.engine.capture import Capture
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel, load_model, resolve_device, resolve_devices
-from blockrank.probe import probe_model, rows_apart
-from blockrank.prune import leave, with_exits
+from blockrank.model.probe import probe_model, rows_apart
+from blockrank.readout.exits import leave, with_exits
+from blockrank.readout.signals import log_scores
 from blockrank.scorers import AttentionScorer, Scored
-from blockrank.seam import Capture
-from blockrank.signals import log_scores
 
 KINDS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
@@ -301,7 +301,7 @@ def test_a_product_in_eight_bits_is_exact_up_to_its_factors(dtype: torch.dtype, 
     kind = torch.float32 if dtype == torch.int8 else torch.bfloat16  # what the bias and the product are in
     exact = Linear(torch.randn(48, 64, dtype=kind), torch.randn(48, dtype=kind) if biased else None)
     x = torch.randn(20, 64)
-    small, rows = exact.quantise(dtype), glue.quantise_rows(x, dtype)
+    small, rows = exact.quantise(dtype), kernels.quantise_rows(x, dtype)
     assert small.takes == rows.values.dtype == dtype
     assert small.scale_N is not None
     bias = 0 if exact.bias_N is None else exact.bias_N.float()
@@ -320,7 +320,7 @@ def test_integer_products_are_exact_without_instructions_for_them() -> None:
     """On AVX2 alone sums of pairs overflow in silence where a weight uses all eight bits."""
     code = """
 import torch
-from blockrank.engine.glue import quantise_rows
+from blockrank.engine.kernels import quantise_rows
 from blockrank.engine.linear import Linear
 weight, x = torch.ones(48, 64), torch.ones(20, 64)
 weight[::2] = -1
@@ -332,8 +332,8 @@ torch.testing.assert_close(product, x @ weight.t())
 
 
 def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:
-    for dtype in glue.LARGEST:
-        rows = glue.quantise_rows(torch.zeros(2, 16), dtype)
+    for dtype in kernels.LARGEST:
+        rows = kernels.quantise_rows(torch.zeros(2, 16), dtype)
         assert bool((rows.values.float() * rows.scale == 0).all())
 
 
@@ -403,7 +403,7 @@ def test_tiles_read_exactly_what_the_layout_says(
     if not whole:
         layout = layout.part(np.arange(len(layout.document_segment_C)) % 2 == 0, whole=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blockrank.attention.triton.SPLIT_ROWS", 16)
+        patch.setattr("blockrank.attention.tiles.SPLIT_ROWS", 16)
         tables = cut_tiles(layout, tokens)
     items, ranges, merges, slots = tables.items_I8, tables.ranges_R2, tables.merges_M4, tables.slots
     assert tables.tokens == tokens

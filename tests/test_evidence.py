@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockrank import Document, FakeRanker, Ranker, RankRequest, RankSpec
 from blockrank.layout import PackedLayout, PromptTokenizer
-from blockrank.signals import token_shares
+from blockrank.readout.signals import token_shares
 
 QUERY = "who wrote Dracula"
 DOCUMENTS = [
@@ -52,7 +52,7 @@ def test_token_shares_in_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch)
     layout = random_layout([4, *range(1, 12), 6], spec)
     q_GNH, k_PKH = torch.randn(2, 4, 8), torch.randn(layout.rows, 2, 8)
     whole = token_shares(q_GNH, k_PKH, layout, spec, 0.3)
-    monkeypatch.setattr("blockrank.signals._CHUNK_ROWS", 16)
+    monkeypatch.setattr("blockrank.readout.signals._CHUNK_ROWS", 16)
     torch.testing.assert_close(token_shares(q_GNH, k_PKH, layout, spec, 0.3), whole)
 
 

@@ -13,7 +13,7 @@ from blockrank import Ranker, RankRequest, RankSpec, Template
 from blockrank.layout import PromptTokenizer, Segment
 from blockrank.layout.encoding import Encoded, PieceEncoder
 from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, settled
-from blockrank.prompt import Piece
+from blockrank.layout.prompt import Piece
 
 FRAMES = [("{text}",), ("\nID: {id} | {text} | END",), ("[SEP]{text}[SEP]",), ("{text}.\n", "({query})"), (" {text}s",)]
 WORDS = st.sampled_from(

@@ -7,7 +7,7 @@ import torch
 from conftest import CASES, FAMILIES, golden_case, rank_model, tokenised
 
 from blockrank.layout import pack
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])

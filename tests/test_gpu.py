@@ -25,13 +25,14 @@ from blockrank.attention import get_backend
 from blockrank.decode import decode
 from blockrank.decode.answers import Grammar, answer_tokens
 from blockrank.decode.search import searches_of, step_layout
-from blockrank.engine import glue
-from blockrank.engine.glue import Norm, Quantised
+from blockrank.engine import kernels
+from blockrank.engine.kernels import Norm, Quantised
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, PromptTokenizer, pack
 from blockrank.model import RankModel
+from blockrank.readout.plan import plan_readout
+from blockrank.readout.signals import document_lse, log_scores, segment_lse
 from blockrank.scorers import AttentionScorer
-from blockrank.signals import document_lse, log_scores, plan_readout, segment_lse
 from blockrank.spec import RankSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -158,7 +159,7 @@ def test_the_kernel_of_the_read_out_equals_plain_torch(joined: bool, cosine: str
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-# Glue
+# Kernels
 
 
 def _close(found: torch.Tensor | Quantised, expected: torch.Tensor | Quantised) -> None:
@@ -176,7 +177,7 @@ def _close(found: torch.Tensor | Quantised, expected: torch.Tensor | Quantised) 
 @pytest.mark.parametrize("width", [48, 384, 4096])
 @pytest.mark.parametrize("quantise", [None, torch.float8_e4m3fn])
 def test_fused_norms_equal_plain_ones(width: int, quantise: torch.dtype | None) -> None:
-    from blockrank.engine import glue_triton
+    from blockrank.engine import kernels_triton
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=CUDA)
@@ -197,13 +198,13 @@ def test_fused_norms_equal_plain_ones(width: int, quantise: torch.dtype | None) 
                 x = draw(9, width)
                 options: dict[str, Any] = {"delta_norm": delta_norm, "keep_norm": keep_norm, "quantise": quantise}
                 streams = [x.clone(), x.clone()]
-                expected = glue.add_norm(streams[0], delta, norm, **options)
-                _close(glue_triton.add_norm(streams[1], delta, norm, **options), expected)
+                expected = kernels.add_norm(streams[0], delta, norm, **options)
+                _close(kernels_triton.add_norm(streams[1], delta, norm, **options), expected)
                 torch.testing.assert_close(streams[1], streams[0], atol=1e-5, rtol=1e-5)
 
 
 def test_fused_rotation_and_activation_equal_plain_ones() -> None:
-    from blockrank.engine import glue_triton
+    from blockrank.engine import kernels_triton
 
     for heads, kv_heads, width in ((32, 8, 128), (5, 1, 24)):
         weights = [torch.randn(width, device=CUDA) for _ in range(2)]
@@ -211,15 +212,15 @@ def test_fused_rotation_and_activation_equal_plain_ones() -> None:
             qkv = torch.randn(11, heads + 2 * kv_heads, width, device=CUDA)
             cos, sin = torch.randn(11, width, device=CUDA), torch.randn(11, width, device=CUDA)
             one, two = qkv.clone(), qkv.clone()
-            glue.rotate_heads(one[:, : heads + kv_heads], heads, cos, sin, norms)
-            glue_triton.rotate_heads(two[:, : heads + kv_heads], heads, cos, sin, norms)
+            kernels.rotate_heads(one[:, : heads + kv_heads], heads, cos, sin, norms)
+            kernels_triton.rotate_heads(two[:, : heads + kv_heads], heads, cos, sin, norms)
             torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
     x = torch.randn(9, 2 * 14336, device=CUDA)
     for kind in ("silu", "gelu", "gelu_tanh"):
         for gated in (False, True):
             for quantise in (None, torch.float8_e4m3fn):
-                _close(glue_triton.activate(x, kind, gated, quantise), glue.activate(x, kind, gated, quantise))
-    _close(glue_triton.quantise_rows(x, torch.float8_e4m3fn), glue.quantise_rows(x, torch.float8_e4m3fn))
+                _close(kernels_triton.activate(x, kind, gated, quantise), kernels.activate(x, kind, gated, quantise))
+    _close(kernels_triton.quantise_rows(x, torch.float8_e4m3fn), kernels.quantise_rows(x, torch.float8_e4m3fn))
 
 
 # Eight bits
@@ -230,7 +231,7 @@ def test_a_product_in_eight_bits() -> None:
         torch.randn(96, 64, device=CUDA, dtype=torch.bfloat16), torch.randn(96, device=CUDA, dtype=torch.bfloat16)
     )
     small, x = exact.quantise(torch.float8_e4m3fn), torch.randn(33, 64, device=CUDA, dtype=torch.bfloat16)
-    rows = glue.quantise_rows(x, torch.float8_e4m3fn)
+    rows = kernels.quantise_rows(x, torch.float8_e4m3fn)
     assert small.scale_N is not None
     expected = (rows.values.float() * rows.scale) @ (small.weight_ND.float() * small.scale_N[:, None]).t()
     expected = expected + exact.bias_N.float()  # type: ignore[union-attr]
@@ -321,9 +322,9 @@ def test_a_quantised_model_and_another_spec_share_no_stale_graph() -> None:
 
 def test_no_size_of_a_request_compiles_a_kernel_again() -> None:
     from blockrank.attention.triton_kernels import _attend_kernel
-    from blockrank.engine.glue_triton import _activate_kernel, _add_norm_kernel, _rotate_kernel
+    from blockrank.engine.kernels_triton import _activate_kernel, _add_norm_kernel, _rotate_kernel
 
-    kernels = (_attend_kernel, _activate_kernel, _add_norm_kernel, _rotate_kernel)
+    jitted = (_attend_kernel, _activate_kernel, _add_norm_kernel, _rotate_kernel)
     model = _spread_model("mistral", "triton", torch.bfloat16)
     model.fuse()
     layouts = [
@@ -331,10 +332,10 @@ def test_no_size_of_a_request_compiles_a_kernel_again() -> None:
     ]
     _scores(model, layouts[0])
     _scores(model, layouts[1])
-    before = [_variants(kernel) for kernel in kernels]
+    before = [_variants(kernel) for kernel in jitted]
     for layout in layouts[2:]:
         _scores(model, layout)
-    assert [_variants(kernel) for kernel in kernels] == before
+    assert [_variants(kernel) for kernel in jitted] == before
 
 
 def _variants(kernel: Any) -> int:

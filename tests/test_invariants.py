@@ -20,7 +20,7 @@ from blockrank import Ranker, RankRequest, RankSpec
 from blockrank.attention import get_backend
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 
 Request = list[np.ndarray[Any, np.dtype[np.int64]]]
 
@@ -228,7 +228,7 @@ def test_read_out_in_chunks_equals_one_piece(monkeypatch: pytest.MonkeyPatch) ->
     layout = random_layout([4, *range(1, 12), 6], spec)
     q_GNH, k_PKH = torch.randn(2, 4, 8), torch.randn(layout.rows, 2, 8)
     whole = log_scores(q_GNH, k_PKH, layout, spec, 0.3)
-    monkeypatch.setattr("blockrank.signals._CHUNK_ROWS", 16)
+    monkeypatch.setattr("blockrank.readout.signals._CHUNK_ROWS", 16)
     torch.testing.assert_close(log_scores(q_GNH, k_PKH, layout, spec, 0.3), whole)
 
 

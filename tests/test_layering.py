@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,29 +17,21 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     {""},  # the package itself: names and version, loaded lazily
     {"errors"},
-    {"characters"},
-    {"documents"},
-    {"types", "words"},
-    {"capacity", "configfile"},
+    {"text"},
+    {"types"},
+    {"configfile"},
     {"spec"},
-    {"prompt"},
     {"layout"},
-    {"indices"},
     {"attention"},
-    {"signals", "signals_triton"},
-    {"weights"},
-    {"prune"},
-    {"rows"},
-    {"seam"},
+    {"readout"},
     {"reuse"},
-    {"cache"},
     {"engine"},
     {"model"},
-    {"probe"},
     {"decode"},
     {"scorers"},
+    {"strategies"},
     {"ranker"},
-    {"data", "environment", "evidence", "fake", "page"},
+    {"data", "fake", "report"},
     {"retrieve", "serve"},
     {"analyze", "bench", "evaluate", "integrations", "mine"},
     {"train"},  # a run is judged on a dev set, which is an evaluation
@@ -46,8 +39,7 @@ ORDER = (
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-# Loading a model ends in the probe, which runs that model: imported inside the function.
-UPWARD_IN_FUNCTIONS = {("model", "probe")}
+MOST_ROOMS = 12  # between `types` and `ranker`
 MOST_FUNCTION_LINES, MOST_KERNEL_LINES, MOST_FILE_LINES = 60, 150, 400
 
 
@@ -61,8 +53,8 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def imports(node: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool, int]]:
-    """(module under blockrank, whether inside a function, line) of every import that happens at run time."""
+def imports(node: ast.AST) -> Iterator[tuple[str, int]]:
+    """(module under blockrank, line) of every import that happens at run time."""
     for child in ast.iter_child_nodes(node):
         if is_type_checking(child):
             continue
@@ -76,18 +68,54 @@ def imports(node: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool, in
                 names = [f"blockrank.{alias.name}" if alias.name in LEVEL else "blockrank" for alias in child.names]
         for name in names:
             if name == "blockrank" or name.startswith("blockrank."):
-                yield ([*name.split("."), ""][1], inside, child.lineno)
-        yield from imports(child, inside or isinstance(child, ast.FunctionDef))
+                yield [*name.split("."), ""][1], child.lineno
+        yield from imports(child)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path: Path) -> None:
     own = home(path)
     assert own in LEVEL, f"{own} has no place in the order"
-    for other, inside, line in imports(ast.parse(path.read_text(encoding="utf-8"))):
+    for other, line in imports(ast.parse(path.read_text(encoding="utf-8"))):
         assert other in LEVEL, f"{path}:{line}: blockrank.{other} has no place in the order"
-        allowed = LEVEL[other] <= LEVEL[own] or (inside and (own, other) in UPWARD_IN_FUNCTIONS)
-        assert allowed, f"{path}:{line}: {own or 'blockrank'} must not import {other}"
+        assert LEVEL[other] <= LEVEL[own], f"{path}:{line}: {own or 'blockrank'} must not import {other}"
+
+
+def test_few_rooms_stand_between_a_request_and_its_ranking() -> None:
+    between = [name for name, level in LEVEL.items() if LEVEL["types"] < level < LEVEL["ranker"]]
+    assert len(between) <= MOST_ROOMS
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Read from all imports, those inside functions and those for annotations alone too."""
+    graph = {module_name(path): set(modules_imported(path)) - {module_name(path)} for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"they import each other: {' <- '.join(error.args[1])}")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(("blockrank", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    """Full names of the modules of the package that a file imports anywhere."""
+    known = {module_name(file) for file in FILES}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in known else str(node.module)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_name)
+def test_each_package_says_in_one_line_what_is_in_it(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    first = text.partition("\n")[0]
+    assert first.endswith("."), f"{path} has no line of its own"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from blockrank import InputError, Ranker, RankRequest, RankSpec, Template
 from blockrank.attention.reference import dense_mask
 from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment, TokenisedRequest, pack, ranges_flat
-from blockrank.prompt import segments
+from blockrank.layout.prompt import segments
 from blockrank.spec import TEMPLATES
 
 CHAT = Template(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockrank.page import (
+from blockrank.report.page import (
     Cell,
     Column,
     Html,
@@ -213,7 +213,7 @@ def test_picture_leaves_no_setting_behind() -> None:
         "import sys; from matplotlib import rcParams\n"
         "def settings(): return {name: rcParams[name] for name in rcParams if name != 'backend'}\n"
         "before = settings()\n"
-        "from blockrank.page import picture; picture(2, 2, lambda figure: figure.subplots())\n"
+        "from blockrank.report.page import picture; picture(2, 2, lambda figure: figure.subplots())\n"
         "assert settings() == before; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -30,11 +30,11 @@ from transformers import PreTrainedModel
 from blockrank import InputError, ModelError, Ranker, RankSpec
 from blockrank.attention import get_backend
 from blockrank.attention.reference import dense_mask
-from blockrank.attention.triton import cut_tiles
+from blockrank.attention.tiles import cut_tiles
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.model import RankModel
-from blockrank.probe import probe_model
-from blockrank.signals import log_scores
+from blockrank.model.probe import probe_model
+from blockrank.readout.signals import log_scores
 from blockrank.train.batch import Example, collate
 from blockrank.train.config import LossConfig
 from blockrank.train.objective import training_loss

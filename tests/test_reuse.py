@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from blockrank import Document, InputError, Ranker, RankRequest
 from blockrank.attention.reference import dense_mask
-from blockrank.cache import MemoryStore
 from blockrank.layout import pack
-from blockrank.reuse import content_keys
+from blockrank.reuse.keys import content_keys
+from blockrank.reuse.memory import MemoryStore
 
 WORDS = ("egg", "boil", "ten", "minutes", "Oslo", "fjord", "is", "the", "capital", "of", "Norway", "42")
 POOL = [Document(" ".join(WORDS[i % 5 : 6 + i % 7]) + f" {i}", f"d{i}") for i in range(12)]

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from blockrank import Ranker
 from blockrank.cli import app
-from blockrank.page import _STYLE
+from blockrank.report.page import _STYLE
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.web import PAGE_PATHS
 

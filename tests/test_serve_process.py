@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from blockrank import InputError
 from blockrank.cli import app
-from blockrank.cli.serve import is_loopback, model_name, read_keys
+from blockrank.cli.serve import model_name, read_keys
+from blockrank.serve.hosts import is_loopback
 from blockrank.serve.memory import FreedMemory, resident_bytes, trim
 
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from blockrank import InputError
 from blockrank.cli import app
-from blockrank.cli.serve import is_loopback, read_keys
+from blockrank.cli.serve import read_keys
+from blockrank.serve.hosts import is_loopback
 from blockrank.serve.keys import keys_in
 from blockrank.serve.settings import ServeSettings
 

@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 
 from blockrank import InputError, Ranker, RankRequest, RankSpec
 from blockrank.layout import PromptTokenizer, Segment
+from blockrank.layout.prompt import segments
 from blockrank.model import EMBEDDED_MODEL, load_model, load_tokenizer
-from blockrank.prompt import segments
+from blockrank.model.weights import is_int8, read_int8
 from blockrank.spec import TEMPLATES, Template
 from blockrank.train.batch import collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
 from blockrank.train.objective import check_answers, training_loss
 from blockrank.train.run import build_trainer, train_from_config
 from blockrank.train.sets import Framer, Lexicon, TrainingSet, open_sources
-from blockrank.weights import is_int8, read_int8
 
 RELEASE = Path(__file__).parents[1] / "recipes" / "mini" / "release.py"
 DOCUMENTS = (

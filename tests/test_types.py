@@ -25,7 +25,7 @@ from blockrank import (
     RankSpec,
     Template,
 )
-from blockrank.documents import check_unique_ids
+from blockrank.types.documents import check_unique_ids
 
 
 class Column:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker
 from blockrank.cli.console import printable
-from blockrank.evidence import evidence_words as shown_words
 from blockrank.fake import shared_words, word_overlap
 from blockrank.mine.pool import text_key
+from blockrank.report.evidence import evidence_words as shown_words
 from blockrank.retrieve import Bm25Index, matching_words
 from blockrank.retrieve.terms import TERMS_VERSION, Analyser
+from blockrank.text.words import document_words, fold, is_inside_word, located_words, query_words, spans_of_words
 from blockrank.types import Evidence, RankedDocument
-from blockrank.words import document_words, fold, is_inside_word, located_words, query_words, spans_of_words
 
 NFD = unicodedata.normalize("NFD", "Zürich")
 # A query, a text that holds it, and what of the text it is.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from blockrank.layout import pack
 from blockrank.model import RankModel, load_model
-from blockrank.signals import log_scores
+from blockrank.model.weights import write_int8
+from blockrank.readout.signals import log_scores
 from blockrank.types import RankRequest
-from blockrank.weights import write_int8
 
 _log = logging.getLogger(__name__)
 

@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blockrank.fake import FakeRanker
     from blockrank.ranker import Ranker
+    from blockrank.scorers import AttentionScorer, DecodeScorer
     from blockrank.spec import BUILT_IN_SPECS, RankSpec, Template
     from blockrank.types import (
         BlockrankError,
+        CapacityError,
         Document,
+        Evidence,
         InputError,
         MissingExtraError,
         ModelError,
         RankedDocument,
         Ranking,
         RankRequest,
+        RequestRanker,
     )
 
 __version__ = "0.1.0"
@@ -32,25 +36,34 @@ __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the application asks for logs
 
 _HOMES = {
+    "AttentionScorer": "scorers",
+    "DecodeScorer": "scorers",
     "FakeRanker": "fake",
     "Ranker": "ranker",
     "BUILT_IN_SPECS": "spec",
     "RankSpec": "spec",
     "Template": "spec",
     "BlockrankError": "types",
+    "CapacityError": "types",
     "Document": "types",
+    "Evidence": "types",
     "InputError": "types",
     "MissingExtraError": "types",
     "ModelError": "types",
     "RankRequest": "types",
     "RankedDocument": "types",
     "Ranking": "types",
+    "RequestRanker": "types",
 }
 
 __all__ = [
     "BUILT_IN_SPECS",
+    "AttentionScorer",
     "BlockrankError",
+    "CapacityError",
+    "DecodeScorer",
     "Document",
+    "Evidence",
     "FakeRanker",
     "InputError",
     "MissingExtraError",
@@ -60,6 +73,7 @@ __all__ = [
     "RankedDocument",
     "Ranker",
     "Ranking",
+    "RequestRanker",
     "Template",
     "__version__",
 ]

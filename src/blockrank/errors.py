@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# What torch says in a plain RuntimeError: of a processor, by system, and of Apple's GPUs.
+_SENTENCES = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
+
 
 class BlockrankError(Exception):
     """Root of every error this package raises on purpose."""
@@ -29,3 +32,11 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
     """Names in a sentence: `a, b and c`, or where they are more than `most`: `a, b and 4 more`."""
     shown = list(names) if most is None or len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice. Only for CUDA has torch an error of its own for it; numpy and Python raise
+    `MemoryError`."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, RuntimeError) and any(sentence in str(error) for sentence in _SENTENCES)

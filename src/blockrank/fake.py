@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from blockrank.text.words import document_words, query_words, spans_of_words
 from blockrank.types import Document, Evidence, InputError, Ranking, RankRequest, RequestRanker
-from blockrank.words import document_words, query_words, spans_of_words
 
 
 def word_overlap(query: str, text: str) -> float:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from blockrank.cache import MemoryStore
-from blockrank.capacity import is_out_of_memory
 from blockrank.configfile import checked
+from blockrank.errors import is_out_of_memory
 from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
+from blockrank.reuse.memory import MemoryStore
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
 from blockrank.spec import RankSpec
 from blockrank.types import (
@@ -82,8 +82,8 @@ class Ranker(RequestRanker):
         chooses by the machine. With several devices ("cuda:0,cuda:1") a stream of requests is ranked on all of them,
         and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
         compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run products in eight bits. probe: see
-        `blockrank.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen. scorer:
-        "decode" lets the model write document ids, which needs all layers and its language-model head; a
+        `blockrank.model.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen.
+        scorer: "decode" lets the model write document ids, which needs all layers and its language-model head; a
         `DecodeScorer(beams=..., form=...)` says how. Raises `ModelError` where the checkpoint cannot serve.
         """
         chosen = _scorer(scorer) if isinstance(scorer, str) else scorer

@@ -18,10 +18,10 @@ from blockrank.analyze.result import Analysis, setting_name
 from blockrank.analyze.settings import AnalysisSettings
 from blockrank.analyze.shares import AttentionShares, mean_shares, prompt_shares
 from blockrank.data import Collection
-from blockrank.environment import machine, versions
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.layout import TokenisedRequest
 from blockrank.ranker import Ranker
+from blockrank.report.environment import machine, versions
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, RankRequest
 

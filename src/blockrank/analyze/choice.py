@@ -13,7 +13,7 @@ from blockrank.analyze.judged import JudgedRequest
 from blockrank.analyze.measures import MEASURES, measure
 from blockrank.analyze.readouts import QualityGrid, Tokens
 from blockrank.layout import PackedLayout
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 from blockrank.spec import RankSpec
 
 SIGNIFICANT = 0.05

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.analyze.settings import AnalysisSettings
-from blockrank.characters import is_readable
 from blockrank.data import Collection, Run
 from blockrank.evaluate.first_stage import FirstStage
+from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RankRequest
 
 _DRAWN = 20  # judged queries searched for each one wanted: bounds the first stage's work on large collections

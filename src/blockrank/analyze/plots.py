@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from blockrank.analyze.measures import MEASURES
 from blockrank.analyze.result import MAIN, Analysis, column_names, setting_name
 from blockrank.analyze.shares import DOCUMENT_PARTS, QUERY_PARTS
-from blockrank.page import PALETTE
+from blockrank.report.page import PALETTE
 from blockrank.types import MissingExtraError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """How well the candidates are ordered by one layer, one head, one set of signal tokens alone: the whole grid.
 
-The read-out is that of `blockrank.signals` with the model's own cosine, scale, length norm and pooling.
+The read-out is that of `blockrank.readout.signals` with the model's own cosine, scale, length norm and pooling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from blockrank.analyze.judged import JudgedRequest
 from blockrank.analyze.measures import MEASURES, measure
 from blockrank.layout import Ints, PackedLayout
-from blockrank.signals import plan_readout, segment_lse
+from blockrank.readout.plan import plan_readout
+from blockrank.readout.signals import segment_lse
 from blockrank.spec import RankSpec
 from blockrank.types import ModelError
 

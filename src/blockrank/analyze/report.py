@@ -12,7 +12,7 @@ from blockrank.analyze.measures import MEASURES
 from blockrank.analyze.plots import pictures
 from blockrank.analyze.result import MAIN, Analysis, setting_name
 from blockrank.data import atomic_file
-from blockrank.page import Column, Html, Page, code, details, facts, figure, items, number, paragraph, table
+from blockrank.report.page import Column, Html, Page, code, details, facts, figure, items, number, paragraph, table
 from blockrank.spec import SPEC_FILE
 from blockrank.types import InputError
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockrank.attention.triton import Tiles
+from blockrank.attention.tiles import Tiles
 
 # Fastest of those tried on an H100 for heads of 128: many warps at work on short loops beat large blocks.
 _WARPS, _BLOCK_N, _STAGES = 4, 32, 3

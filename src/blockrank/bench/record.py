@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from blockrank.environment import machine, versions
+from blockrank.report.environment import machine, versions
 
 _PACKAGE = Path(__file__).parents[1]
 _CORE = ("torch", "transformers", "numpy", "safetensors")

@@ -6,7 +6,7 @@ import numpy as np
 
 from blockrank.bench.settings import Shape
 from blockrank.layout import Ints, Segment, TokenisedRequest
-from blockrank.prompt import Kind
+from blockrank.layout.prompt import Kind
 
 _FIRST_ID = 3  # below are padding and control tokens in most vocabularies
 

@@ -13,7 +13,7 @@ from blockrank.bench.record import environment
 from blockrank.bench.requests import random_request
 from blockrank.bench.result import OURS, OUT_OF_MEMORY, BenchResult, Ceiling, Row, Timing
 from blockrank.bench.settings import FP8, HF_FULL, INT8, BenchSettings, Shape, schedule_text
-from blockrank.capacity import is_out_of_memory
+from blockrank.errors import is_out_of_memory
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.types import InputError
 

@@ -26,7 +26,7 @@ from blockrank.model import (
     resolve_types,
     runs_fused,
 )
-from blockrank.seam import SEAM
+from blockrank.model.seam import SEAM
 from blockrank.spec import RankSpec
 from blockrank.types import InputError
 

@@ -13,7 +13,7 @@ import torch
 
 from blockrank.bench.result import OUT_OF_MEMORY, Ceiling, Timing
 from blockrank.bench.settings import FP8, INT8
-from blockrank.capacity import is_out_of_memory
+from blockrank.errors import is_out_of_memory
 
 _GIB = 1 << 30
 _CEILING = {"cuda": (8192, 100)}  # size of the matrices and repeats

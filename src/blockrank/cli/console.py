@@ -17,9 +17,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from blockrank.capacity import is_out_of_memory
 from blockrank.cli.streams import tell
 from blockrank.data import atomic_file
+from blockrank.errors import is_out_of_memory
 from blockrank.types import BlockrankError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from blockrank.cli.console import (
     logs,
     write_data,
 )
-from blockrank.environment import installed, versions
+from blockrank.report.environment import installed, versions
 from blockrank.types import BlockrankError, ModelError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _checks(model: str | None, device: str | None, backend: str | None) -> list[
         return f"{found.name}: {kind}, {dtype} on {found.device}, backend {found.backend.name}, {layers}"
 
     def probe() -> str:
-        from blockrank.probe import probe_model
+        from blockrank.model.probe import probe_model
 
         probe_model(loaded[0].model)
         return "every layer uses the layout, documents are isolated, states equal eager attention"

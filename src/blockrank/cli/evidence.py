@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from blockrank.cli.console import ELLIPSIS, preview, printable
-from blockrank.evidence import evidence_words
+from blockrank.report.evidence import evidence_words
 from blockrank.types import Evidence, RankedDocument
 
 _EXCERPT_WORDS = 48

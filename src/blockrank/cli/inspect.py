@@ -120,8 +120,8 @@ def inspect_request(
 ) -> Inspection:
     """Tokenise and lay out a request as a ranker with that model would; no weight is read."""
     from blockrank.layout import pack
+    from blockrank.layout.prompt import segments
     from blockrank.model import load_tokenizer, resolve_spec
-    from blockrank.prompt import segments
     from blockrank.spec import RankSpec
 
     spec = resolve_spec(model, None)

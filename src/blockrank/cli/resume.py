@@ -99,9 +99,9 @@ class Job:
 
     def _settings(self, model: str | None, options: dict[str, Any]) -> dict[str, Any]:
         """What decides the output beside the requests, as far as it is known before a model is loaded."""
-        from blockrank.environment import versions
         from blockrank.evaluate.settings import model_identity
         from blockrank.model import EMBEDDED_MODEL, resolve_spec
+        from blockrank.report.environment import versions
 
         place = EMBEDDED_MODEL if model is None else Path(model)
         return {

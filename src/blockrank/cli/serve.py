@@ -21,7 +21,6 @@ from blockrank.cli.console import (
     load_ranker,
     note,
 )
-from blockrank.environment import is_loopback
 from blockrank.types import InputError
 
 if TYPE_CHECKING:
@@ -150,6 +149,8 @@ def _serve(
 
 def _keys_for(host: str, key_file: Path | None, no_key: bool) -> tuple[str, ...]:
     """The keys; a usage error where there are none and others than this machine could reach the server."""
+    from blockrank.serve.hosts import is_loopback
+
     keys = read_keys(key_file, os.environ)
     if not keys and not is_loopback(host):
         if not no_key:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blockrank.data.files import Source, json_objects, named, source_name, text_lines
-from blockrank.documents import checked_document, number_documents
 from blockrank.types import Document, InputError, Ranking, RankRequest
+from blockrank.types.documents import checked_document, number_documents
 
 DOCUMENT_KEYS = frozenset({"doc_id", "_id", "id", "title", "text"})
 

@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from blockrank.characters import is_readable
 from blockrank.configfile import json_object
 from blockrank.data.files import Source, byte_lines, decoded, named, source_name
 from blockrank.data.jsonl import as_request, positives_of
 from blockrank.data.trec import JudgementParser, RunLine
-from blockrank.documents import check_readable, check_unique_ids, checked_document
+from blockrank.text.characters import is_readable
 from blockrank.types import InputError
+from blockrank.types.documents import check_readable, check_unique_ids, checked_document
 
 Kind = Literal["run", "qrels", "requests", "documents"]
 Severity = Literal["error", "warning"]

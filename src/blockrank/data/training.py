@@ -9,8 +9,8 @@ from typing import Any
 
 from blockrank.data.files import Source, json_objects, named, source_name
 from blockrank.data.jsonl import as_request, document_object, json_text, positives_of
-from blockrank.documents import check_readable, check_unique_ids
 from blockrank.types import InputError, RankRequest
+from blockrank.types.documents import check_readable, check_unique_ids
 
 
 @dataclass(frozen=True, slots=True)

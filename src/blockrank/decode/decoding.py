@@ -15,7 +15,7 @@ from blockrank.decode.answers import Form, Grammar, answer_tokens
 from blockrank.decode.search import advance_all, capacity_of, searches_of, step_layout
 from blockrank.layout import Ints, PackedLayout, TokenisedRequest, pack, plan_batches
 from blockrank.model import RankModel
-from blockrank.rows import RowBuffers
+from blockrank.model.rows import RowBuffers
 from blockrank.types import InputError, ModelError, RankRequest
 
 DEFAULT_BEAMS = 10  # the paper's, for lists

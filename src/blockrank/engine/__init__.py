@@ -1,4 +1,4 @@
-"""The layers of a model as fused matrix products and glue, for inference: what `RankModel` runs where it can."""
+"""The layers of a model as fused matrix products and kernels for inference: what `RankModel` runs where it can."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from blockrank.attention import has_kernels
-from blockrank.engine import glue
-from blockrank.engine.glue import Glue, Norm, Quantised
+from blockrank.engine import kernels
+from blockrank.engine.kernels import Kernels, Norm, Quantised
 from blockrank.engine.linear import Linear
 
 # Rows in one product, by type of device: large enough to fill it, small enough that an MLP's inner states stay bounded
@@ -21,13 +21,13 @@ _ELSEWHERE = 8192
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, (T, H)
 
 
-def glue_for(tensor: Tensor) -> Glue:
+def kernels_for(tensor: Tensor) -> Kernels:
     """Fused kernels where Triton runs in the tensor's type, plain torch elsewhere."""
     if has_kernels(tensor):
-        from blockrank.engine import glue_triton
+        from blockrank.engine import kernels_triton
 
-        return glue_triton
-    return glue
+        return kernels_triton
+    return kernels
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Block:
 
     def finish(self, stream: Stream, attended_TNH: Tensor) -> None:
         """Attention's output projection and the MLP; leaves the stream with what the MLP adds."""
-        glue = glue_for(stream.x_TD)
+        kernels = kernels_for(stream.x_TD)
         x, tokens = stream.x_TD, len(stream.x_TD)
         attended = attended_TNH.flatten(1)
         joins = self.down.accumulates and self.down_norm is None
@@ -114,9 +114,11 @@ class Block:
         stream.delta_TD, stream.delta_norm = delta_TD, None if joins else self.down_norm
         for start, end in chunks(tokens, stream.x_TD.device):
             rows = x[start:end]
-            inner = glue.quantise_rows(attended[start:end], self.out.takes) if self.out.takes else attended[start:end]
+            inner = (
+                kernels.quantise_rows(attended[start:end], self.out.takes) if self.out.takes else attended[start:end]
+            )
             delta = self._add(self.out, rows, inner, self.out_norm)
-            normed = glue.add_norm(
+            normed = kernels.add_norm(
                 rows,
                 delta,
                 self.middle,
@@ -132,7 +134,7 @@ class Block:
         if not (self.gated or isinstance(normed, Quantised)) and self.up.activates(self.activation):
             return self.up.activated(normed, self.activation)
         up = self.up(normed)
-        return glue_for(up).activate(up, self.activation, self.gated, self.down.takes)
+        return kernels_for(up).activate(up, self.activation, self.gated, self.down.takes)
 
     def read(self, stream: Stream, signal_G: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (G, N, H) of the signal tokens and keys (T, K, H) of all, and nothing else of this layer."""
@@ -170,21 +172,21 @@ class Block:
 
     def _entered(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
         """What the first product of the layer takes, for some rows; adds what is pending to them."""
-        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD)
+        rows, kernels = stream.x_TD[start:end], kernels_for(stream.x_TD)
         if self.entry is None:
-            return glue.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
+            return kernels.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
         delta = None if stream.delta_TD is None else stream.delta_TD[start:end]
-        return glue.add_norm(
+        return kernels.add_norm(
             rows, delta, self.entry, delta_norm=stream.delta_norm, keep_norm=self.keeps_norm,
             quantise=self.qkv.takes,
         )  # fmt: skip
 
     def _normed(self, stream: Stream, start: int, end: int) -> Tensor | Quantised:
         """What the first product takes for rows that are up to date (of a post-norm model: they are the norm)."""
-        rows, glue = stream.x_TD[start:end], glue_for(stream.x_TD)
+        rows, kernels = stream.x_TD[start:end], kernels_for(stream.x_TD)
         if self.entry is None or self.keeps_norm:
-            return glue.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
-        return glue.add_norm(rows, None, self.entry, quantise=self.qkv.takes)
+            return kernels.quantise_rows(rows, self.qkv.takes) if self.qkv.takes else rows
+        return kernels.add_norm(rows, None, self.entry, quantise=self.qkv.takes)
 
     @staticmethod
     def _add(
@@ -198,7 +200,7 @@ class Block:
 
     def _rotate(self, heads_TNH: Tensor, query_heads: int, stream: Stream) -> None:
         cos, sin = stream.rotations[self.rotation] if self.rotation is not None else (None, None)
-        glue_for(heads_TNH).rotate_heads(heads_TNH, query_heads, cos, sin, self.head_norms)
+        kernels_for(heads_TNH).rotate_heads(heads_TNH, query_heads, cos, sin, self.head_norms)
 
 
 def chunks(tokens: int, device: torch.device) -> list[tuple[int, int]]:

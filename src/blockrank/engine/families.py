@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockrank.engine.block import Block, Decoder, Rotation
-from blockrank.engine.glue import Norm
+from blockrank.engine.kernels import Norm
 from blockrank.engine.linear import Linear
 
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockrank.attention import AttentionBackend, MergingBackend
+from blockrank.attention.indices import moved
 from blockrank.engine.block import Decoder, Stream
+from blockrank.engine.capture import Capture
 from blockrank.engine.graphs import Graphs
-from blockrank.indices import moved
 from blockrank.layout import Ints, PackedLayout, plan_batches
-from blockrank.prune import Exit, leave
-from blockrank.seam import Capture
-from blockrank.signals import log_scores
+from blockrank.readout.exits import Exit, leave
+from blockrank.readout.signals import log_scores
 from blockrank.spec import RankSpec
 from blockrank.types import ModelError
 

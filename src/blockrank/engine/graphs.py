@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from blockrank.attention import AttentionBackend
-from blockrank.attention.triton import TilePlan, TileTables, TritonBackend, cut_tiles, tile_tokens
+from blockrank.attention.tiles import TilePlan, TileTables, cut_tiles, tile_tokens
+from blockrank.attention.triton import TritonBackend
 from blockrank.engine.block import Decoder
 from blockrank.layout import PackedLayout
 from blockrank.spec import RankSpec

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blockrank.engine import onednn
-from blockrank.engine.glue import Quantised, quantise_rows
+from blockrank.engine.kernels import Quantised, quantise_rows
 
 
 class Linear:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from blockrank import __version__
 from blockrank.data import Collection, atomic_file, read_run
-from blockrank.environment import installed, machine, versions
 from blockrank.evaluate.checks import check_measures, check_of, check_works
 from blockrank.evaluate.compare import compare
 from blockrank.evaluate.measures import aggregate, ideal, per_query, summary, without_failing
@@ -28,6 +27,7 @@ from blockrank.evaluate.results import CollectionResult, EvaluationResult, Syste
 from blockrank.evaluate.settings import Settings, locked, ranker_identity, safe_name
 from blockrank.evaluate.tables import text_table
 from blockrank.evaluate.work import SHARD_QUERIES, Work, prepare
+from blockrank.report.environment import installed, machine, versions
 from blockrank.types import InputError, RequestRanker
 
 _DECISIVE = ("torch", "transformers")  # another version may round otherwise

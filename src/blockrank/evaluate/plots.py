@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.evaluate.results import CollectionResult, EvaluationResult, SystemResult
-from blockrank.page import PALETTE, picture, short
+from blockrank.report.page import PALETTE, picture, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from blockrank.errors import listed
 from blockrank.evaluate import plots
 from blockrank.evaluate.compare import Comparison
 from blockrank.evaluate.results import SIGNIFICANT, CollectionResult, EvaluationResult, SystemResult
-from blockrank.page import (
+from blockrank.report.page import (
     Cell,
     Column,
     Html,

@@ -10,7 +10,6 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from blockrank.characters import is_readable
 from blockrank.data import (
     Collection,
     Qrels,
@@ -26,6 +25,7 @@ from blockrank.data import (
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.settings import Settings, digest, file_identity, safe_name
+from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RankRequest
 
 SHARD_QUERIES = 16

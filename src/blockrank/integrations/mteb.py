@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockrank import __version__
-from blockrank.characters import is_readable
 from blockrank.data import Run, strictly_decreasing
+from blockrank.text.characters import is_readable
 from blockrank.types import InputError, MissingExtraError, RankRequest, RequestRanker
 
 if TYPE_CHECKING:

@@ -79,8 +79,8 @@ class RankWorker:
         """What decides the scores of this worker; loads the model."""
         from pathlib import Path
 
-        from blockrank.environment import versions
         from blockrank.evaluate.settings import model_identity
+        from blockrank.report.environment import versions
 
         name = self.ranker.model.name
         files = model_identity(Path(name)) if name and Path(name).is_dir() else {}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.prompt import Piece
+from blockrank.layout.prompt import Piece
 from blockrank.types import InputError
 
 Ints = NDArray[np.int64]

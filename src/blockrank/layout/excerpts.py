@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blockrank.layout.encoding import Encoded, PieceEncoder
-from blockrank.prompt import Piece
+from blockrank.layout.prompt import Piece
 
 FIRST_ROOM, LAST_ROOM = 8, 64
 _END = 256  # characters of a document's end that are encoded with the frame behind it

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.layout.encoding import Ints
+from blockrank.layout.prompt import Kind
 from blockrank.layout.tokens import Segment, TokenisedRequest
-from blockrank.prompt import Kind
 from blockrank.spec import RankSpec
 
 

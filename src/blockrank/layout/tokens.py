@@ -13,7 +13,7 @@ from blockrank.layout.batches import plan_batches
 from blockrank.layout.encoding import Encoded, Ints, PieceEncoder
 from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, settled
 from blockrank.layout.memo import Memo
-from blockrank.prompt import Kind, Piece, SegmentText, segments
+from blockrank.layout.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, RankRequest
 
@@ -143,8 +143,8 @@ class PromptTokenizer:
         """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
 
         A document without a readable character, or of which this tokenizer makes no token, has no segment: `indices`
-        says which have one. `answer`: see `blockrank.prompt.segments`; `memo`: see `tokenise`. Raises `InputError` as
-        `tokenise` does, where no document yields a token, and where one that the answer lists does not.
+        says which have one. `answer`: see `blockrank.layout.prompt.segments`; `memo`: see `tokenise`. Raises
+        `InputError` as `tokenise` does, where no document yields a token, and where one that the answer lists does not.
         between: called before each group of segments; what it raises ends the work.
         """
         request, cut = self._within_limit(request, spec)

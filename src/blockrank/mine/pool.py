@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.retrieve.kept import Records, write_records
+from blockrank.text.words import fold
 from blockrank.types import Document
-from blockrank.words import fold
 
 _UNUSABLE = 0  # key of a document without text
 

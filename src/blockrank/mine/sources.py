@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from blockrank.characters import is_readable
 from blockrank.data import (
     Collection,
     Qrels,
@@ -22,6 +21,7 @@ from blockrank.data import (
 from blockrank.mine.judged import Judged, JudgedQuery
 from blockrank.mine.pool import Pool
 from blockrank.mine.rows import Titles, open_rows
+from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError
 
 _FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.xz", ".jsonl.xz")

@@ -16,8 +16,8 @@ from blockrank.mine.judged import Judged, JudgedQuery
 from blockrank.mine.pool import Pool, text_key
 from blockrank.mine.requests import query_generator
 from blockrank.mine.sources import marco_corpus, read_pairs
+from blockrank.text.words import fold
 from blockrank.types import Document, InputError
-from blockrank.words import fold
 
 Taken = Literal["titles", "sentences"]
 _LEAST, _MOST = 20, 300  # characters of a sentence that serves as a query: no "Fig. 1.", no paragraph without a stop

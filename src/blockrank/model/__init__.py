@@ -20,8 +20,8 @@ from blockrank.model.loading import (
     runs_fused,
 )
 from blockrank.model.rank_model import RankModel
+from blockrank.model.seam import SEAM
 from blockrank.model.sources import EMBEDDED_MODEL, located
-from blockrank.seam import SEAM
 
 __all__ = [
     "ADAPTER_CONFIG",

@@ -27,6 +27,7 @@ from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
 from blockrank.model.adapters import chain_of, root_of, with_adapter
 from blockrank.model.parameters import check_finite, load_weights
+from blockrank.model.probe import probe_model
 from blockrank.model.rank_model import RankModel
 from blockrank.model.sources import broken_file, located, one_line
 from blockrank.model.vocabulary import check_files, check_prompt, check_vocabulary
@@ -112,8 +113,8 @@ def load_model(
     CUDA device, else the CPU; several devices (a sequence, or names with commas between) each get the model. dtype
     None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose
     products are in eight bits. omit_dropout: set every dropout of the config to 0. probe: check with a small forward
-    that the model does what the layout says; see `blockrank.probe`. layers: "library" runs transformers' own layers,
-    "fused" ours, which only infer; None fuses where the family allows it and no head is kept.
+    that the model does what the layout says; see `blockrank.model.probe`. layers: "library" runs transformers' own
+    layers, "fused" ours, which only infer; None fuses where the family allows it and no head is kept.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -144,8 +145,6 @@ def load_model(
     *replicas, model = models
     check_finite(model.module, model.name)
     if probe:
-        from blockrank.probe import probe_model
-
         probe_model(model)
     if eight_bits is not None:
         for item in models:

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from blockrank.model.seam import SEAM
 from blockrank.model.sources import one_line
-from blockrank.seam import SEAM
+from blockrank.model.weights import is_int8, read_int8
 from blockrank.types import BlockrankError, ModelError
-from blockrank.weights import is_int8, read_int8
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?:.*?\.)?\d+\.")

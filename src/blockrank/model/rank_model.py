@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from blockrank import engine
 from blockrank.attention import AttentionBackend, MergingBackend, get_backend
+from blockrank.engine.capture import Capture
 from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment
+from blockrank.model.rows import RowBuffers
+from blockrank.model.seam import Done, Pass
 from blockrank.model.vocabulary import check_prompt
 from blockrank.model.wrapping import is_sharded, runs_whole, tied
-from blockrank.reuse import Store, complete, plan_reuse
-from blockrank.rows import RowBuffers
-from blockrank.seam import Capture, Done, Pass
+from blockrank.reuse.keys import Store, complete, plan_reuse
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from blockrank.errors import listed
 from blockrank.layout import PromptTokenizer
-from blockrank.prompt import fill
+from blockrank.layout.prompt import fill
 from blockrank.spec import RankSpec, Template
 from blockrank.types import ModelError
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blockrank.characters import is_readable
 from blockrank.data import json_objects, named
 from blockrank.retrieve import html, markdown, pdf
 from blockrank.retrieve.kept import FORMER_FOLDER
 from blockrank.retrieve.passages import Block, Lines, Passage, paragraphs, spans
+from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, as_document
 
 MOST_BYTES = 20_000_000  # of a file in a folder; one that is named itself may be larger

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from blockrank.words import end_of_marks
+from blockrank.text.words import end_of_marks
 
 # Sizes are rough counts of a model's tokens. In English prose a word has about 1.25. The embedded model reads 256
 # tokens of a document; it counts a tenth more than this, and the title is one part of the document.

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.characters import is_readable
 from blockrank.retrieve.bm25 import Bm25Index, versions
 from blockrank.retrieve.files import list_files
 from blockrank.retrieve.kept import (
@@ -37,6 +36,7 @@ from blockrank.retrieve.readings import (
     read_files,
     reading_rows,
 )
+from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RequestRanker
 
 _PLACE = ("path", "doc_id", "first_line", "last_line", "page")

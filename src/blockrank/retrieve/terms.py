@@ -12,10 +12,10 @@ import re
 import unicodedata
 from typing import Any
 
+from blockrank.text.words import document_words, query_words, spans_of_words
 from blockrank.types import MissingExtraError
-from blockrank.words import document_words, query_words, spans_of_words
 
-TERMS_VERSION = 2  # raised whenever a text or a query has other terms, by this module or `blockrank.words`
+TERMS_VERSION = 2  # raised whenever a text or a query has other terms, by this module or `blockrank.text.words`
 # Lucene's English list, and what English writes with single letters but does not name anything by.
 STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "eg", "for", "i", "ie", "if", "in", "into", "is", "it",

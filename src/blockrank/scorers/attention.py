@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import torch
 
+from blockrank.engine.capture import Capture
 from blockrank.layout import PackedLayout
 from blockrank.model import RankModel
-from blockrank.prune import with_exits
+from blockrank.readout.exits import with_exits
+from blockrank.readout.signals import log_scores, token_shares
 from blockrank.scorers.base import Scored
-from blockrank.seam import Capture
-from blockrank.signals import log_scores, token_shares
 from blockrank.types import InputError
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blockrank.characters import is_readable
 from blockrank.serve.fields import Fields, check_text, in_json, shown
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.spans import SpanOptions
+from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RankRequest
 
 # An id comes back with each document: as long as an address may be, or a number that every language can hold.

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from blockrank.environment import is_loopback
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.settings import ServeSettings
 
@@ -83,6 +82,15 @@ def name_of(host: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname.removesuffix(".") if parts.hostname and parts.netloc == host and "@" not in host else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _is_loopback_name(name: str) -> bool:

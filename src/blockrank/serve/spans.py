@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blockrank.evidence import evidence_words
+from blockrank.report.evidence import evidence_words
 from blockrank.serve.fields import Fields
 from blockrank.serve.refusals import invalid
 from blockrank.types import Evidence, RankedDocument

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import torch
 
-from blockrank.cache import MemoryStore
-from blockrank.capacity import is_out_of_memory
+from blockrank.errors import is_out_of_memory
 from blockrank.layout import TokenisedRequest, plan_batches
 from blockrank.ranker import Ranker
+from blockrank.reuse.memory import MemoryStore
 from blockrank.serve.batcher import Batcher, Job, late, tokens_of
 from blockrank.serve.memory import FreedMemory
 from blockrank.serve.refusals import Refusal, invalid

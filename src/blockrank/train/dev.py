@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from blockrank.characters import is_readable
 from blockrank.data import Qrels, Run, as_request, json_objects, open_collection, positives_of
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.evaluate.measures import aggregate, parse_measure
 from blockrank.ranker import Ranker
+from blockrank.text.characters import is_readable
 from blockrank.train.config import DevConfig
 from blockrank.types import InputError, RankRequest
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blockrank.model import RankModel
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 from blockrank.train import losses
 from blockrank.train.batch import Batch
 from blockrank.train.config import LossConfig

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from blockrank.data import json_objects, named, training_request
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
-from blockrank.prompt import Kind
+from blockrank.layout.prompt import Kind
 from blockrank.spec import RankSpec
 from blockrank.train.config import DataConfig, LossConfig
 from blockrank.train.sampling import sample_candidates

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockrank.model import RankModel
-from blockrank.signals import log_scores
+from blockrank.readout.signals import log_scores
 from blockrank.train.batch import Batch
 from blockrank.types import InputError
 

@@ -1,8 +1,7 @@
-"""What a result was computed with, for records and reports: versions and machine; and which addresses are its own."""
+"""What a result was computed with, for records and reports: versions and machine."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import platform
 from collections.abc import Iterable
@@ -28,15 +27,6 @@ def versions(names: Iterable[str]) -> dict[str, str | None]:
 def machine() -> dict[str, str | int | None]:
     """Platform, processor and cores."""
     return {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        address = ipaddress.ip_address(host)
-        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _processor() -> str:

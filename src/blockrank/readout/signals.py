@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,77 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockrank.attention import has_kernels
-from blockrank.indices import moved
-from blockrank.layout import Ints, PackedLayout, ranges_flat
+from blockrank.layout import Ints, PackedLayout
+from blockrank.readout.plan import Readout, plan_readout
 from blockrank.spec import RankSpec
 
 _CHUNK_ROWS = 1 << 16  # padded key rows held at once while reading out; bounds memory, not results
 _NEAR_ROWS = 1 << 13  # on a processor: more would take more memory than the forward of a large request
-
-
-@dataclass(frozen=True, slots=True)
-class Readout:
-    """What a read-out reads: queries, keys, layout and spec, and index tensors on the queries' device.
-
-    scale: the factor on logits, the spec's own included. signal_BG, signal_mask_BG: places in the captured signal
-    rows, padded. slot_C: place of a document in a padded (B, M) table, M the largest candidate list. segments_C,
-    requests_C: segment and request of each document on the host. owner_C, length_C, start_C: on the device the request,
-    row count and first row of each.
-    """
-
-    q_GNH: Tensor
-    k_PKH: Tensor
-    layout: PackedLayout
-    spec: RankSpec
-    scale: float
-    signal_BG: Tensor
-    signal_mask_BG: Tensor
-    slot_C: Tensor
-    most_documents: int
-    segments_C: Ints
-    requests_C: Ints
-    owner_C: Tensor
-    length_C: Tensor
-    start_C: Tensor
-
-
-def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Readout:
-    """Prepare a read-out; arguments as in `log_scores`."""
-    per_request = np.bincount(layout.signal_request_G, minlength=layout.requests)
-    first = np.cumsum(per_request) - per_request
-    at_G = np.arange(per_request.max())
-    mask = at_G < per_request[:, None]
-    documents = np.bincount(layout.document_request_C, minlength=layout.requests)
-    place = ranges_flat(np.zeros_like(documents), documents)
-    segments = layout.document_segment_C
-
-    starts_C = layout.starts_S[segments] + layout.cached_rows
-    lengths_C = layout.ends_S[segments] - layout.starts_S[segments]
-    signal_BG, mask_BG, slot_C, owner_C, length_C, start_C = moved(
-        q_GNH.device,
-        np.where(mask, first[:, None] + at_G, 0),
-        mask,
-        layout.document_request_C * documents.max() + place,
-        layout.document_request_C,
-        lengths_C,
-        starts_C,
-    )
-    return Readout(
-        q_GNH,
-        k_PKH,
-        layout,
-        spec,
-        spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale,
-        signal_BG,
-        mask_BG.bool(),
-        slot_C,
-        int(documents.max()),
-        segments,
-        layout.document_request_C,
-        owner_C,
-        length_C,
-        start_C,
-    )
 
 
 def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
@@ -130,7 +64,7 @@ def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
 def document_lse(readout: Readout) -> Tensor:
     """(C, N, G) log-sum-exp over the rows of each document."""
     if has_kernels(readout.q_GNH) and readout.spec.heads is None and not torch.is_grad_enabled():
-        from blockrank import signals_triton
+        from blockrank.readout import signals_triton
 
         return signals_triton.document_lse(readout)
     return segment_lse(readout, readout.segments_C, readout.requests_C)

@@ -1,4 +1,4 @@
-"""The functions of `glue` as one kernel each, a row of the stream a program. Imported only where they run."""
+"""The functions of `kernels` as one kernel each, a row of the stream a program. Imported only where they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockrank.engine.glue import LARGEST, Norm, Quantised
+from blockrank.engine.kernels import LARGEST, Norm, Quantised
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
@@ -21,7 +21,7 @@ def add_norm(
     keep_norm: bool = False,
     quantise: torch.dtype | None = None,
 ) -> Tensor | Quantised:
-    """See `glue.add_norm`."""
+    """See `kernels.add_norm`."""
     assert delta_norm is None or _alike(norm, delta_norm), "one kernel, one epsilon and shift"
     tokens, width = x_TD.shape
     writes_values = not (keep_norm and quantise is None)  # the norm kept in the stream is the result itself
@@ -42,7 +42,7 @@ def add_norm(
 def rotate_heads(
     heads_TNH: Tensor, query_heads: int, cos_TH: Tensor | None, sin_TH: Tensor | None, norms: tuple[Norm, Norm] | None
 ) -> None:
-    """See `glue.rotate_heads`."""
+    """See `kernels.rotate_heads`."""
     tokens, heads, width = heads_TNH.shape
     if norms is None and cos_TH is None:
         return
@@ -58,7 +58,7 @@ def rotate_heads(
 
 
 def activate(x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None = None) -> Tensor | Quantised:
-    """See `glue.activate`."""
+    """See `kernels.activate`."""
     tokens, width = x_TF.shape
     out_width = width // 2 if gated else width
     values = torch.empty((tokens, out_width), dtype=quantise or x_TF.dtype, device=x_TF.device)
@@ -74,7 +74,7 @@ def activate(x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None 
 
 
 def quantise_rows(x_TD: Tensor, dtype: torch.dtype) -> Quantised:
-    """See `glue.quantise_rows`."""
+    """See `kernels.quantise_rows`."""
     tokens, width = x_TD.shape
     values = torch.empty((tokens, width), dtype=dtype, device=x_TD.device)
     scale = torch.empty(tokens, 1, dtype=torch.float32, device=x_TD.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blockrank.indices import moved
+from blockrank.attention.indices import moved
 from blockrank.layout import Ints
 
 

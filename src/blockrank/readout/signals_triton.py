@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from blockrank.signals import Readout
+from blockrank.readout.plan import Readout
 
 _COSINE = {"none": 0, "keys": 1, "both": 2}
 _BLOCK_N = 32

@@ -6,7 +6,6 @@ built. The layout's plan travels as a model keyword argument, which also survive
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from blockrank.attention import AttentionBackend
-from blockrank.layout import Ints, PackedLayout
-from blockrank.prune import Exit
-from blockrank.rows import RowBuffers
+from blockrank.model.rows import RowBuffers
 from blockrank.types import ModelError
 
 SEAM = "blockrank"
@@ -57,25 +54,6 @@ class Pass:
         self.k_PKH: Tensor | None = None
         self.scale = 1.0
         self.layers_seen: list[int] = []
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """What a forward yields.
-
-    q_GNH, k_PKH: queries of the signal tokens and keys of all rows at the scoring layer; scale: the factor the model
-    puts on logits; layout: what they belong to. alive_C, exits: where documents left on the way, those still in the
-    layout (indices among all) and the records of the others. hidden_TD and logits: where they were asked for.
-    """
-
-    q_GNH: Tensor
-    k_PKH: Tensor
-    scale: float
-    layout: PackedLayout
-    hidden_TD: Tensor | None = None
-    logits: Tensor | None = None
-    alive_C: Ints | None = None
-    exits: tuple[Exit, ...] = ()
 
 
 def _attend(

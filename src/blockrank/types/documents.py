@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal
 
-from blockrank.characters import is_readable
 from blockrank.errors import InputError
+from blockrank.text.characters import is_readable
 
 _ID_KEYS = ("doc_id", "_id", "id")
 _DEEPEST = 32  # levels of metadata that are written as they are

@@ -1,6 +1,6 @@
 """What lies between a layer's matrix products: norms with the residual, rotary embedding, activation, quantisation.
 
-This is the plain form in torch, for every device and type; `glue_triton` has the same functions fused for CUDA, which
+This is the plain form in torch, for every device and type; `kernels_triton` has the same functions fused for CUDA, which
 compute in float32 and round once.
 """
 
@@ -24,8 +24,8 @@ class Quantised(NamedTuple):
     scale: Tensor
 
 
-class Glue(Protocol):
-    """What `glue` and `glue_triton` offer."""
+class Kernels(Protocol):
+    """What `kernels` and `kernels_triton` offer."""
 
     def add_norm(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from blockrank.text.words import end_of_marks, is_inside_word
 from blockrank.types import Evidence, RankedDocument
-from blockrank.words import end_of_marks, is_inside_word
 
 
 def evidence_words(entry: RankedDocument) -> list[Evidence]:

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from blockrank.attention.reference import dense_mask
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
-from blockrank.prompt import Kind
-from blockrank.seam import SEAM
+from blockrank.layout.prompt import Kind
+from blockrank.model.seam import SEAM
 from blockrank.types import ModelError
 
 if TYPE_CHECKING:
-    from blockrank.model import RankModel
+    from blockrank.model.rank_model import RankModel
 
 _LENGTHS = (4, 7, 5, 9, 6)  # instruction, three documents, query
 _EDITED = 2  # index of the segment that the isolation check changes

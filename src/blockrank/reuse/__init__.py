@@ -1,0 +1,1 @@
+"""Documents encoded once: the keys they are found by, and the store that holds them in memory."""

@@ -1,0 +1,165 @@
+"""A ranking: the documents of one request in order, each with its score and where the score came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, overload
+
+from blockrank.errors import InputError
+from blockrank.types.documents import Document, as_json
+from blockrank.types.requests import RankRequest, ranked_last
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The attention that one token of a document received.
+
+    [start, end): the token's characters in the document's `field`, as the caller gave it. `share`: its part of the
+    document's attention, in [0, 1]; the shares of a document sum to one less what fell on the prompt's frame.
+    """
+
+    field: Literal["title", "text"]
+    start: int
+    end: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """One place of a ranking.
+
+    `rank` counts from 1; `index` is the document's position in the request; `tokens` is how many of its own tokens
+    the model read and `cut_tokens` how many were dropped to respect the length limit: the rest of a document of over
+    eight characters for each token of the limit is not tokenised, and their number is an estimate (`cut_is_estimate`).
+    `evidence`: where in it the attention fell, token by token in reading order, if the request asked for it.
+    """
+
+    rank: int
+    score: float
+    index: int
+    document: Document
+    tokens: int = 0
+    cut_tokens: int = 0
+    evidence: tuple[Evidence, ...] = ()
+    cut_is_estimate: bool = False
+
+    @property
+    def doc_id(self) -> str:
+        """The document's id; always set on a ranked document."""
+        return str(self.document.doc_id)
+
+    @property
+    def text(self) -> str:
+        """The document's text as the caller gave it."""
+        return self.document.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; metadata as `as_json` writes it."""
+        entry: dict[str, Any] = {
+            "rank": self.rank, "score": self.score, "index": self.index, "doc_id": self.doc_id, "text": self.text,
+        }  # fmt: skip
+        if self.document.title:
+            entry["title"] = self.document.title
+        if self.document.metadata:
+            entry["metadata"] = as_json(self.document.metadata)
+        if self.cut_tokens:
+            entry["cut_tokens"] = self.cut_tokens
+        if self.cut_is_estimate:
+            entry["cut_is_estimate"] = True
+        if self.evidence:
+            entry["evidence"] = [asdict(item) for item in self.evidence]
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[RankedDocument]):
+    """Documents of one request, best first. Iterates and indexes like a list.
+
+    Scores of a complete ranking sum to one; they compare documents of the same request and nothing else. Where document
+    ids were decoded, a score is minus the rank. Documents of which nothing could be read are last, in the order of the
+    request, with score 0 (minus the rank where ids were decoded) and no tokens.
+    `query_cut_tokens` is how many tokens the query lost, where that was allowed (an estimate for one of over eight
+    characters for each token of the limit). `warnings`: sentences about the request that the caller should see.
+    """
+
+    query: str
+    query_id: str
+    ranked: tuple[RankedDocument, ...]
+    query_cut_tokens: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_scores(
+        cls,
+        request: RankRequest,
+        scores: Sequence[float],
+        tokens: Sequence[int] | None = None,
+        cut_tokens: Sequence[int] | None = None,
+        query_cut_tokens: int = 0,
+        evidence: Sequence[tuple[Evidence, ...]] | None = None,
+        *,
+        read: Sequence[int] | None = None,
+        estimated: Sequence[bool] | None = None,
+    ) -> Ranking:
+        """Sort by score, descending; equal scores keep the order of the request.
+
+        read: indices of the candidates that the scores, and the other lists, belong to; the readable ones if left out.
+        All others come last. estimated: whether a number of `cut_tokens` is an estimate.
+        """
+        read = request.readable if read is None else read
+        assert len(scores) == len(read), "a scorer returns one score a document"
+        unread = sorted(set(range(len(request.candidates))) - set(read))
+        lowest = min(0.0, *map(float, scores))
+        entries = [
+            RankedDocument(
+                0,
+                float(scores[place]),
+                read[place],
+                request.candidates[read[place]],
+                tokens[place] if tokens else 0,
+                cut_tokens[place] if cut_tokens else 0,
+                evidence[place] if evidence else (),
+                estimated[place] if estimated else False,
+            )
+            for place in sorted(range(len(scores)), key=lambda place: -scores[place])
+        ]
+        for place, index in enumerate(unread, start=1):
+            entries.append(RankedDocument(0, lowest and lowest - place, index, request.candidates[index]))
+        ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
+        silent = sorted(set(unread) & set(request.readable))
+        warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
+        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings))
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+    def __iter__(self) -> Iterator[RankedDocument]:
+        return iter(self.ranked)
+
+    @overload
+    def __getitem__(self, index: int) -> RankedDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedDocument, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedDocument | tuple[RankedDocument, ...]:
+        return self.ranked[index]
+
+    def top(self, k: int) -> Ranking:
+        """The best `k` as a ranking of their own (scores unchanged)."""
+        if k < 1:
+            raise InputError(f"k must be positive, not {k}.")
+        return replace(self, ranked=self.ranked[:k])
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """Ids, best first."""
+        return [entry.doc_id for entry in self.ranked]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        entry: dict[str, Any] = {"query_id": self.query_id, "query": self.query}
+        if self.query_cut_tokens:
+            entry["query_cut_tokens"] = self.query_cut_tokens
+        if self.warnings:
+            entry["warnings"] = list(self.warnings)
+        return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}
