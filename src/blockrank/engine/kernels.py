@@ -1,7 +1,7 @@
 """What lies between a layer's matrix products: norms with the residual, rotary embedding, activation, quantisation.
 
-This is the plain form in torch, for every device and type; `kernels_triton` has the same functions fused for CUDA, which
-compute in float32 and round once.
+This is the plain form in torch, for every device and type; `kernels_triton` has the same functions fused for CUDA,
+which compute in float32 and round once.
 """
 
 from __future__ import annotations

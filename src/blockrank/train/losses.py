@@ -2,8 +2,8 @@
 
 Shapes: B requests, M candidates of the largest request, A answer tokens. `log_scores_BM` is the log of the attention
 shares of `blockrank.readout.signals.log_scores`, -inf where a request has fewer than M candidates; `positives_BM` is
-boolean; `teacher_BM` are scores or graded labels of the same candidates, of any scale, and whatever stands at absent candidates
-is ignored. Losses of log scores and teacher have no temperature: divide both by theirs first.
+boolean; `teacher_BM` are scores or graded labels of the same candidates, of any scale, and whatever stands at absent
+candidates is ignored. Losses of log scores and teacher have no temperature: divide both by theirs first.
 
 Every loss is an average over the requests that it applies to; the others contribute nothing. Where the teacher's order
 counts, equal scores share the mean of their ranks, and a pair of equals asks for nothing.
