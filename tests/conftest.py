@@ -38,9 +38,24 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "int8": 5e-2}
 PATIENCE_S = 120.0
 settings.register_profile("blockrank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("blockrank")
-# One thread, here and in child processes: models are tiny, and tests may share the machine.
-torch.set_num_threads(1)
+# One thread, here and in child processes: models are tiny, and tests share the machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The tests of whole folders go to two processes, where pytest-xdist is and the command line says nothing else
+    (`-n 0`); a chosen few do not, for another process takes longer to start, nor do those of a device."""
+    if not config.pluginmanager.has_plugin("xdist") or hasattr(config, "workerinput"):
+        return
+    asked = config.option
+    chosen = asked.keyword or getattr(asked, "lf", False) or asked.markexpr not in config.getini("addopts")
+    alone = chosen or asked.usepdb or asked.collectonly or (os.cpu_count() or 1) == 1
+    if asked.numprocesses is None and not asked.tx and not alone and all(Path(name).is_dir() for name in config.args):
+        asked.numprocesses = 2
+        if asked.dist == "no":  # neighbours stay together, so that what a module's tests share is rarely made twice
+            asked.dist = "worksteal"
 
 
 @pytest.fixture(autouse=True, scope="session")
