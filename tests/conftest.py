@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from blockrank.attention import get_backend
+from blockrank.bench import timing
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
 from blockrank.model import SEAM, RankModel
 from blockrank.ranker import Ranker
@@ -209,6 +210,12 @@ def failed(result: Any) -> str:
 def mini() -> Ranker:
     """A ranker with the embedded model."""
     return Ranker.from_pretrained(device="cpu")
+
+
+@pytest.fixture
+def small_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`blockrank bench` measures the ceiling with a product that costs nothing."""
+    monkeypatch.setattr(timing, "_SMALL_CEILING", (64, 2))
 
 
 @pytest.fixture(autouse=True)

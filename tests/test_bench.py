@@ -274,12 +274,13 @@ def test_devices_that_would_stay_idle(layers: str | None, sentence: str) -> None
         rank_model(find_subject("tiny"), [CPU, CPU], BenchSettings(layers=layers))
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_several_devices_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blockrank.model, "resolve_devices", lambda _: [CPU, CPU])
     monkeypatch.setattr("blockrank.bench.subject._check_sharing", lambda _: None)
     found = running.bench(BenchSettings("tiny", shapes=grid((2,), (8,)), repeats=1, against=("hf-full",)))
     assert (found.environment["hardware"]["device"], found.ceiling.devices) == ("cpu,cpu", 2)
-    assert "the product of two 1024 x 1024 matrices on each of 2 devices\n" in result_text(found)
+    assert "the product of two 64 x 64 matrices on each of 2 devices\n" in result_text(found)
     assert found.rows[0].peers["hf-full"].p50 is not None
 
 
@@ -324,6 +325,7 @@ def test_the_table() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_json_and_the_record(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     done = run("tiny", *SMALL, "--against", "hf-full", "--ragged", "0.5", "--json", "--output", str(output))
@@ -355,6 +357,7 @@ def test_json_and_the_record(tmp_path: Path) -> None:
     assert found["growth"][0].keys() == {"length", "blockrank", "hf-full"}
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_a_schedule_is_said_and_its_operations_are_not_counted(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     arguments = ("tiny", "--shapes", "4x8,2x16", "--repeats", "2", "--peer-repeats", "1", "--device", "cpu")
@@ -372,6 +375,7 @@ def test_a_schedule_is_said_and_its_operations_are_not_counted(tmp_path: Path) -
         assert (len(row["ms"]), len(row["peers"]["hf-full"]["ms"])) == (2, 1)
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_the_embedded_model_has_no_instruction() -> None:
     done = run(*SMALL, "--json")
     assert done.exit_code == 0, done.output
@@ -380,6 +384,7 @@ def test_the_embedded_model_has_no_instruction() -> None:
     assert [row["tokens"] for row in found["rows"]] == [2 * 8 + 40, 4 * 8 + 40]
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = running.rank
 
@@ -398,6 +403,7 @@ def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) 
     assert (done.exit_code, done.stdout.count("out of memory")) == (0, 1)
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_a_command_is_timed_or_tells_its_time() -> None:
     told = python("import json, sys; print('x'); print(json.dumps({'ms': 10 * int(sys.argv[1]) + int(sys.argv[2])}))")
     found = json.loads(run("tiny", *SMALL, "--json", "--against", told, "--against", python("print(5)")).stdout)
@@ -446,6 +452,7 @@ def test_wrong_usage(arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in misused(run("tiny", *arguments))
 
 
+@pytest.mark.usefixtures("small_ceiling")
 def test_what_cannot_be_measured(tmp_path: Path) -> None:
     assert "'no/such/model/here' does not exist" in failed(run("no/such/model/here", *SMALL))
     long = failed(run("embedded", "--documents", "10", "--length", "96", "--against", "hf-full"))

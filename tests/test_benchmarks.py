@@ -13,17 +13,12 @@ import pytest
 from serving import running
 
 from blockrank import Document, Ranker
-from blockrank.bench import timing
 from blockrank.data import write_collection
 from blockrank.serve.settings import ServeSettings
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--model", "tiny", "--device", "cpu", "--repeats", "1")
-
-
-@pytest.fixture(autouse=True)
-def small_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_SMALL_CEILING", (64, 2))
+pytestmark = pytest.mark.usefixtures("small_ceiling")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, script: str = "gpu_latency.py") -> None:

@@ -327,8 +327,8 @@ weight[::2] = -1
 product = Linear(weight, None).quantise(torch.int8)(quantise_rows(x, torch.int8))
 torch.testing.assert_close(product, x @ weight.t())
 """
-    for isa in ("AVX2", "DEFAULT"):
-        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa})
+    exec(code, {})  # with what this processor has
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
 
 
 def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:
