@@ -27,6 +27,7 @@ from blockrank.bench import (
     random_request,
     read_schedule,
     read_shapes,
+    timing,
     whole_numbers,
 )
 from blockrank.bench import run as running
@@ -302,10 +303,12 @@ def test_other_errors_are_no_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_ceiling_is_measured(dtype: torch.dtype) -> None:
+def test_the_ceiling_is_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, _ = timing._SMALL_CEILING  # one product takes seconds where a processor has none for the type
+    monkeypatch.setattr(timing, "_SMALL_CEILING", (size, 2))
     ceiling = gemm_ceiling([CPU], dtype)
     assert ceiling.size == 1024
-    assert ceiling.flops_per_second > 1e8
+    assert ceiling.flops_per_second > 1e6
 
 
 # The command
