@@ -179,13 +179,21 @@ class Ranker(RequestRanker):
         scored = self._score_apart(requests, tokenised, model)
         return [self.ranking(*parts) for parts in zip(requests, tokenised, scored, strict=True)]
 
-    def score(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> list[Scored]:
+    def score(
+        self,
+        requests: Sequence[RankRequest],
+        tokenised: Sequence[TokenisedRequest],
+        between: Callable[[], None] | None = None,
+    ) -> list[Scored]:
         """The forward alone: what `ranking` makes a ranking of, for each of the requests that share it, on the host.
 
         With `tokenise` before and `ranking` behind it this is what `rank_iter` does, for callers that spread the
-        three over threads. Raises `CapacityError` where a single request does not fit into memory.
+        three over threads. between: called between the parts of a forward that has several (`engine.forward`), in the
+        calling thread; it may score other requests, and what it raises ends the work. Raises `CapacityError` where a
+        single request does not fit into memory.
         """
-        return self._score_apart(requests, tokenised, self.model)
+        model = self.model if between is None else self.model.with_turns(between)
+        return self._score_apart(requests, tokenised, model)
 
     def ranking(self, request: RankRequest, tokenised: TokenisedRequest, scored: Scored) -> Ranking:
         """The ranking of a request from its scores. Raises `ModelError` where a score is not finite."""

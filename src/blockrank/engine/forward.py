@@ -7,7 +7,7 @@ flash attention's splits).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,10 @@ from blockrank.readout.signals import log_scores
 from blockrank.spec import RankSpec
 from blockrank.types import ModelError
 
-# On a processor a large request whose documents stand alone runs in pieces of about so many tokens: its states would
-# take thirteen kilobytes a token with the embedded model, its keys take one and a half.
-_PIECE_TOKENS = 4096
+# A large request whose documents stand alone runs in pieces of about so many tokens. On a processor always: its states
+# would take thirteen kilobytes a token with the embedded model, its keys take one and a half. Elsewhere where something
+# else may run in between.
+_PIECE_TOKENS, _PIECE_TOKENS_ELSEWHERE = 4096, 32_768
 _LEAST_SAVING = 1 / 16  # part of the stream that must be spared before its rows are copied together
 
 
@@ -71,26 +72,44 @@ def forward(
     spec: RankSpec,
     backend: AttentionBackend,
     graphs: Graphs | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Capture:
     """Queries and keys at the scoring layer, as the library's own layers behind the seam give them.
 
     decoders: the model, once a device. graphs: captured forwards of the first, for layouts that are small enough. Below
     the scoring layer every token runs, but in the last layer below only what the scoring layer reads; of the scoring
     layer itself only keys, and the queries of the signal tokens. Documents leave where `spec.prune` says so.
+
+    between: called between the parts of the work, by the thread that does it: before each layer on a processor, and
+    after each piece of a large layout whose documents stand alone. It may run other forwards; what it raises ends this
+    one.
     """
     _check_windows(decoders[0], layout, spec)
     if graphs is not None and len(decoders) == 1 and (found := graphs.forward(layout, spec, backend)):
         return Capture(*found, decoders[0].blocks[spec.layer].scale, layout)
-    if len(decoders) == 1 and _goes_in_pieces(decoders[0], layout, spec):
-        return _in_pieces(decoders[0], layout, spec, backend)
-    return _whole(decoders, layout, spec, backend)
+    on_processor = decoders[0].device.type == "cpu"
+    piece_tokens = _PIECE_TOKENS if on_processor else _PIECE_TOKENS_ELSEWHERE
+    may_cut = len(decoders) == 1 and (on_processor or between is not None)
+    if may_cut and _goes_in_pieces(layout, spec, piece_tokens):
+        return _in_pieces(decoders[0], layout, spec, backend, piece_tokens, between)
+    return _whole(decoders, layout, spec, backend, between)
 
 
-def _whole(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> Capture:
+def _whole(
+    decoders: Sequence[Decoder],
+    layout: PackedLayout,
+    spec: RankSpec,
+    backend: AttentionBackend,
+    between: Callable[[], None] | None,
+) -> Capture:
     """A layout at once."""
+    # Elsewhere layers are only launched here; and memory holds the states of one forward, not of two.
+    between = between if decoders[0].device.type == "cpu" else None
     state = _start(decoders, layout, spec, backend)
     keep = dict(spec.prune)
     for index in range(spec.layer):
+        if between is not None:
+            between()
         projected = [part.decoder.blocks[index].project(part.stream) for part in state.parts]
         if index in keep:
             projected = _prune(state, projected, index, keep[index], spec, backend)
@@ -121,32 +140,48 @@ def _check_windows(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> No
 # Pieces
 
 
-def _goes_in_pieces(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> bool:
+def _goes_in_pieces(layout: PackedLayout, spec: RankSpec, piece_tokens: int) -> bool:
     """Whether a layout runs piece by piece. Pieces repeat instruction and query, so a single request's alone do."""
     alone = spec.documents_stand_alone and not spec.prune and not layout.cached_rows
-    large = layout.tokens > 2 * _PIECE_TOKENS and len(layout.document_segment_C) > 1
-    return alone and large and layout.requests == 1 and decoder.device.type == "cpu"
+    large = layout.tokens > 2 * piece_tokens and len(layout.document_segment_C) > 1
+    return alone and large and layout.requests == 1
 
 
-def _in_pieces(decoder: Decoder, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> Capture:
+def _in_pieces(
+    decoder: Decoder,
+    layout: PackedLayout,
+    spec: RankSpec,
+    backend: AttentionBackend,
+    piece_tokens: int,
+    between: Callable[[], None] | None,
+) -> Capture:
     """One piece after the other, each some of the documents with the instruction and the query."""
-    owner_C = _alike((layout.ends_S - layout.starts_S)[layout.document_segment_C])
+    owner_C = _alike((layout.ends_S - layout.starts_S)[layout.document_segment_C], piece_tokens)
     pieces = int(owner_C.max()) + 1
     block = decoder.blocks[spec.layer]
     q_GNH, k_PKH = torch.empty(0), block.middle.weight_D.new_empty(layout.tokens, block.kv_heads, block.width)
     for index in range(pieces):
         own, rows_T = _own_layout(layout, owner_C, index, pieces, spec)
-        capture = _whole([decoder], own, spec, backend)
+        capture = _whole([decoder], own, spec, backend, between)
         q_GNH = capture.q_GNH
-        k_PKH.index_copy_(0, torch.from_numpy(rows_T), capture.k_PKH)
+        k_PKH.index_copy_(0, *moved(decoder.device, rows_T), capture.k_PKH)
+        if between is not None:
+            _wait_for(decoder.device)
+            between()
     return Capture(q_GNH, k_PKH, block.scale, layout)
 
 
-def _alike(sizes_C: Ints) -> Ints:
+def _wait_for(device: torch.device) -> None:
+    """Until all that was launched has run, so that what comes next comes between."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _alike(sizes_C: Ints, piece_tokens: int) -> Ints:
     """(C,) the piece that each document goes to: those of similar length together, so that little is padded."""
     order = np.argsort(sizes_C, kind="stable")
     piece_C = np.empty_like(sizes_C)
-    for index, members in enumerate(plan_batches(sizes_C[order].tolist(), _PIECE_TOKENS)):
+    for index, members in enumerate(plan_batches(sizes_C[order].tolist(), piece_tokens)):
         piece_C[order[members]] = index
     return piece_C
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
@@ -54,6 +54,7 @@ class RankModel:
         self.memo: Memo[Segment] | None = None
         self.omitted: frozenset[str] = frozenset()
         self._outer: nn.Module = module
+        self._between: Callable[[], None] | None = None
         self._check_spec()
 
     @property
@@ -112,6 +113,13 @@ class RankModel:
         """The same model, called through a wrapper around it (adapters, DDP, FSDP2) wherever a forward names none."""
         found = self._copy(decoder=self.decoder, replicas=self.replicas)
         found._outer = module
+        return found
+
+    def with_turns(self, between: Callable[[], None]) -> RankModel:
+        """The same model with the same store, whose forwards in fused layers call `between` between their parts, for
+        others to have a turn; see `engine.forward`. In the library's own layers a forward has one part."""
+        found = copy.copy(self)
+        found._between = between
         return found
 
     def inference(self) -> AbstractContextManager[None]:
@@ -252,7 +260,9 @@ class RankModel:
         fused = stop and label_T is None and not hidden and module is None and rows is None and self._runs_fused()
         if fused:
             with torch.autocast(self.device.type, enabled=False):  # fused layers choose their types themselves
-                return engine.forward(self._decoders(layout), layout, self.spec, self.backend, self._graphs)
+                return engine.forward(
+                    self._decoders(layout), layout, self.spec, self.backend, self._graphs, self._between
+                )
         self._refuse_eight_bits()
         outer = module if module is not None else self._outer
         whole = runs_whole(outer)

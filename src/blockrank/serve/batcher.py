@@ -85,8 +85,8 @@ class Batcher:
     def put(self, job: Job) -> None:
         """Let a job wait. Raises the error that `close` was given, once closed."""
         with self._changed:
-            if self._closed is not None:
-                raise self._closed()
+            if (end := self.end) is not None:
+                raise end
             for lane in (self._small, self._large):  # a body whose client has left is not kept until its turn
                 if any(waiting.future.cancelled() for waiting in lane):
                     wanted = [waiting for waiting in lane if not waiting.future.cancelled()]
@@ -108,7 +108,7 @@ class Batcher:
             return batch or (self._next_small() if large_first else self._next_large())
 
     def take_small(self) -> list[Job]:
-        """The next small jobs that wait; does not wait itself. For turns between the parts of a large job."""
+        """The next small jobs that wait; does not wait itself. For turns between the parts of a large one."""
         with self._changed:
             return self._next_small()
 
@@ -128,6 +128,11 @@ class Batcher:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed is not None
+
+    @property
+    def end(self) -> Exception | None:
+        """Once closed, the error that `close` was given, made anew."""
+        return self._closed() if self._closed is not None else None
 
     def _next_large(self) -> list[Job]:
         self._large_next = False

@@ -31,7 +31,6 @@ Load = Callable[[], Sequence[Ranker]]
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = {"cpu": 4096}  # larger forwards are slower on a processor
 _BATCH_TOKENS_ELSEWHERE = 32_768
-_PIECE_TOKENS = {"cpu": 2048}
 _QUEUE_BATCHES = 16
 _DRAIN_STEP = 0.02  # seconds between two looks at what is under way
 _JOIN_S = 1.0
@@ -127,7 +126,6 @@ class Service:
                 name,
                 ranker,
                 self._batcher,
-                piece_tokens=min(budget, _PIECE_TOKENS.get(kind, budget)),
                 idle_s=settings.ready_s / 3,
                 cache_bytes=settings.cache_bytes,
                 on_forward=self._forward_ran,

@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from typing import TypeVar
@@ -13,7 +14,6 @@ from typing import TypeVar
 import torch
 
 from blockrank.errors import is_out_of_memory
-from blockrank.layout import TokenisedRequest, plan_batches
 from blockrank.ranker import Ranker
 from blockrank.reuse.memory import MemoryStore
 from blockrank.serve.batcher import Batcher, Job, late, tokens_of
@@ -22,20 +22,43 @@ from blockrank.serve.refusals import Refusal, invalid
 from blockrank.types import BlockrankError, CapacityError, InputError, RankRequest
 
 _log = logging.getLogger(__name__)
-# A request whose documents are encoded piece by piece may fill so much of the store: what comes between its pieces
-# needs room too, and what drops out is computed twice.
-_LARGEST_SHARE = 0.4
 _MOST_FAULTS, _FAULT_PAUSE_S = 20, 0.05  # faults in a row that a worker outlives; seconds between them
 _WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
 Result = TypeVar("Result")
 OnForward = Callable[[Sequence[Job], int, float], None]
 
 
+class Dropped(Exception):  # noqa: N818  # nothing went wrong
+    """Ends the forward of a job that has been failed, because nobody waits for it any more."""
+
+
+@dataclass(slots=True)
+class Turns:
+    """Turns that others have between the parts of a large job's forward.
+
+    seconds: how long all of them took. last_s, since: how long the last one took, and since when the job runs again.
+    """
+
+    job: Job
+    since: float
+    seconds: float = 0.0
+    last_s: float = 0.0
+
+    def are_due(self, now: float) -> bool:
+        """Whether the job has run for as long as others did before: each gets half of the time where both want it."""
+        return now - self.since >= self.last_s
+
+    def note(self, started: float, ended: float) -> None:
+        """One turn is over."""
+        self.since, self.last_s = ended, ended - started
+        self.seconds += self.last_s
+
+
 class Worker:
     """One device's ranker and thread.
 
-    piece_tokens: of a large request, tokens encoded in one turn. on_forward: called with the jobs, tokens and seconds
-    of each forward. on_failure: called once, with a sentence, where the device is lost.
+    on_forward: called with the jobs, tokens and seconds of each forward that has succeeded. on_failure: called once,
+    with a sentence, where the device is lost.
     """
 
     def __init__(
@@ -44,14 +67,13 @@ class Worker:
         ranker: Ranker,
         batcher: Batcher,
         *,
-        piece_tokens: int,
         idle_s: float,
         cache_bytes: int,
         on_forward: OnForward,
         on_failure: Callable[[str], None],
     ) -> None:
         self.name, self._ranker, self._batcher = name, ranker, batcher
-        self._piece_tokens, self._idle_s = piece_tokens, idle_s
+        self._idle_s = idle_s
         self._on_forward, self._on_failure = on_forward, on_failure
         self.store: MemoryStore | None = ranker.reuse(cache_bytes) if cache_bytes else None
         self.last_success = 0.0
@@ -83,7 +105,8 @@ class Worker:
         self._thread.join(timeout)
 
     def state(self, now: float, ready_s: float, stall_s: float) -> str:
-        """What is wrong ("failed", "stalled" in one forward, "stale": none has succeeded lately), or "ready"."""
+        """What is wrong ("failed", "stalled" in one part of a forward, "stale": none has succeeded lately), or
+        "ready"."""
         busy = self.busy_since
         if self.failed or (self.started and not self.is_alive):
             return "failed"
@@ -117,9 +140,7 @@ class Worker:
 
     def _turn(self, jobs: list[Job], freed: FreedMemory) -> None:
         """Run jobs, or where none came a check of the device; then see to memory."""
-        if jobs and self._in_pieces(jobs[0]):
-            self._run_large(jobs[0])
-        elif jobs:
+        if jobs:
             self._run_batch(jobs)
         elif not self._batcher.closed and time.monotonic() - self.last_success >= self._idle_s:
             self._check()
@@ -141,25 +162,33 @@ class Worker:
         scored = self._timed([], tokenised.length, lambda: self._ranker.score([request], [tokenised]))
         self._ranker.ranking(request, tokenised, scored[0])
 
-    def _timed(self, jobs: Sequence[Job], tokens: int, forward: Callable[[], Result]) -> Result:
-        """Run a forward under watch."""
+    def _timed(
+        self, jobs: Sequence[Job], tokens: int, forward: Callable[[], Result], turns: Turns | None = None
+    ) -> Result:
+        """Run a forward under watch. turns: those of others, whose time is not its own."""
         started = self.busy_since = time.monotonic()
         try:
             result = forward()
             self.last_success = time.monotonic()
-            return result
         finally:
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started - (turns.seconds if turns is not None else 0.0)
             self.busy_since = None
             for job in jobs:
                 job.forward_s += seconds
-            self._on_forward(jobs, tokens, seconds)
+        self._on_forward(jobs, tokens, seconds)
+        return result
 
     def _run_batch(self, jobs: Sequence[Job]) -> None:
-        """Score jobs in one forward; where that fails for another reason than a lost device, each alone."""
+        """Score jobs in one forward, between whose parts others have turns where it is large; where it fails for
+        another reason than a lost device, each alone."""
+        tokens = tokens_of(jobs)
+        turns = Turns(jobs[0], time.monotonic()) if tokens > self._batcher.batch_tokens else None
+        between = partial(self._give_turn, turns) if turns is not None else None
         try:
             requests, tokenised = [job.request for job in jobs], [job.tokenised for job in jobs]
-            found = self._timed(jobs, tokens_of(jobs), lambda: self._ranker.score(requests, tokenised))
+            found = self._timed(jobs, tokens, lambda: self._ranker.score(requests, tokenised, between), turns)
+        except Dropped:
+            return
         except Exception as error:
             self._note(error)
             if self.failed or len(jobs) == 1:
@@ -172,33 +201,27 @@ class Worker:
         for job, scored in zip(jobs, found, strict=True):
             job.finish(scored)
 
-    def _in_pieces(self, job: Job) -> bool:
-        """Whether a job is large, and its documents can be encoded piece by piece."""
-        if self.store is None or job.tokens <= self._batcher.batch_tokens:
-            return False
-        return job.tokens * self._ranker.model.key_bytes <= _LARGEST_SHARE * self.store.max_bytes
-
-    def _run_large(self, job: Job) -> None:
-        """Encode a large job's documents piece by piece, let small jobs run in between, then score it."""
-        *documents, query = job.tokenised.segments[1:]
-        instruction = job.tokenised.segments[0]
-        for part in plan_batches([len(segment.ids) for segment in documents], self._piece_tokens):
-            if late(job, time.monotonic()):
-                return
-            piece = TokenisedRequest((instruction, *documents[part], query))
+    def _give_turn(self, turns: Turns) -> None:
+        """Between two parts of a large job's forward: end it where nobody waits for it any more, and let small jobs
+        run. Each part is a sign of life of the device."""
+        self._check_wanted(turns.job)
+        started = time.monotonic()
+        if turns.are_due(started) and (others := self._batcher.take_small()):
             try:
-                self._timed([job], piece.length, partial(self._ranker.encode, piece))
-            except Exception as error:
-                self._note(error)
-                job.fail(refusal_of(error))
-                return
-            if others := self._batcher.take_small():
                 self._run_batch(others)
-            if self.failed:
-                job.fail(lost())
-                return
-        if not late(job, time.monotonic()):
-            self._run_batch([job])
+            finally:
+                for job in others:  # without effect on those that have ended, as all have but where the thread ends
+                    job.fail(lost())
+            turns.note(started, time.monotonic())
+            self._check_wanted(turns.job)
+        self.last_success = self.busy_since = time.monotonic()
+
+    def _check_wanted(self, job: Job) -> None:
+        """Raise `Dropped` where a job is late or nothing runs any more; it has failed then."""
+        if (end := lost() if self.failed else self._batcher.end) is not None:
+            job.fail(end)
+        if late(job, time.monotonic()):
+            raise Dropped
 
     def _note(self, error: Exception) -> None:
         """Log an error of a forward; one that the device does not survive ends the worker."""
