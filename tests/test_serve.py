@@ -70,23 +70,6 @@ def test_batching_can_be_off(mini: Ranker) -> None:
         assert set(server.gate.requests) == {1}
 
 
-def test_a_large_request_does_not_starve_small_ones(mini: Ranker) -> None:
-    """Its documents are encoded piece by piece, and small requests run between the pieces."""
-    settings = ServeSettings(batch_tokens=64)
-    texts = [f"document {i} about rivers and seas" for i in range(120)]
-    with running(mini, settings) as server, ThreadPoolExecutor(2) as pool:
-        large = pool.submit(server.post, body={"query": "rivers", "documents": texts})
-        wait_until(lambda: server.metric("blockrank_batch_tokens_count") > 4)
-        small = server.post()
-        assert not large.done(), "the small one came after it and went before its end"
-        assert small.status_code == 200
-        results = large.result().json()["results"]
-    expected = mini.rank("rivers", texts)
-    assert [item["relevance_score"] for item in results] == pytest.approx(
-        [e.score for e in expected], abs=TOLERANCE["float32"]
-    )
-
-
 def test_documents_are_encoded_once(mini: Ranker) -> None:
     with running(mini) as server:
         first, second = server.post().json(), server.post(body={**BODY, "query": QUERY}).json()

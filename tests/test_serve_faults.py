@@ -79,12 +79,12 @@ def test_a_fault_of_the_worker_costs_the_jobs_at_hand(mini: Ranker, monkeypatch:
     """An error outside a forward: that request gets 500, the next one its answer."""
     with running(mini) as server:
         [worker] = server.service._workers
-        real = worker._in_pieces
-        monkeypatch.setattr(worker, "_in_pieces", lambda job: 1 / 0)
+        real = worker._run_batch
+        monkeypatch.setattr(worker, "_run_batch", lambda jobs: 1 / 0)
         answer = server.post()
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal")
         assert "ZeroDivisionError" in answer.json()["detail"]
-        monkeypatch.setattr(worker, "_in_pieces", real)
+        monkeypatch.setattr(worker, "_run_batch", real)
         assert server.post().status_code == 200
         assert server.client.get("/livez").status_code == 200
 
@@ -136,7 +136,7 @@ def test_a_worker_with_nothing_but_faults_is_lost(mini: Ranker, caplog: pytest.L
     told: list[str] = []
     batcher = Batcher(4096)
     worker = Worker(
-        "cpu", Ranker(mini.model), batcher, piece_tokens=1, idle_s=1, cache_bytes=0, on_forward=lambda *_: None,
+        "cpu", Ranker(mini.model), batcher, idle_s=1, cache_bytes=0, on_forward=lambda *_: None,
         on_failure=told.append,
     )  # fmt: skip
     batcher.take = lambda _: [][0]  # type: ignore[assignment,method-assign]

@@ -46,11 +46,6 @@ class MemoryStore:
         self.misses += len(found) - sum(found)
         return found
 
-    @property
-    def max_bytes(self) -> int:
-        """The most it keeps."""
-        return self._max_bytes
-
     def read(self, key: bytes) -> Tensor:
         """The entry of a key that is held."""
         return self._entries[key]
