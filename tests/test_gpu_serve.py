@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from serving import running, wait_until
 from test_serve_process import answers, process
 
-from blockrank import Ranker
+from blockrank import Ranker, RankRequest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 WORDS = ("river", "meets", "sea", "where", "old", "harbours", "trade", "salt", "grain", "under", "a", "lighthouse")
@@ -63,3 +64,28 @@ def test_the_command_serves_from_the_device(mini: Ranker) -> None:
             assert [answer.status_code for answer in found] == [200] * 30
             for body, answer in zip(asked, found, strict=True):
                 assert scores(answer.json()) == pytest.approx(expected(mini, body), abs=0.05)
+
+
+def test_small_requests_run_between_the_pieces_of_a_large_one(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward in pieces on the device, with others between them; scores are the host's, from kept keys too."""
+    monkeypatch.setattr(import_module("blockrank.engine.forward"), "_PIECE_TOKENS_ELSEWHERE", 400)
+    draw = random.Random(5)
+    texts = [" ".join(draw.choices(WORDS, k=20)) for _ in range(200)]
+    requests = [RankRequest("where old harbours trade", texts), RankRequest("a lighthouse", texts[:7])]
+    right = [mini.score([request], [mini.tokenise(request)])[0].scores_C for request in requests]
+    ranker = Ranker.from_pretrained("embedded", device="cuda", dtype="float32")
+    items, inside = [ranker.tokenise(request) for request in requests], list[torch.Tensor]()
+
+    def between() -> None:
+        inside.append(ranker.score(requests[1:], items[1:])[0].scores_C)
+
+    for max_bytes in (0, 100_000, 100_000_000):
+        inside.clear()
+        if max_bytes:
+            ranker.reuse(max_bytes)
+        for _ in range(2):
+            [found] = ranker.score(requests[:1], items[:1], between)
+            torch.testing.assert_close(found.scores_C, right[0], atol=1e-4, rtol=0)
+        assert len(inside) >= 10
+        for one in inside:
+            torch.testing.assert_close(one, right[1], atol=1e-4, rtol=0)

@@ -164,7 +164,8 @@ def _in_pieces(
         own, rows_T = _own_layout(layout, owner_C, index, pieces, spec)
         capture = _whole([decoder], own, spec, backend, between)
         q_GNH = capture.q_GNH
-        k_PKH.index_copy_(0, *moved(decoder.device, rows_T), capture.k_PKH)
+        (rows_R,) = moved(decoder.device, rows_T)
+        k_PKH.index_copy_(0, rows_R, capture.k_PKH)
         if between is not None:
             _wait_for(decoder.device)
             between()
