@@ -177,10 +177,10 @@ def test_what_nobody_waits_for_ends_with_its_part(
             found.large.future.result(PATIENCE_S)
         assert (caught.value.status, caught.value.cause) == (status, cause)
         assert caught.value.__traceback__ is None or "forward" not in str(caught.traceback[-1].path), "it holds tensors"
-        if cause == "draining":
-            found.worker.join(PATIENCE_S)
-        else:
+        if cause != "draining":
             assert len(found.small.future.result(PATIENCE_S).scores_C) == len(TEXTS)
+            found.batcher.close(draining)
+        found.worker.join(PATIENCE_S)
         assert found.steps.begun == 1
         assert [tokens for tokens, _ in found.forwards] == [found.small.tokens] * (cause != "draining")
         assert found.told == []
