@@ -200,7 +200,7 @@ def spec_of(variant: Variant) -> RankSpec:
         "layer": LAYER, "template": "blockrank", "signal_tokens": 2, "query_offset": OFFSET,
         "max_segment_tokens": SEGMENT_TOKENS, "long_queries": "cut", "max_query_tokens": 64,
     }  # fmt: skip
-    return RankSpec(**{**common, **variant.spec})
+    return RankSpec.of(**{**common, **variant.spec})
 
 
 def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
     for count in counts:
         cut = [test.cut(count, np.random.default_rng((count, row))) for row, test in enumerate(tests)]
         longest = max(ranker.tokenise(test.request).length for test in cut[:20])
-        if spec_of(variant).pattern == "causal" and longest * 1.2 > model.module.config.max_position_embeddings:
+        if spec_of(variant).pattern.kind == "causal" and longest * 1.2 > model.module.config.max_position_embeddings:
             continue  # full attention counts positions through all documents: the model has no more
         began = time.perf_counter()
         found["attention"][count] = measures(list(attention_orders(ranker, cut)), cut)

@@ -147,7 +147,7 @@ def draw(
 
 def with_text(ranker: Ranker, case: Case, payload: str, position: Position) -> tuple[RankRequest, int]:
     """The request whose attacked document holds the payload, its own text cut to make room; the payload's tokens."""
-    tokenizer, limit = ranker.model.tokenizer, ranker.spec.max_segment_tokens
+    tokenizer, limit = ranker.model.tokenizer, ranker.spec.limits.max_segment_tokens
     assert tokenizer is not None
     documents = list(case.request.candidates)
     payload = tokenizer.shorten(payload, limit * 3 // 4)[0]
@@ -254,7 +254,7 @@ def collection(subject: Subject, folder: Path, options: argparse.Namespace) -> d
     return {
         "model": subject.name,
         "pattern": subject.pattern,
-        "spec pattern": subject.ranker.spec.pattern,
+        "spec pattern": subject.ranker.spec.pattern.kind,
         "collection": folder.name,
         "requests": len(cases),
         MEASURE: ndcg(cases, [case.order for case in cases], judged.qrels),

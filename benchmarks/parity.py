@@ -77,7 +77,7 @@ def scores(model: RankModel, packed: PackedLayout) -> np.ndarray[Any, Any]:
 
 def rows(family: str, device: torch.device, dtype: torch.dtype, requests: int) -> list[dict[str, Any]]:
     """Every backend that can run, in the library's layers and fused."""
-    spec = RankSpec(layer=LAYERS - 1)
+    spec = RankSpec.of(layer=LAYERS - 1)
     packed = layout(requests, spec)
     model = RankModel(module(family, device, dtype), None, spec, get_backend("reference", device, dtype), family)
     expected = scores(model, packed)

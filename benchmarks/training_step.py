@@ -20,7 +20,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def eager_loss(module: Any, spec: RankSpec, batch: Batch) -> Callable[[], torch.
     """The peer's loss, and the attention loss from the weights of one layer."""
     layout, lm = batch.layout, full_loss(module, batch)
     seen: list[torch.Tensor] = []
-    module.model.layers[spec.layer].self_attn.register_forward_hook(lambda *given: seen.append(given[2][1]))
+    module.model.layers[spec.readout.layer].self_attn.register_forward_hook(lambda *given: seen.append(given[2][1]))
     signal_G, positives_BM = torch.from_numpy(layout.signal_G).to(module.device), batch.positives_BM.to(module.device)
     document_T = np.full(layout.tokens, len(layout.document_segment_C))  # the last stands for all other tokens
     for index, segment in enumerate(layout.document_segment_C):
@@ -177,7 +176,7 @@ def main() -> None:
     vocabulary = int(shape.values["vocab_size"] or 0)
     examples = [example(options, vocabulary, seed) for seed in range(options.requests)]
     batch = collate(examples, spec)
-    causal = replace(spec, pattern="causal")
+    causal = spec.changed(pattern="causal")
     steps: dict[str, tuple[Any, int, str, Callable[[Any], Callable[[], torch.Tensor]]]] = {
         PEER: (AutoModelForCausalLM, layers, "sdpa", lambda m: full_loss(m, batch)),
         SAME: (AutoModelForCausalLM, layers, "eager", lambda m: eager_loss(m, spec, batch)),
@@ -185,7 +184,7 @@ def main() -> None:
             AutoModelForCausalLM, layers, SEAM, lambda m: rank_loss(m, causal, collate(examples, causal), 1.0)
         ),
         "both losses": (AutoModelForCausalLM, layers, SEAM, lambda m: rank_loss(m, spec, batch, 1.0)),
-        "attention loss": (AutoModel, spec.layer + 1, SEAM, lambda m: rank_loss(m, spec, batch, 0.0)),
+        "attention loss": (AutoModel, spec.readout.layer + 1, SEAM, lambda m: rank_loss(m, spec, batch, 0.0)),
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     for name, (kind, count, attention, loss) in steps.items():

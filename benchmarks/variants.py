@@ -174,7 +174,7 @@ def main() -> None:
     judged = [read(f, first, options) for f in folders if not options.only or f.name in options.only]
     reference: dict[str, Any] = {}
     rows = []
-    first_variant, *others = variants(first.spec.layer, first.model.device.type == "cuda")
+    first_variant, *others = variants(first.spec.readout.layer, first.model.device.type == "cuda")
     others = [variant for variant in others if not options.variants or variant.name in options.variants]
     for variant in (first_variant, *others):
         found = measure(load(variant, options), judged)

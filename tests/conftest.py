@@ -122,7 +122,7 @@ def tokenised(segments: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> Tokeni
 
 
 def golden_spec(**changes: Any) -> RankSpec:
-    return RankSpec(**{"layer": 2, "template": "blockrank", "signal_tokens": 2, "query_offset": 16384, **changes})
+    return RankSpec.of(**{"layer": 2, "template": "blockrank", "signal_tokens": 2, "query_offset": 16384, **changes})
 
 
 def rank_model(family: str, backend: str = "sdpa", spec: RankSpec | None = None) -> RankModel:
@@ -143,23 +143,23 @@ def dense_pairs(
     document's rows (length norm applied), and the denominator."""
     q, k = q_GNH.double().numpy(), k_PKH.double().numpy()
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    heads = list(spec.heads) if spec.heads is not None else list(range(q.shape[1]))
+    heads = list(spec.readout.heads) if spec.readout.heads is not None else list(range(q.shape[1]))
     q, k = q[:, heads], k[:, heads]
-    if spec.joined_heads:
+    if spec.readout.joined_heads:
         q, k = q.reshape(len(q), 1, -1), k.reshape(len(k), 1, -1)
-    factor = scale * spec.logit_scale
-    if spec.cosine != "none":
+    factor = scale * spec.readout.logit_scale
+    if spec.readout.cosine != "none":
         k = k / np.linalg.norm(k, axis=-1, keepdims=True)
-        q = q / (np.linalg.norm(q, axis=-1, keepdims=True) if spec.cosine == "both" else math.sqrt(q.shape[-1]))
-        factor = spec.logit_scale
+        q = q / (np.linalg.norm(q, axis=-1, keepdims=True) if spec.readout.cosine == "both" else math.sqrt(q.shape[-1]))
+        factor = spec.readout.logit_scale
     spans = list(zip(layout.starts_S.tolist(), layout.ends_S.tolist(), strict=True))
     for g, at in enumerate(layout.signal_G):
         for n in range(q.shape[1]):
             weights = np.exp(factor * (k[:, n] @ q[g, n]))
-            documents = [weights[a:b] / (b - a) ** spec.length_norm for a, b in spans[1:-1]]
+            documents = [weights[a:b] / (b - a) ** spec.readout.length_norm for a, b in spans[1:-1]]
             total = float(sum(document.sum() for document in documents))
-            if spec.softmax_over == "all":
-                own_end = int(at) + 1 if spec.query_attention == "causal" else spans[-1][1]
+            if spec.readout.softmax_over == "all":
+                own_end = int(at) + 1 if spec.pattern.query_attention == "causal" else spans[-1][1]
                 total += float(weights[slice(*spans[0])].sum() + weights[spans[-1][0] : own_end].sum())
             yield documents, total
 

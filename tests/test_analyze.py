@@ -199,7 +199,7 @@ def test_documents_read_both_ways_before_a_causal_query(backend: str) -> None:
 
 def test_shares_of_the_encoder_are_those_of_its_eager_attention(mini: Ranker) -> None:
     request = mini.tokenise(RankRequest("who wrote Dracula", ["Bram Stoker.", "Mary Shelley wrote.", "The coast."]))
-    model = RankModel(mini.model.module, None, replace(mini.spec, signal_tokens="query"), mini.model.backend)
+    model = RankModel(mini.model.module, None, mini.spec.changed(signal_tokens="query"), mini.model.backend)
     relevant = np.array([True, False, False])
     found = prompt_shares(model, request, relevant, 1000, np.random.default_rng(0))
     layout = pack([request], model.spec)
@@ -311,7 +311,7 @@ def test_the_grid_ranks_as_the_read_out_does(changes: dict[str, Any], monkeypatc
         np.testing.assert_allclose(reader.pooled_MLT[:, setting.layer, column], expected, rtol=1e-6)
         np.testing.assert_allclose(closer.values_SM[place], expected)
         for head in range(4):
-            alone = replace(read, heads=(head,), joined_heads=False)
+            alone = read.changed(heads=(head,), joined_heads=False)
             scores = log_scores(capture.q_GNH, capture.k_PKH, pack_like(layout, read), alone, capture.scale)
             expected = measure(scores.detach().numpy(), judged.relevance_C, judged.ideal)
             np.testing.assert_allclose(reader.heads_MLNT[:, setting.layer, head, column], expected, rtol=1e-6)
@@ -480,7 +480,7 @@ def test_an_encoder_from_start_to_end(encoder: Analysed, collection: Collection,
 
 def test_a_decoder_from_start_to_end(decoder: Path, collection: Collection, tmp_path: Path) -> None:
     analysed = load_analysed(decoder, template="query-free", device="cpu")
-    assert (analysed.own, analysed.layers, analysed.heads, analysed.base.query_offset) == (None, 4, 4, 16384)
+    assert (analysed.own, analysed.layers, analysed.heads, analysed.base.pattern.query_offset) == (None, 4, 4, 16384)
     found = analyze(analysed, collection, FirstStage("bm25"), replace(SMALL, queries=4))
     assert found.choice.chosen == found.choice.best
     assert found.choice.baseline == Setting(2, 1)
@@ -509,7 +509,7 @@ def check_files(written: list[Path], found: Analysis, model: Path | None) -> Non
     request = RankRequest("who painted the whale", ["Ada painted it.", "Nobody knows.", "The winter."])
     cut = Ranker.from_pretrained(model, spec=spec, device="cpu", probe=False).rank_many([request])[0]
     whole = Ranker(load_analysed(model or "embedded", template=None, device="cpu", probe=False).model)
-    same = whole.with_spec(**{name: getattr(spec, name) for name in spec.to_dict() if name not in ("version", "notes")})
+    same = whole.with_spec(**spec.fields)
     assert same.rank_many([request])[0].doc_ids == cut.doc_ids
 
 

@@ -147,7 +147,7 @@ def test_a_request_of_a_shape() -> None:
 
 
 def test_useful_operations_by_hand() -> None:
-    layout = random_layout([2, 3, 4, 2], RankSpec(layer=2, signal_tokens=1))
+    layout = random_layout([2, 3, 4, 2], RankSpec.of(layer=2, signal_tokens=1))
     model = Arithmetic(weights_L=(10, 20, 99), width=4, heads=2, kv_heads=1, head_dim=2, layer=2)
     # Causal: the instruction 1 + 2; documents read 2 rows first, 6 + 6 and 8 + 10; the query reads 9 rows, 18 + 3.
     assert attention_pairs(layout) == 3 + 12 + 18 + 21
@@ -158,7 +158,7 @@ def test_useful_operations_by_hand() -> None:
 
 
 def test_pairs_where_segments_are_read_both_ways_and_the_query_reads_its_own() -> None:
-    spec = RankSpec(1, query_reads="own", document_attention="bidirectional", query_attention="bidirectional")
+    spec = RankSpec.of(layer=1, query_reads="own", document_attention="bidirectional", query_attention="bidirectional")
     assert attention_pairs(random_layout([2, 3, 4, 2], spec)) == 4 + (6 + 9) + (8 + 16) + (4 + 4)
 
 
@@ -237,7 +237,7 @@ def test_the_peer_of_the_embedded_model_is_plain() -> None:
 def test_a_schedule_changes_the_spec_of_the_model() -> None:
     subject = find_subject("embedded", prune=((4, 0.5),), prune_by="lens")
     model = rank_model(subject, [CPU], BenchSettings())
-    assert (model.spec.prune, model.spec.prune_by) == (((4, 0.5),), "lens")
+    assert (model.spec.exits.prune, model.spec.exits.prune_by) == (((4, 0.5),), "lens")
     request = random_request(Shape(6, 8), instruction=0, query=4, vocabulary=500)
     with torch.inference_mode():
         order = running.rank(model, request)
@@ -446,9 +446,12 @@ def test_a_command_that_tells_no_time(told: str) -> None:
         (("--shapes", "2x8", "--length", "8"), "shapes stands in place of documents and length"),
         (("--prune", "half"), "prune must be layer:share, separated by commas, such as 6:0.5,10:0.25, not 'half'."),
         (("--prune", "6:0.5"), "RankSpec.prune names layers [6]; they must rise and stay below layer 1."),
-        (("--prune", "0:1.5"), "RankSpec.prune keeps shares [1.5]; they must fall and lie in (0, 1]."),
+        (("--prune", "0:1.5"), "RankSpec.prune keeps shares [1.5]; they must fall and lie in (0, 1)."),
         (("--prune", "0:0.5", "--prune-by", "luck"), "RankSpec.prune_by must be one of ('layer', 'lens'), not 'luck'."),
-        (("--prune-by", "lens"), "prune_by needs a schedule, and the model's spec has none: give prune too."),
+        (
+            ("--prune-by", "lens"),
+            "RankSpec.prune_by 'lens' needs a schedule, and RankSpec.prune has none: give prune too.",
+        ),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], sentence: str) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def test_control_tokens_beyond_the_embeddings_do_no_harm_unless_a_template_names
     folder = saved(tmp_path, vocab_size=257, eos_token_id=None, pad_token_id=None)  # <|im_end|> is 257
     ranker = Ranker.from_pretrained(folder, device="cpu")
     assert len(ranker.rank("<|im_end|>", ["<|im_end|>", "a"])) == 2
-    named = replace(SPEC, template=Template((), ("{text}<|im_end|>",), ("{query}",)))
+    named = SPEC.changed(template=Template((), ("{text}<|im_end|>",), ("{query}",)))
     assert "document holds a token with id 257; the model has 257 embeddings" in refusal(folder, spec=named)
 
 
@@ -146,7 +145,7 @@ def test_one_script_is_enough(text: str, tmp_path: Path) -> None:
     )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
-    bare = replace(SPEC, template=Template((), ("{text}",), ("{query}",)))
+    bare = SPEC.changed(template=Template((), ("{text}",), ("{query}",)))
     assert len(Ranker.from_pretrained(tmp_path, spec=bare, device="cpu").rank(text, [text, text[:4]])) == 2
 
 
@@ -155,13 +154,13 @@ def test_one_script_is_enough(text: str, tmp_path: Path) -> None:
     [("<s>{text}", "<s>"), ("{text}<|end|>", "<|end|>"), ("[CLS]{text}[SEP]", "[CLS]")],
 )
 def test_control_tokens_of_a_template(document: str, name: str, tmp_path: Path) -> None:
-    spec = replace(SPEC, template=Template((), (document,), ("{query}",)))
+    spec = SPEC.changed(template=Template((), (document,), ("{query}",)))
     expected = f"the spec's template names {name}, which this tokenizer has not as a control token."
     assert refusal(saved(tmp_path), spec=spec) == expected
 
 
 def test_angle_brackets_of_a_template_may_be_plain_text(tmp_path: Path) -> None:
-    spec = replace(SPEC, template=Template((), ("<Document>: {text} [INST]",), ("<think>{query}",)))
+    spec = SPEC.changed(template=Template((), ("<Document>: {text} [INST]",), ("<think>{query}",)))
     assert load_model(saved(tmp_path), spec=spec, device="cpu").spec == spec
 
 
@@ -213,9 +212,12 @@ def test_documents_over_the_positions(small: Path, tmp_path: Path) -> None:
 def test_an_instruction_takes_of_the_positions(tmp_path: Path) -> None:
     folder = saved(tmp_path, max_position_embeddings=256)  # the instruction of the template takes 77
     assert "of which the instruction takes 77: 179 are left" in refusal(
-        folder, spec=replace(SPEC, max_segment_tokens=180)
+        folder, spec=SPEC.changed(max_segment_tokens=180)
     )
-    assert load_model(folder, spec=replace(SPEC, max_segment_tokens=179), device="cpu").spec.max_segment_tokens == 179
+    assert (
+        load_model(folder, spec=SPEC.changed(max_segment_tokens=179), device="cpu").spec.limits.max_segment_tokens
+        == 179
+    )
 
 
 # Weights
@@ -389,7 +391,7 @@ WRONG: dict[str, tuple[str, list[Any]]] = {
 def test_values_of_another_type(name: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         RankSpec.from_dict({"layer": 2, name: value})
-    assert str(caught.value) == f"RankSpec: {name} must be {WRONG[name][0]}, not {value!r}."
+    assert str(caught.value) == f"RankSpec.{name} must be {WRONG[name][0]}, not {value!r}."
 
 
 @pytest.mark.parametrize(
@@ -408,9 +410,9 @@ def test_values_out_of_range(values: dict[str, Any], words: str) -> None:
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:
-    spec = RankSpec(np.int64(3), heads=[np.int32(1), 2], logit_scale=np.float32(2))  # type: ignore[arg-type]
-    assert spec == RankSpec(3, heads=(1, 2), logit_scale=2.0)
-    assert json.loads(json.dumps(spec.to_dict()))["heads"] == [1, 2]
+    spec = RankSpec.of(layer=np.int64(3), heads=[np.int32(1), 2], logit_scale=np.float32(2))  # type: ignore[arg-type]
+    assert spec == RankSpec.of(layer=3, heads=(1, 2), logit_scale=2.0)
+    assert json.loads(json.dumps(spec.to_dict()))["readout"]["heads"] == [1, 2]
 
 
 # What is asked for

@@ -298,7 +298,7 @@ def test_inspect_counts_the_pairs_of_the_dense_mask() -> None:
     tokenizer = Ranker.from_pretrained(probe=False).model.tokenizer
     assert tokenizer is not None
     for template, reads in (("blockrank", "all"), ("query-free", "own")):
-        spec = RankSpec(0, template, query_reads=reads)
+        spec = RankSpec.of(layer=0, template=template, query_reads=reads)
         tokenised = tokenizer.tokenise(segments(spec.prompt, RankRequest(QUERY, TEXTS)), spec)
         layout = pack([tokenised], spec)
         assert pairs_read(layout) == int(dense_mask(layout).sum())

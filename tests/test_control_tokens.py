@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -20,7 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from blockrank import InputError, Ranker, RankRequest, RankSpec, Template
 from blockrank.layout import PromptTokenizer
 
-BARE = RankSpec(0, Template(("i",), ("{text}",), ("{query}",)), max_segment_tokens=4096, max_query_tokens=64)
+BARE = RankSpec.of(
+    layer=0, template=Template(("i",), ("{text}",), ("{query}",)), max_segment_tokens=4096, max_query_tokens=64
+)
 NAMES: dict[str, tuple[AddedToken, ...]] = {
     "plain": (AddedToken("[SEP]", special=True),),
     "not special": (AddedToken("</think>", special=False), AddedToken("<|end|>", special=False, normalized=True)),
@@ -107,7 +108,7 @@ def seconds(work: Any) -> float:
 def test_control_tokens_cost_time_that_grows_with_the_text(mini: Ranker, frame: str) -> None:
     assert mini.model.tokenizer is not None
     kind = mini.model.tokenizer
-    whole = replace(mini.spec, template=Template((), (frame,), ("{query}",)), max_segment_tokens=1 << 20)
+    whole = mini.spec.changed(template=Template((), (frame,), ("{query}",)), max_segment_tokens=1 << 20)
 
     def taken(count: int) -> float:
         request = RankRequest("q", ["[SEP]" * count], evidence=True)
@@ -135,7 +136,7 @@ def test_a_long_query_is_refused_or_cut_without_reading_all_of_it(mini: Ranker) 
         start = time.perf_counter()
         with pytest.raises(InputError, match=r"query is about \d+ tokens long and the limit is 510"):
             kind.tokenise_request(request, mini.spec)
-        found = kind.tokenise_request(request, replace(mini.spec, long_queries="cut"))
+        found = kind.tokenise_request(request, mini.spec.changed(long_queries="cut"))
         assert time.perf_counter() - start < 5
         assert 500 < found.segments[-1].body_tokens <= 510
         assert found.query_cut > 90_000
@@ -145,7 +146,7 @@ def test_a_long_query_is_refused_or_cut_without_reading_all_of_it(mini: Ranker) 
 def test_a_query_of_control_tokens_is_cut_to_the_limit(count: int) -> None:
     """As text they take more tokens than as control tokens."""
     kind = PromptTokenizer(tokenizer("plain", False))
-    found = kind.tokenise_request(RankRequest("[SEP]" * count, ["a"]), replace(BARE, long_queries="cut"))
+    found = kind.tokenise_request(RankRequest("[SEP]" * count, ["a"]), BARE.changed(long_queries="cut"))
     assert found.segments[-1].body_tokens in (63, 64)  # the last may be in the middle of a name, which is then none
     assert found.query_cut == 6 * count - 64
 
@@ -158,7 +159,7 @@ def test_a_query_of_control_tokens_is_cut_to_the_limit(count: int) -> None:
 def test_tokens_left_out_are_counted_or_estimated(kind: str, characters: int) -> None:
     text = ("The quick brown fox jumps over 12 lazy dogs. " * 1000)[:characters].strip()
     whole = len(vocabularies.tokenizer(kind)(text, add_special_tokens=False).input_ids)
-    spec = replace(BARE, max_segment_tokens=64)
+    spec = BARE.changed(max_segment_tokens=64)
     found = PromptTokenizer(vocabularies.tokenizer(kind)).tokenise_request(RankRequest("q", [text]), spec).documents[0]
     assert found.cut_is_estimate is (characters > 8 * 64 and whole > 64)
     assert found.body_tokens + found.cut == pytest.approx(whole, rel=0.1 if found.cut_is_estimate else 0)
@@ -166,7 +167,7 @@ def test_tokens_left_out_are_counted_or_estimated(kind: str, characters: int) ->
 
 def test_a_text_of_few_tokens_is_read_to_its_sixty_fourth_character_a_token() -> None:
     kind = PromptTokenizer(vocabularies.tokenizer("wordpiece"))
-    spec = replace(BARE, max_segment_tokens=64)
+    spec = BARE.changed(max_segment_tokens=64)
     for gap, read in ((3000, 2), (5000, 1)):
         found = kind.tokenise_request(RankRequest("q", [f"fox{' ' * gap}dog"]), spec).documents[0]
         assert (found.body_tokens > 1) is (read == 2)

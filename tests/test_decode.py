@@ -353,7 +353,7 @@ def test_what_cannot_be_decoded_is_told(mini: Ranker) -> None:
         ({"template": "query-free"}, "decoding needs a template that numbers documents"),
     ):
         with pytest.raises(InputError, match=words):
-            decode(model.with_spec(replace(model.spec, **change)), [request])  # type: ignore[arg-type]
+            decode(model.with_spec(model.spec.changed(**change)), [request])  # type: ignore[arg-type]
     broken = golden_module("qwen3")
     broken.lm_head.weight.data.fill_(float("nan"))
     sick = RankModel(broken, byte_tokenizer(), model.spec, model.backend)
@@ -425,7 +425,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     golden_module("qwen3").save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
-    RankSpec(1, TEMPLATE, query_offset=None).save(path)
+    RankSpec.of(layer=1, template=TEMPLATE, query_offset=None).save(path)
     return path
 
 

@@ -201,7 +201,7 @@ def test_a_configuration_that_is_none(data: bytes, words: str, tmp_path: Path) -
         ("[data]\n", "[data]\nweights = { requests = 0.0 }\n", "gives every source a share of 0"),
         ("[loss]\n", "[loss]\ntemperature = inf\n", "temperature must be a finite number, not inf"),
         ("[loss]\n", "[loss]\ndistil = -1.0\n", "loss.distil must be at least 0, not -1.0"),
-        ("[model]\n", '[model]\nspec = { layer = "1" }\n', r"\[model\]: spec: RankSpec: layer must be an integer"),
+        ("[model]\n", '[model]\nspec = { layer = "1" }\n', r"\[model\]: spec: RankSpec.layer must be an integer"),
         ("[trainer]\n", "[lora]\nalpha = nan\n[trainer]\n", r"\[lora\]: alpha must be a finite number, not nan"),
     ],
 )

@@ -570,7 +570,7 @@ def test_what_stays_scores_as_if_it_had_been_alone(kind: str, prune_by: Any) -> 
     assert capture.alive_C is not None
     assert len(capture.alive_C) == 3
     found = scores(model, layout)[torch.from_numpy(capture.alive_C)]
-    whole = scores(model.with_spec(replace(model.spec, prune=())), layout)[torch.from_numpy(capture.alive_C)]
+    whole = scores(model.with_spec(model.spec.changed(prune=())), layout)[torch.from_numpy(capture.alive_C)]
     torch.testing.assert_close(found / found.sum(), whole / whole.sum(), atol=1e-6, rtol=1e-4)
 
 
@@ -582,7 +582,7 @@ def test_the_lens_reads_the_last_layer_below_as_the_scoring_layer_would() -> Non
     model.decoder.blocks[1].entry = model.decoder.blocks[0].entry
     model.decoder.blocks[1].qkv = model.decoder.blocks[0].qkv
     lens = captured(model, layout_of(model.spec, [3, 9, 4, 11])).exits[0]
-    by_layer = captured(model.with_spec(replace(model.spec, prune_by="layer")), layout_of(model.spec, [3, 9, 4, 11]))
+    by_layer = captured(model.with_spec(model.spec.changed(prune_by="layer")), layout_of(model.spec, [3, 9, 4, 11]))
     assert lens.left_C.tolist() == by_layer.exits[0].left_C.tolist()
     np.testing.assert_allclose(lens.log_left_C, by_layer.exits[0].log_left_C, atol=1e-5)
 
@@ -641,9 +641,12 @@ def test_pruning_needs_fused_layers_and_gives_no_evidence(mini: Ranker) -> None:
     ("prune", "sentence"),
     [
         (((2, 0.5),), "must rise and stay below layer 2"),
-        (((1, 0.5), (0, 0.2)), "must rise and stay below layer 2"),
+        (((1, 0.5), (0, 0.2)), "must rise and stay below RankSpec.layer"),
         (((0, 0.5), (1, 0.7)), "they must fall and lie in"),
         (((0, 0.0),), "they must fall and lie in"),
+        (((0, 1.0),), "they must fall and lie in"),
+        (((0, 0.5), (1, 0.5)), "they must fall and lie in"),
+        (((-1, 0.5),), "counts from 0; -1 is negative"),
     ],
 )
 def test_schedules_that_make_no_sense(prune: Any, sentence: str) -> None:

@@ -30,7 +30,7 @@ def dense_parts(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSp
     """Each document row's part of its document's score, one pair of head and signal token at a time."""
     parts: list[np.ndarray[Any, np.dtype[np.float64]]] = []
     for documents, total in dense_pairs(q_GNH, k_PKH, layout, spec, scale):
-        shares = [d / (d.sum() if spec.signal_pooling == "geometric" else total) for d in documents]
+        shares = [d / (d.sum() if spec.readout.signal_pooling == "geometric" else total) for d in documents]
         parts = [part + share for part, share in zip(parts or [0.0] * len(shares), shares, strict=True)]
     return [float(value) for part in parts for value in part / part.sum()]
 

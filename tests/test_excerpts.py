@@ -32,7 +32,7 @@ TEXTS = st.tuples(st.lists(WORDS, min_size=1, max_size=40), st.integers(1, 30), 
 
 
 def segment(kind: str, frame: tuple[str, ...], text: str, limit: int, room: int) -> Segment:
-    spec = RankSpec(0, Template(("t",), frame, ("{query}",)), max_segment_tokens=limit)
+    spec = RankSpec.of(layer=0, template=Template(("t",), frame, ("{query}",)), max_segment_tokens=limit)
     request = RankRequest("q", ["x", text], evidence=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("blockrank.layout.tokens.FIRST_ROOM", room)
@@ -88,7 +88,7 @@ def test_little_is_encoded_and_little_at_once(mini: Ranker, monkeypatch: pytest.
         return encode(self, pieces, names)
 
     monkeypatch.setattr(PieceEncoder, "pieces", recorded)
-    limit = mini.spec.max_segment_tokens
+    limit = mini.spec.limits.max_segment_tokens
     for text, room in (("." * 50_000, FIRST_ROOM), ("a" * 50_000, FIRST_ROOM + LAST_ROOM)):
         sizes.clear()
         found = mini.model.tokenizer.tokenise_request(RankRequest("q", [text] * 200), mini.spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def test_backends_agree_with_the_reference(family: str, attend: str) -> None:
 def _spread_model(kind: str, backend: str, dtype: torch.dtype) -> RankModel:
     """Random weights whose scores are far apart."""
     module = random_decoder(kind, hidden_size=256, intermediate_size=512, **SHAPES[kind]).to(CUDA, dtype)
-    spec = RankSpec(2, "blockrank", query_offset=4096)
+    spec = RankSpec.of(layer=2, template="blockrank", query_offset=4096)
     for layer in module.layers:
         layer.self_attn.k_proj.weight.data *= 3
     return RankModel(module, None, spec, get_backend(backend, CUDA, dtype), kind)
@@ -255,7 +254,7 @@ def test_a_model_in_eight_bits_orders_as_in_sixteen() -> None:
 def test_exits_and_parts_on_a_device_equal_the_host() -> None:
     module = random_decoder("qwen3", hidden_size=64, intermediate_size=96)
     for prune in ((), ((0, 0.5), (1, 0.25))):
-        spec = RankSpec(2, "blockrank", prune=prune)
+        spec = RankSpec.of(layer=2, template="blockrank", prune=prune)
         layout = pack([_request(0), _request(1)], spec)
         host = RankModel(module.cpu(), None, spec, get_backend("sdpa", torch.device("cpu"), torch.float32))
         host.fuse()
@@ -349,7 +348,7 @@ def test_spec_fields_of_the_read_out_survive_fusing() -> None:
         {"query_reads": "own"},
         {"signal_tokens": "query", "signal_pooling": "geometric"},
     ):
-        spec = replace(model.spec, **changes)
+        spec = model.spec.changed(**changes)
         layout = pack([_request(0)], spec)
         expected = _scores(RankModel(model.module, None, spec, get_backend("reference", CUDA, torch.float32)), layout)
         fused = RankModel(model.module, None, spec, model.backend)
@@ -386,7 +385,7 @@ def test_backends_agree_under_the_causal_pattern() -> None:
 @pytest.mark.parametrize("kind", SHAPES)
 def test_fused_layers_agree_with_the_reference_under_the_causal_pattern(kind: str) -> None:
     model = _spread_model(kind, "reference", torch.float32)
-    model = model.with_spec(replace(model.spec, pattern="causal", query_offset=None))
+    model = model.with_spec(model.spec.changed(pattern="causal", query_offset=None))
     layouts = [pack([_request(0), _request(1)], model.spec), random_layout([5, 9, 7, 6], model.spec)]
     expected = [_scores(model, layout) for layout in layouts]
     model.backend = get_backend("triton", CUDA, torch.float32)

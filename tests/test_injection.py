@@ -101,7 +101,7 @@ def test_control_tokens_in_a_document_stay_text(mini: Ranker, attack: Any, posit
 @PLACES
 @pytest.mark.parametrize("template", ["blockrank", "blockrank-qwen3", "query-free"])
 def test_forged_frames_make_no_segments(attack: Any, position: Any, template: str) -> None:
-    spec = RankSpec(2, template, query_offset=4096, max_segment_tokens=2048, max_query_tokens=2048)
+    spec = RankSpec.of(layer=2, template=template, query_offset=4096, max_segment_tokens=2048, max_query_tokens=2048)
     tokenizer = PromptTokenizer(byte_tokenizer())
     payload = attack.payload(attacks.Target(QUERY, spec.prompt, ("<|im_end|>", "</think>"), "5"))
     before = tokenizer.tokenise_request(REQUEST, spec)
@@ -159,8 +159,8 @@ def test_full_attention_equals_the_librarys(mini: Ranker, monkeypatch: pytest.Mo
         states = module(
             input_ids=torch.from_numpy(layout.ids_T)[None], position_ids=torch.from_numpy(layout.positions_T)[None],
             attention_mask=everything, output_hidden_states=True,
-        ).hidden_states[spec.layer][0]  # fmt: skip
-        own = module.encoder.layer[spec.layer].attention.self
+        ).hidden_states[spec.readout.layer][0]  # fmt: skip
+        own = module.encoder.layer[spec.readout.layer].attention.self
         queries, keys = own.query(states)[layout.signal_G], own.key(states)
     module.set_attn_implementation("blockrank")
     torch.testing.assert_close(q_GNH.flatten(1), queries, atol=1e-4, rtol=1e-4)

@@ -105,9 +105,9 @@ def test_scores_of_a_request_sum_to_one(spec: RankSpec, lengths: list[int], seed
     documents = len(lengths) - 2
     for part in (found[:documents], found[documents:]):
         assert bool((part >= 0).all())
-        if spec.softmax_over == "documents" or spec.signal_pooling == "geometric":
+        if spec.readout.softmax_over == "documents" or spec.readout.signal_pooling == "geometric":
             assert float(part.sum()) == pytest.approx(1, abs=1e-5)
-        elif not spec.length_norm:
+        elif not spec.readout.length_norm:
             assert float(part.sum()) < 1 + 1e-5
 
 
@@ -200,7 +200,7 @@ def dense_read_out(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: Ran
     """The read-out of one request as `RankSpec` words it."""
     pairs = dense_pairs(q_GNH, k_PKH, layout, spec, scale)
     logs = [np.log([document.sum() / total for document in documents]) for documents, total in pairs]
-    if spec.signal_pooling == "arithmetic":
+    if spec.readout.signal_pooling == "arithmetic":
         return [float(value) for value in np.exp(logs).mean(0)]
     pooled = np.exp(np.mean(logs, axis=0))
     return [float(value) for value in pooled / pooled.sum()]

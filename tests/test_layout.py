@@ -27,7 +27,7 @@ PIECES = st.lists(st.sampled_from(["<|im_end|>", "</think>", "<", "</", "think>"
 
 
 def spec(**changes: Any) -> RankSpec:
-    return RankSpec(**{"layer": 0, "template": CHAT, "query_offset": None, **changes})
+    return RankSpec.of(**{"layer": 0, "template": CHAT, "query_offset": None, **changes})
 
 
 def tokenise(query: str, documents: list[str], of: RankSpec, tokenizer: PromptTokenizer = BYTES) -> TokenisedRequest:
@@ -90,7 +90,7 @@ def test_a_memo_changes_nothing(asked: list[tuple[list[str], bool]], room: int) 
     for texts, evidence in asked:
         request = RankRequest("q", [f"{text * 5} words" for text in texts], evidence=evidence)
         for limit in (9, 12):
-            limited = replace(alone, max_segment_tokens=limit)
+            limited = alone.changed(max_segment_tokens=limit)
             found = BYTES.tokenise_request(request, limited, memo=memo)
             for one, other in zip(found.segments, BYTES.tokenise_request(request, limited).segments, strict=True):
                 assert (one.kind, one.body_tokens, one.cut) == (other.kind, other.body_tokens, other.cut)
@@ -271,7 +271,7 @@ def expected_mask(requests: list[list[int]], of: RankSpec) -> np.ndarray[Any, np
     ]
     mask = np.zeros((len(tokens), len(tokens)), dtype=bool)
     for t, (request, segment, _, is_query) in enumerate(tokens):
-        attention = of.query_attention if is_query else of.document_attention
+        attention = of.pattern.query_attention if is_query else of.pattern.document_attention
         for p, (other_request, other_segment, is_instruction, _) in enumerate(tokens):
             if other_request != request:
                 continue
@@ -280,7 +280,7 @@ def expected_mask(requests: list[list[int]], of: RankSpec) -> np.ndarray[Any, np
             elif is_instruction:
                 mask[t, p] = True
             else:
-                mask[t, p] = is_query and of.query_reads == "all"
+                mask[t, p] = is_query and of.pattern.query_reads == "all"
     return mask
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from blockrank.model import load_model, load_tokenizer, resolve_device, resolve_
 from blockrank.model.weights import WEIGHTS_FILE, is_int8, read_int8, write_int8
 from blockrank.spec import SPEC_FILE
 
-SPEC = RankSpec(1, "query-free", signal_tokens=2, query_offset=None)
+SPEC = RankSpec.of(layer=1, template="query-free", signal_tokens=2, query_offset=None)
 BASE: dict[str, Any] = {
     "vocab_size": 258, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024, "bos_token_id": None,
@@ -88,7 +87,7 @@ def test_families_that_rank(kind: str, tmp_path: Path) -> None:
 def test_a_bert_ranks(attend: Any, tmp_path: Path) -> None:
     values = {key: BASE[key] for key in list(BASE)[:5]}
     module = BertModel(BertConfig(**values, is_decoder=True), add_pooling_layer=False)
-    stored(tmp_path, module, replace(SPEC, document_attention=attend, query_attention=attend))
+    stored(tmp_path, module, SPEC.changed(document_attention=attend, query_attention=attend))
     assert len(Ranker.from_pretrained(tmp_path, device="cpu").rank("q", DOCUMENTS)) == 3
 
 
@@ -249,13 +248,13 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 def test_a_spec_beyond_the_model(tmp_path: Path) -> None:
     saved(tmp_path)
-    assert refusal(tmp_path, spec=replace(SPEC, layer=3)) == "the spec reads layer 3, but the model has 3 layers."
-    assert "reads heads [4]" in refusal(tmp_path, spec=replace(SPEC, heads=(0, 4)))
+    assert refusal(tmp_path, spec=SPEC.changed(layer=3)) == "the spec reads layer 3, but the model has 3 layers."
+    assert "reads heads [4]" in refusal(tmp_path, spec=SPEC.changed(heads=(0, 4)))
 
 
 def test_a_prompt_beyond_the_position_table(tmp_path: Path) -> None:
     folder = saved(tmp_path, max_position_embeddings=160)
-    spec = replace(SPEC, query_offset=110, max_segment_tokens=64)
+    spec = SPEC.changed(query_offset=110, max_segment_tokens=64)
     ranker = Ranker.from_pretrained(folder, spec=spec, device="cpu")
     assert len(ranker.rank("why", DOCUMENTS)) == 3
     with pytest.raises(InputError, match=r"reaches position \d+ and the model has 160") as caught:

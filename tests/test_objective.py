@@ -29,9 +29,9 @@ from blockrank.train.sets import Example, answer_of, open_sources
 from blockrank.train.teacher import Teacher
 
 SPEC = golden_spec(query_offset=64)
-RUN_SPEC = RankSpec(
-    1,
-    Template(("{query};",), ("D{id}:{text};",), ("Q:{query};A",), answer="["),
+RUN_SPEC = RankSpec.of(
+    layer=1,
+    template=Template(("{query};",), ("D{id}:{text};",), ("Q:{query};A",), answer="["),
     query_offset=None,
     max_segment_tokens=64,
 )
@@ -167,7 +167,7 @@ def test_answers_by_relevance_need_the_teacher_in_every_line(tmp_path: Path) -> 
         open_sources(config, BYTES, RUN_SPEC, BY_RELEVANCE)
     assert len(open_sources(config, BYTES, RUN_SPEC)[0]) == 2
     # A template without answers has no order to write them in.
-    bare = replace(RUN_SPEC, template=replace(RUN_SPEC.prompt, answer=""))
+    bare = RUN_SPEC.changed(template=replace(RUN_SPEC.prompt, answer=""))
     assert len(open_sources(config, BYTES, bare, BY_RELEVANCE)[0]) == 2
 
 

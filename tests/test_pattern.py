@@ -107,9 +107,9 @@ def test_what_the_pattern_excludes() -> None:
         golden_spec(pattern="causal", query_reads="own")
     with pytest.raises(InputError, match=r"RankSpec.pattern must be one of"):
         golden_spec(pattern="full")
-    free = RankSpec(2, "query-free", query_reads="own")
+    free = RankSpec.of(layer=2, template="query-free", query_reads="own")
     assert free.documents_stand_alone
-    assert not RankSpec(2, "query-free", pattern="causal").documents_stand_alone
+    assert not RankSpec.of(layer=2, template="query-free", pattern="causal").documents_stand_alone
     assert RankSpec.from_dict(CAUSAL.to_dict()) == CAUSAL
 
 
@@ -188,7 +188,7 @@ def test_documents_are_neither_shared_out_nor_remembered(mini: Ranker) -> None:
 
 def test_documents_that_left_are_not_read() -> None:
     """After an exit the others go on as the dense mask without the rows of those that left says."""
-    spec = replace(CAUSAL, prune=((1, 0.5),))
+    spec = CAUSAL.changed(prune=((1, 0.5),))
     model = RankModel(random_decoder("qwen3"), None, spec, get_backend("sdpa", CPU, torch.float32))
     model.fuse()
     layout = random_layout([4, 5, 9, 3, 6, 5], spec)

@@ -140,13 +140,13 @@ def test_a_long_document_is_cut_and_the_cut_told(mini: Ranker, caplog: pytest.Lo
     megabyte = ("Bram Stoker wrote Dracula. " * 40_000)[:1_000_000]
     ranking = mini.rank(QUERY, [*TEXTS, megabyte], query_id="7")
     entry = next(entry for entry in ranking if entry.index == 3)
-    assert entry.tokens <= mini.spec.max_segment_tokens
+    assert entry.tokens <= mini.spec.limits.max_segment_tokens
     assert entry.cut_tokens > 100_000
     assert entry.to_dict()["cut_tokens"] == entry.cut_tokens
     [record] = [record for record in caplog.records if record.name == "blockrank.ranker"]
     assert record.getMessage() == (
         f"query_id '7': documents[3] (doc_id '3') was cut from about {entry.tokens + entry.cut_tokens} to "
-        f"{entry.tokens} tokens of its own (max_segment_tokens {mini.spec.max_segment_tokens})."
+        f"{entry.tokens} tokens of its own (max_segment_tokens {mini.spec.limits.max_segment_tokens})."
     )
     assert entry.to_dict()["cut_is_estimate"]
     whole = len(mini.model.hf_tokenizer(megabyte, add_special_tokens=False).input_ids)

@@ -180,7 +180,7 @@ def test_what_has_no_token_is_told_in_the_caller_s_words(server: Running, path: 
 def test_models_publishes_the_limits(server: Running, mini: Ranker) -> None:
     answer = server.client.get("/v1/models").json()
     assert [row["id"] for row in answer["data"]] == ["blockrank/mini", "other"]
-    assert answer["data"][0]["max_model_len"] == mini.spec.max_segment_tokens
+    assert answer["data"][0]["max_model_len"] == mini.spec.limits.max_segment_tokens
     assert answer["data"][0]["limits"]["max_documents"] == 60
 
 

@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def test_no_refusal_names_a_file_of_the_server(mini: Ranker) -> None:
     folder = "/srv/models/secret"
     model = mini.model.with_spec(mini.spec)
     model.name = folder
-    model.spec = replace(mini.spec, max_segment_tokens=100_000)  # past the check at load
+    model.spec = mini.spec.changed(max_segment_tokens=100_000)  # past the check at load
     long = Ranker(model)
     with running(mini, load=lambda: [long]) as server:
         answer = server.post(body={"query": QUERY, "documents": ["word " * 3000]})

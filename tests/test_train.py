@@ -207,7 +207,7 @@ def test_gradients_equal_the_dense_reference(family: str) -> None:
 # Whole runs
 
 TEMPLATE = Template(("{query};",), ("D{id}:{text};",), ("Q:{query};A",), answer="[")
-RUN_SPEC = RankSpec(1, TEMPLATE, signal_tokens=2, query_offset=None, max_segment_tokens=64)
+RUN_SPEC = RankSpec.of(layer=1, template=TEMPLATE, signal_tokens=2, query_offset=None, max_segment_tokens=64)
 COLOURS = ("red", "blue", "green", "black")
 
 

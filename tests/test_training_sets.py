@@ -109,7 +109,7 @@ def drawn(source: TrainingSet, tokenizer: PromptTokenizer, row: int = 0, draws: 
 
 @pytest.mark.parametrize("template", ["query-free-bert", "query-first-bert"])
 def test_framed_bodies_equal_the_tokenised_prompt(tokenizer: PromptTokenizer, template: str) -> None:
-    spec = RankSpec(6, template, signal_tokens="query", query_offset=None)
+    spec = RankSpec.of(layer=6, template=template, signal_tokens="query", query_offset=None)
     framer = Framer(tokenizer, spec)
     for query in (*QUERIES, "a", "A cat's naïve café?"):
         expected = tokenizer.tokenise(segments(spec.prompt, RankRequest(query, list(DOCUMENTS))), spec)
@@ -122,10 +122,10 @@ def test_framed_bodies_equal_the_tokenised_prompt(tokenizer: PromptTokenizer, te
 
 def test_templates_that_cannot_be_framed(tokenizer: PromptTokenizer) -> None:
     with pytest.raises(InputError, match="without document numbers"):
-        Framer(tokenizer, RankSpec(6, "blockrank"))
+        Framer(tokenizer, RankSpec.of(layer=6, template="blockrank"))
     merged = Template(instruction=(), document=("[CLS]pre{text}[SEP]",), query=("[CLS]{query}[SEP]",))
     with pytest.raises(InputError, match="merges frame and body tokens"):
-        Framer(tokenizer, RankSpec(6, merged))
+        Framer(tokenizer, RankSpec.of(layer=6, template=merged))
 
 
 # BM25
@@ -215,7 +215,9 @@ def test_files_that_are_no_training_set(tmp_path: Path, tokenizer: PromptTokeniz
 
 def test_training_sets_hold_no_answers(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     frames = TEMPLATES["query-free-bert"]
-    spec = RankSpec(6, Template(frames.instruction, frames.document, frames.query, answer="["), query_offset=None)
+    spec = RankSpec.of(
+        layer=6, template=Template(frames.instruction, frames.document, frames.query, answer="["), query_offset=None
+    )
     save_file(tensors(tokenizer), tmp_path / "planets.safetensors")
     [source] = open_sources(DataConfig((str(tmp_path / "planets.safetensors"),)), tokenizer, spec)
     batch = collate([source.example(0, np.random.default_rng(0))], spec)

@@ -22,8 +22,6 @@ from blockrank import (
     ModelError,
     Ranking,
     RankRequest,
-    RankSpec,
-    Template,
 )
 from blockrank.types.documents import check_unique_ids
 
@@ -364,48 +362,3 @@ def test_the_double_refuses_what_a_ranker_refuses() -> None:
         FakeRanker().rank("q", [])
     with pytest.raises(InputError, match="must not be negative"):
         FakeRanker(lambda *_: -1.0).rank("q", ["a"])
-
-
-# Specs
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        RankSpec(3),
-        RankSpec(3, signal_tokens="query", heads=(1, 2), cosine="keys", query_offset=None, notes="n"),
-        RankSpec(3, template=Template(("a {query}",), ("{text}",), ("{query}",), answer="[")),
-    ],
-)
-def test_a_spec_is_read_back(spec: RankSpec, tmp_path: Any) -> None:
-    spec.save(tmp_path)
-    assert RankSpec.load(tmp_path) == spec
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"layer": -1}, "layer counts from 0"),
-        ({"signal_tokens": 0}, "signal_tokens must be positive or 'query'"),
-        ({"signal_tokens": "all"}, "signal_tokens must be an integer or 'query', not 'all'"),
-        ({"length_norm": 1.5}, "length_norm must lie in"),
-        ({"heads": []}, "heads is empty"),
-        ({"max_segment_tokens": 0}, "max_segment_tokens must be positive"),
-        ({"cosine": "queries"}, r"cosine must be one of \('none', 'keys', 'both'\)"),
-        ({"query_attention": "none"}, "query_attention must be one of"),
-        ({"softmax_over": "queries"}, "softmax_over must be one of"),
-        ({"template": "unknown"}, "template 'unknown' is unknown"),
-        ({"version": 9}, "version 9 is not supported"),
-        ({"layers": 3}, "unknown key 'layers'"),
-    ],
-)
-def test_a_wrong_spec_is_told(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        RankSpec.from_dict({"layer": 0, **values})
-
-
-def test_what_a_template_depends_on() -> None:
-    assert RankSpec(0, "blockrank").prompt.reads_query_first
-    assert RankSpec(0, "blockrank").prompt.numbers_documents
-    assert not RankSpec(0, "query-free").prompt.reads_query_first
-    assert not RankSpec(0, "query-free").prompt.numbers_documents

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from blockrank.spec import RankSpec
 
-SPEC = RankSpec(
+SPEC = RankSpec.of(
     layer=6,
     template="query-free-bert",
     signal_tokens="query",

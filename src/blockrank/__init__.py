@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from blockrank.fake import FakeRanker
     from blockrank.ranker import Ranker
     from blockrank.scorers import AttentionScorer, DecodeScorer
-    from blockrank.spec import BUILT_IN_SPECS, RankSpec, Template
+    from blockrank.spec import BUILT_IN_SPECS, Exits, Limits, Pattern, RankSpec, Readout, Template
     from blockrank.types import (
         BlockrankError,
         CapacityError,
@@ -41,7 +41,11 @@ _HOMES = {
     "FakeRanker": "fake",
     "Ranker": "ranker",
     "BUILT_IN_SPECS": "spec",
+    "Exits": "spec",
+    "Limits": "spec",
+    "Pattern": "spec",
     "RankSpec": "spec",
+    "Readout": "spec",
     "Template": "spec",
     "BlockrankError": "types",
     "CapacityError": "types",
@@ -64,15 +68,19 @@ __all__ = [
     "DecodeScorer",
     "Document",
     "Evidence",
+    "Exits",
     "FakeRanker",
     "InputError",
+    "Limits",
     "MissingExtraError",
     "ModelError",
+    "Pattern",
     "RankRequest",
     "RankSpec",
     "RankedDocument",
     "Ranker",
     "Ranking",
+    "Readout",
     "RequestRanker",
     "Template",
     "__version__",

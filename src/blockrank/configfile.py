@@ -9,7 +9,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -133,11 +133,12 @@ def checked(hint: Any, value: Any, name: str) -> Any:
     return found
 
 
-def check_fields(instance: Any) -> None:
-    """Bring every field of a frozen dataclass into the form of `checked`; an `InputError` names class and field."""
+def check_fields(instance: Any, called: Callable[[str], str] | None = None) -> None:
+    """Bring every field of a frozen dataclass into the form of `checked`; an `InputError` names class and field, or
+    the field as `called` does."""
     kind: Any = type(instance)
     for name, hint in _hints(kind).items():
-        value = checked(hint, getattr(instance, name), f"{kind.__name__}.{name}")
+        value = checked(hint, getattr(instance, name), called(name) if called else f"{kind.__name__}.{name}")
         object.__setattr__(instance, name, value)
 
 

@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -159,8 +158,8 @@ class Ranker(RequestRanker):
         """
         assert self.model.tokenizer is not None, "a ranker's model has a tokenizer"
         spec = self.spec
-        if max_segment_tokens is not None and max_segment_tokens < spec.max_segment_tokens:
-            spec = replace(spec, max_segment_tokens=max_segment_tokens)
+        if max_segment_tokens is not None and max_segment_tokens < spec.limits.max_segment_tokens:
+            spec = spec.changed(max_segment_tokens=max_segment_tokens)
         try:
             tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo, between=between)
         except InputError as error:
@@ -169,7 +168,7 @@ class Ranker(RequestRanker):
             _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, tokenised.query_cut)
         for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
             if segment.cut:
-                _log_cut(request, index, segment, spec.max_segment_tokens)
+                _log_cut(request, index, segment, spec.limits.max_segment_tokens)
         return tokenised
 
     def _rank_batch(
@@ -278,7 +277,7 @@ class Ranker(RequestRanker):
     @property
     def can_reuse(self) -> bool:
         """Whether the keys of a document may serve many requests."""
-        return self.spec.documents_stand_alone and not self.spec.prune
+        return self.spec.reuses_documents
 
     def reuse(self, max_bytes: int) -> MemoryStore | None:
         """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be.
@@ -316,7 +315,7 @@ class Ranker(RequestRanker):
 
     def with_spec(self, **changes: object) -> Ranker:
         """A ranker over the same weights whose spec differs in the given fields (same layer or below)."""
-        spec = replace(self.spec, **changes)  # type: ignore[arg-type]
+        spec = self.spec.changed(**changes)
         return Ranker(self.model.with_spec(spec), self.scorer, self.max_tokens)
 
 

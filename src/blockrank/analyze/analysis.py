@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -113,7 +112,7 @@ def _chosen_spec(analysed: Analysed, choice: Choice, collection: str, queries: i
         return analysed.own
     note = f"Chosen by blockrank analyze on {queries} queries of {collection}: {setting_name(choice.chosen)}."
     notes = " ".join(filter(None, [analysed.base.notes, note]))
-    return replace(choice.chosen.spec(analysed.base), notes=notes)
+    return choice.chosen.spec(analysed.base).changed(notes=notes)
 
 
 def _notes(

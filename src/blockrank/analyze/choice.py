@@ -35,11 +35,11 @@ class Setting:
     @classmethod
     def of(cls, spec: RankSpec) -> Setting:
         """What a spec reads."""
-        return cls(spec.layer, spec.signal_tokens, spec.heads)
+        return cls(spec.readout.layer, spec.readout.signal_tokens, spec.readout.heads)
 
     def spec(self, base: RankSpec) -> RankSpec:
         """A spec that reads this."""
-        return replace(base, layer=self.layer, signal_tokens=self.tokens, heads=self.heads)
+        return base.changed(layer=self.layer, signal_tokens=self.tokens, heads=self.heads)
 
 
 @dataclass(frozen=True, slots=True)

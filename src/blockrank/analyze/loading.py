@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from blockrank.analyze.settings import DEFAULT_TEMPLATE
@@ -30,7 +30,7 @@ class Analysed:
     @property
     def layers(self) -> int:
         """L."""
-        return self.model.spec.layer + 1
+        return self.model.spec.readout.layer + 1
 
     @property
     def heads(self) -> int:
@@ -58,7 +58,7 @@ def load_analysed(
     config = load_config(name)
     base = own or _default_spec(template or DEFAULT_TEMPLATE, getattr(config, "max_position_embeddings", None))
     # Queries over the limit are cut and counted: they must not end the analysis.
-    spec = replace(base, layer=config.num_hidden_layers - 1, heads=None, long_queries="cut")
+    spec = base.changed(layer=config.num_hidden_layers - 1, heads=None, long_queries="cut")
     model = load_model(name, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe)
     return Analysed(str(name), model, own, base)
 
@@ -77,8 +77,8 @@ def _own_spec(source: str | Path) -> RankSpec | None:
 
 def _default_spec(template: str, positions: int | None) -> RankSpec:
     """`RankSpec`'s defaults; the query stands right behind the instruction where the table has no room elsewhere."""
-    spec = RankSpec(layer=0, template=template)
-    offset = spec.query_offset
+    spec = RankSpec.of(layer=0, template=template)
+    offset = spec.pattern.query_offset
     if offset is not None and positions is not None and offset + _ROOM > positions:
-        spec = replace(spec, query_offset=None)
+        spec = spec.changed(query_offset=None)
     return spec

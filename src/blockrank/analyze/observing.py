@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def observe(model: RankModel, layout: PackedLayout, last: int, *observers: Obser
         for one in observers:
             one(layer, q_GNH, k_PKH, scale)
 
-    spec = replace(model.spec, layer=last, heads=None)
+    spec = model.spec.changed(layer=last, heads=None)
     backend = ObservingBackend(model.backend, observer)
     # Without the tokenizer, which is not needed and costs time to set up.
     with torch.inference_mode():

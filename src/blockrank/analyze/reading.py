@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ class Reading:
         single_tokens: int,
     ) -> None:
         self._analysed, self._judged, self._tokenised = analysed, judged, tokenised
-        self._spec = replace(analysed.base, signal_tokens="query", heads=None)
+        self._spec = analysed.base.changed(signal_tokens="query", heads=None)
         self.own = Setting.of(analysed.own) if analysed.own is not None else None
         lengths = [request.segments[-1].signal_end for request in tokenised]
         sets = token_sets(lengths, self.own.tokens if self.own is not None else None)

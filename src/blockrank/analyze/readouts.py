@@ -81,7 +81,7 @@ class GridReader:
     """
 
     def __init__(self, layout: PackedLayout, spec: RankSpec, judged: JudgedRequest, axes: Axes) -> None:
-        self._layout, self._spec, self._judged, self._axes = layout, replace(spec, heads=None), judged, axes
+        self._layout, self._spec, self._judged, self._axes = layout, spec.changed(heads=None), judged, axes
         shape = (len(MEASURES), axes.layers)
         self.pooled_MLT = np.full((*shape, axes.columns), np.nan, dtype=np.float32)
         self.heads_MLNT = np.full((*shape, axes.heads, axes.columns), np.nan, dtype=np.float32)
@@ -89,13 +89,13 @@ class GridReader:
     def __call__(self, layer: int, q_GNH: Tensor, k_PKH: Tensor, scale: float) -> None:
         """Measure one layer. Raises `ModelError` where its attention is not finite."""
         spec = self._spec
-        votes_NGC = token_votes(q_GNH, k_PKH, self._layout, replace(spec, joined_heads=False), scale)
+        votes_NGC = token_votes(q_GNH, k_PKH, self._layout, spec.changed(joined_heads=False), scale)
         if not bool(votes_NGC.isfinite().all()):
             raise ModelError(
                 f"layer {layer} yields attention that is not finite; the model's weights or dtype are unfit."
             )
         self.heads_MLNT[:, layer] = self._measured(columns(votes_NGC, spec, self._axes))
-        if spec.joined_heads:
+        if spec.readout.joined_heads:
             votes_NGC = token_votes(q_GNH, k_PKH, self._layout, spec, scale)
         self.pooled_MLT[:, layer] = self._measured(columns(over_heads(votes_NGC, spec), spec, self._axes))[:, 0]
 
@@ -112,11 +112,11 @@ def token_votes(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSp
     signals = [slice(start, start + _SIGNALS) for start in range(0, len(q_GNH), _SIGNALS)]
     lse_CNG = torch.cat([_lse(q_GNH, k_PKH, layout, part, "document", spec, scale) for part in signals], 2)
     lengths = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
-    lse_NGC = (lse_CNG - spec.length_norm * _like(lse_CNG, lengths).log()[:, None, None]).permute(1, 2, 0)
-    if spec.signal_pooling == "geometric":
+    lse_NGC = (lse_CNG - spec.readout.length_norm * _like(lse_CNG, lengths).log()[:, None, None]).permute(1, 2, 0)
+    if spec.readout.signal_pooling == "geometric":
         return lse_NGC
     total_NG = lse_NGC.logsumexp(-1)
-    if spec.softmax_over == "all":
+    if spec.readout.softmax_over == "all":
         rest_CNG = torch.cat([_lse(q_GNH, k_PKH, layout, part, "other", spec, scale) for part in signals], 2)
         total_NG = torch.logaddexp(total_NG, rest_CNG.logsumexp(0))
     return lse_NGC - total_NG[..., None]
@@ -146,7 +146,7 @@ def _lse(
 
 def over_heads(votes_NGC: Tensor, spec: RankSpec) -> Tensor:
     """(1, G, C) votes of all heads together."""
-    if spec.signal_pooling == "geometric":
+    if spec.readout.signal_pooling == "geometric":
         return votes_NGC.mean(0, keepdim=True)
     return votes_NGC.logsumexp(0, keepdim=True)
 
@@ -156,7 +156,7 @@ def columns(votes_NGC: Tensor, spec: RankSpec, axes: Axes) -> Tensor:
     such token. Scores order the documents as the pooled read-out does; they are not normalised."""
     heads, signals, documents = votes_NGC.shape
     back_NGC = votes_NGC.flip(1)  # the last token first
-    sums_NGC = back_NGC.cumsum(1) if spec.signal_pooling == "geometric" else back_NGC.logcumsumexp(1)
+    sums_NGC = back_NGC.cumsum(1) if spec.readout.signal_pooling == "geometric" else back_NGC.logcumsumexp(1)
     scores_NTC = votes_NGC.new_full((heads, axes.columns, documents), torch.nan)
     singles = min(axes.singles, signals)
     scores_NTC[:, :singles] = back_NGC[:, :singles]

@@ -117,7 +117,7 @@ def prompt_shares(
         share_GS, most_G = segment_shares(q_GNH, k_PKH, scale, allowed, segment_PS)
         found.append(_figures(share_GS.cpu().double().numpy(), most_G.cpu().double().numpy(), layout, relevant_C))
 
-    observe(model, full.layout, model.spec.layer, look)
+    observe(model, full.layout, model.spec.readout.layer, look)
     counts_GS = np.stack([np.bincount(segment_P[line], minlength=segments) for line in allowed_GP])
     readable_G = counts_GS.sum(1)
     uniform_F = _figures(

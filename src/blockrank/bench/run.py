@@ -139,8 +139,8 @@ def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Tim
         "name": job.subject.name, "class": type(model.module).__name__, "random_weights": job.subject.random,
         "dtype": settings.dtype if settings.dtype in (FP8, INT8) else str(model.dtype).removeprefix("torch."),
         "layers": "library" if model.decoder is None else "fused", "backend": model.backend.name,
-        "scoring_layer": model.spec.layer, "all_layers": job.subject.config.num_hidden_layers,
-        "prune": schedule_text(model.spec.prune) or None, "prune_by": model.spec.prune_by if model.spec.prune else None,
+        "scoring_layer": model.spec.readout.layer, "all_layers": job.subject.config.num_hidden_layers,
+        "prune": schedule_text(model.spec.exits.prune) or None, "prune_by": model.spec.exits.prune_by,
     }  # fmt: skip
     return max(before, after, key=lambda found: found.flops_per_second), facts, timings
 

@@ -41,13 +41,13 @@ KNOWN_SHAPES: dict[str, KnownShape] = {
     "qwen3-4b": KnownShape(
         "qwen3", _qwen3(2560, 9728, 36, 32), BUILT_IN_SPECS["blockrank-qwen3-reranker-4b"]
     ),
-    "qwen3-0.6b": KnownShape("qwen3", _qwen3(1024, 3072, 28, 16), RankSpec(layer=17)),
+    "qwen3-0.6b": KnownShape("qwen3", _qwen3(1024, 3072, 28, 16), RankSpec.of(layer=17)),
     "tiny": KnownShape(
         "qwen3",
         {
             "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": _POSITIONS,
         },
-        RankSpec(layer=1),
+        RankSpec.of(layer=1),
     ),
 }  # fmt: skip

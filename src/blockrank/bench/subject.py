@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -56,17 +56,10 @@ def find_subject(name: str, **spec_changes: Any) -> Subject:
     """
     if name in KNOWN_SHAPES:
         shape = KNOWN_SHAPES[name]
-        spec = _changed(shape.spec, spec_changes)
+        spec = shape.spec.changed(**spec_changes)
         return Subject(name, AutoConfig.for_model(shape.family, **shape.values), spec, random=True)
-    spec = _changed(resolve_spec(name, None), spec_changes)  # first: its sentence for a model that is nowhere is good
+    spec = resolve_spec(name, None).changed(**spec_changes)  # first: its sentence for a model that is nowhere is good
     return Subject(name, load_config(name), spec, random=False)
-
-
-def _changed(spec: RankSpec, changes: dict[str, Any]) -> RankSpec:
-    spec = replace(spec, **changes)
-    if "prune_by" in changes and not spec.prune:
-        raise InputError("prune_by needs a schedule, and the model's spec has none: give prune too.")
-    return spec
 
 
 def weight_type(subject: Subject, dtype: str | None, device: torch.device) -> torch.dtype | None:
@@ -103,7 +96,7 @@ def _check_sharing(model: RankModel) -> None:
     """Raise `InputError` where all but the first device would stay idle."""
     if not model.shares_documents:
         how = "the library's layers" if model.decoder is None else f"backend {model.backend.name}"
-        how = "the causal pattern" if model.spec.pattern == "causal" else how
+        how = "the causal pattern" if model.spec.pattern.kind == "causal" else how
         raise InputError(f"with {how} a request of {model.name} runs on one device: name one.")
 
 
@@ -113,7 +106,7 @@ def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSe
     layers = cast("Layers | None", settings.layers)
     check_layers(layers, settings.dtype)
     weights = weight_type(subject, settings.dtype, device)
-    module = _random_module(subject.config, subject.spec.layer + 1, SEAM, device, weights or torch.bfloat16)
+    module = _random_module(subject.config, subject.spec.readout.layer + 1, SEAM, device, weights or torch.bfloat16)
     backend = get_backend(settings.backend, device, module.dtype)
     model = RankModel(module, None, subject.spec, backend, subject.name)
     if runs_fused(module, layers, eight_bits):
@@ -131,7 +124,7 @@ def plain_model(subject: Subject, device: torch.device, dtype: str | None) -> Pr
     layers, weights = subject.config.num_hidden_layers, weight_type(subject, dtype, device)
     if subject.random:
         return _random_module(subject.config, layers, "sdpa", device, weights or torch.bfloat16)
-    spec = replace(subject.spec, layer=layers - 1)
+    spec = subject.spec.changed(layer=layers - 1)
     module = load_model(subject.name, spec=spec, device=device, dtype=weights, probe=False, layers="library").module
     parts = {type(part).__module__.split(".")[0] for part in module.modules()}
     assert parts <= {"torch", "transformers"}, f"the peer must be a plain model, not hold parts of {sorted(parts)}"
@@ -175,13 +168,13 @@ def arithmetic(model: RankModel) -> Arithmetic | None:
     config = model.module.config
     lists = [part for part in model.module.modules() if isinstance(part, nn.ModuleList)]
     layers = [part for part in lists if len(part) == config.num_hidden_layers]
-    if getattr(config, "num_experts_per_tok", None) or model.spec.prune or not layers:
+    if getattr(config, "num_experts_per_tok", None) or model.spec.leaves_early or not layers:
         return None
     weights = [sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2) for layer in layers[0]]
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Arithmetic(weights, config.hidden_size, heads, kv_heads, head_dim, model.spec.layer)
+    return Arithmetic(weights, config.hidden_size, heads, kv_heads, head_dim, model.spec.readout.layer)
 
 
 def position_table(module: nn.Module) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,13 +122,12 @@ def inspect_request(
     from blockrank.layout import pack
     from blockrank.layout.prompt import segments
     from blockrank.model import load_tokenizer, resolve_spec
-    from blockrank.spec import RankSpec
 
     spec = resolve_spec(model, None)
     if max_segment_tokens is not None:
-        spec = replace(spec, max_segment_tokens=max_segment_tokens)
+        spec = spec.changed(max_segment_tokens=max_segment_tokens)
     if pattern is not None:
-        spec = RankSpec.from_dict({**spec.to_dict(), "pattern": pattern})
+        spec = spec.changed(pattern=pattern)
     tokenizer, _ = load_tokenizer(model)
     tokenised = tokenizer.tokenise_request(request, spec)
     texts = segments(spec.prompt, request, read=tokenised.indices)

@@ -131,7 +131,7 @@ def _rank(
 ) -> None:
     """Rank in this process, and write each ranking as soon as it is there. count: of the requests."""
     ranker = load()
-    cuts = Cuts(ranker.spec.max_segment_tokens)
+    cuts = Cuts(ranker.spec.limits.max_segment_tokens)
     rankings = cuts.counted(ranker.rank_iter(requests))
     if count > 1 and terminal(output) is None:
         rankings = _with_progress(rankings, count)

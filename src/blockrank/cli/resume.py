@@ -94,7 +94,7 @@ class Job:
                 with workers.session(verbose), progress_bars() as progress:
                     load = workers.loader(model, options)
                     self._rank(identities, finished, settings, load, progress)
-            self._write(identities, finished, Cuts(check.spec.max_segment_tokens))
+            self._write(identities, finished, Cuts(check.spec.limits.max_segment_tokens))
             shutil.rmtree(folder)
 
     def _settings(self, model: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -125,10 +125,9 @@ def _check(model: RankModel, beams: int) -> None:
         raise ModelError(
             f"{name} was loaded without a language-model head, which decoding needs: load it with head=True."
         )
-    if spec.prune:
-        raise InputError("decoding needs every document in every layer: not with RankSpec.prune.")
+    spec.check_none_leaves("decoding needs every document in every layer")
     for field, needed in (("query_reads", "all"), ("query_attention", "causal")):
-        if (value := getattr(spec, field)) != needed:
+        if (value := getattr(spec.pattern, field)) != needed:
             raise InputError(f"decoding needs RankSpec.{field} {needed!r}; it is {value!r}.")
 
 

@@ -78,7 +78,7 @@ def forward(
 
     decoders: the model, once a device. graphs: captured forwards of the first, for layouts that are small enough. Below
     the scoring layer every token runs, but in the last layer below only what the scoring layer reads; of the scoring
-    layer itself only keys, and the queries of the signal tokens. Documents leave where `spec.prune` says so.
+    layer itself only keys, and the queries of the signal tokens. Documents leave where `spec.exits` says so.
 
     between: called between the parts of the work, by the thread that does it: before each layer on a processor, and
     after each piece of a large layout whose documents stand alone. It may run other forwards; what it raises ends this
@@ -86,7 +86,7 @@ def forward(
     """
     _check_windows(decoders[0], layout, spec)
     if graphs is not None and len(decoders) == 1 and (found := graphs.forward(layout, spec, backend)):
-        return Capture(*found, decoders[0].blocks[spec.layer].scale, layout)
+        return Capture(*found, decoders[0].blocks[spec.readout.layer].scale, layout)
     on_processor = decoders[0].device.type == "cpu"
     piece_tokens = _PIECE_TOKENS if on_processor else _PIECE_TOKENS_ELSEWHERE
     may_cut = len(decoders) == 1 and (on_processor or between is not None)
@@ -106,8 +106,8 @@ def _whole(
     # Elsewhere layers are only launched here; and memory holds the states of one forward, not of two.
     between = between if decoders[0].device.type == "cpu" else None
     state = _start(decoders, layout, spec, backend)
-    keep = dict(spec.prune)
-    for index in range(spec.layer):
+    keep = spec.exits.shares
+    for index in range(spec.readout.layer):
         if between is not None:
             between()
         projected = [part.decoder.blocks[index].project(part.stream) for part in state.parts]
@@ -116,20 +116,20 @@ def _whole(
         attended = _attend(state, projected, index, spec, backend)
         del projected
         for part, out_TNH in zip(state.parts, attended, strict=True):
-            rows_R = _feeding_rows(part.layout, spec) if index == spec.layer - 1 else None
+            rows_R = _feeding_rows(part.layout, spec) if index == spec.readout.layer - 1 else None
             if rows_R is not None:
                 out_TNH = _keep_rows(part, out_TNH, rows_R)
             part.decoder.blocks[index].finish(part.stream, out_TNH)
-    captured = [part.decoder.blocks[spec.layer].read(part.stream, part.signal_G) for part in state.parts]
+    captured = [part.decoder.blocks[spec.readout.layer].read(part.stream, part.signal_G) for part in state.parts]
     q_GNH, k_PKH = _gathered(state, captured)
-    scale = decoders[0].blocks[spec.layer].scale
+    scale = decoders[0].blocks[spec.readout.layer].scale
     return Capture(q_GNH, k_PKH, scale, state.layout, alive_C=state.alive_C, exits=tuple(state.exits))
 
 
 def _check_windows(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> None:
     """Raise `ModelError` where a sliding window would bind: no backend honours one."""
     longest = int(layout.positions_T.max())
-    for block in decoder.blocks[: spec.layer + 1]:
+    for block in decoder.blocks[: spec.readout.layer + 1]:
         if block.window is not None and block.window <= longest:
             raise ModelError(
                 f"{decoder.family} attends with sliding_window={block.window}, which binds on a prompt that reaches "
@@ -142,7 +142,7 @@ def _check_windows(decoder: Decoder, layout: PackedLayout, spec: RankSpec) -> No
 
 def _goes_in_pieces(layout: PackedLayout, spec: RankSpec, piece_tokens: int) -> bool:
     """Whether a layout runs piece by piece. Pieces repeat instruction and query, so a single request's alone do."""
-    alone = spec.documents_stand_alone and not spec.prune and not layout.cached_rows
+    alone = spec.reuses_documents and not layout.cached_rows
     large = layout.tokens > 2 * piece_tokens and len(layout.document_segment_C) > 1
     return alone and large and layout.requests == 1
 
@@ -158,7 +158,7 @@ def _in_pieces(
     """One piece after the other, each some of the documents with the instruction and the query."""
     owner_C = _alike((layout.ends_S - layout.starts_S)[layout.document_segment_C], piece_tokens)
     pieces = int(owner_C.max()) + 1
-    block = decoder.blocks[spec.layer]
+    block = decoder.blocks[spec.readout.layer]
     q_GNH, k_PKH = torch.empty(0), block.middle.weight_D.new_empty(layout.tokens, block.kv_heads, block.width)
     for index in range(pieces):
         own, rows_T = _own_layout(layout, owner_C, index, pieces, spec)
@@ -230,7 +230,7 @@ def _own_layout(
     mine_S = np.ones(len(layout.starts_S), dtype=bool)
     mine_S[layout.document_segment_C[~mine_C]] = False
     rows_T = np.flatnonzero(layout.tokens_of(mine_S))
-    return layout.part(mine_C, whole=index == 0 or spec.query_reads == "own"), rows_T
+    return layout.part(mine_C, whole=index == 0 or spec.pattern.query_reads == "own"), rows_T
 
 
 def _token_mask(layout: PackedLayout, kind: str) -> NDArray[np.bool_]:
@@ -249,7 +249,7 @@ def _attend(
     for part, qkv in zip(state.parts, projected, strict=True):
         block = part.decoder.blocks[index]
         inputs.append((*block.split(qkv), part.plan, block.scale))
-    if len(state.parts) == 1 or spec.query_reads == "own":
+    if len(state.parts) == 1 or spec.pattern.query_reads == "own":
         return [backend.attend(*item) for item in inputs]
     assert isinstance(backend, MergingBackend), "asked for where documents are shared out"
     found = [backend.attend_part(*item) for item in inputs]
@@ -274,7 +274,7 @@ def _merge_queries(parts: Sequence[_Part], found: Sequence[tuple[Tensor, Tensor]
 def _feeding_rows(layout: PackedLayout, spec: RankSpec) -> Ints | None:
     """Stream positions that the scoring layer reads; None for all of them, or where leaving the rest out saves less
     than copying costs."""
-    if spec.softmax_over == "all" or layout.cached_rows:
+    if spec.readout.softmax_over == "all" or layout.cached_rows:
         return None
     feeds_T = _token_mask(layout, "document")
     feeds_T[layout.signal_G] = True
@@ -309,7 +309,7 @@ def _prune(
     q_GNH, k_PKH = _gathered(
         state, [_seen(part, qkv, index, spec) for part, qkv in zip(state.parts, projected, strict=True)]
     )
-    scale = state.parts[0].decoder.blocks[index if spec.prune_by == "layer" else spec.layer].scale
+    scale = state.parts[0].decoder.blocks[index if spec.exits.prune_by == "layer" else spec.readout.layer].scale
     logs_C = log_scores(q_GNH, k_PKH, state.layout, spec, scale).cpu().numpy()
     left = leave(logs_C, state.layout, state.alive_C, state.first_B, index, share)
     if left is None:
@@ -327,8 +327,8 @@ def _prune(
 
 def _seen(part: _Part, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor, Tensor]:
     """Signal queries and keys that a read-out at a layer below the scoring layer reads."""
-    if spec.prune_by == "lens":
-        return part.decoder.blocks[spec.layer].look(part.stream, part.signal_G)
+    if spec.exits.prune_by == "lens":
+        return part.decoder.blocks[spec.readout.layer].look(part.stream, part.signal_G)
     q_TNH, k_TKH, _ = part.decoder.blocks[index].split(qkv)
     return q_TNH.index_select(0, part.signal_G), k_TKH
 

@@ -56,7 +56,7 @@ class Graphs:
         padded = layout.padded(rounded(layout.tokens + 1))
         block = self._decoder.blocks[0]
         tables = cut_tiles(padded, tile_tokens(block.heads, block.kv_heads, block.width, self._decoder.dtype)).padded()
-        size = Size(spec.layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
+        size = Size(spec.readout.layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
         self._seen[size] += 1
         if size not in self._captured:
             if self._seen[size] < 2:
@@ -75,7 +75,7 @@ class Graphs:
             small
             and not layout.cached_rows
             and isinstance(backend, TritonBackend)
-            and not spec.prune
+            and not spec.leaves_early
             and self._decoder.capturable
         )
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from blockrank.configfile import read_json
 from blockrank.data import atomic_file
+from blockrank.spec import rewritten
 from blockrank.types import InputError, RequestRanker
 
 SETTINGS_FILE = "settings.json"
@@ -36,12 +37,12 @@ class Settings:
 
     def claim(self, section: str, name: str, values: Mapping[str, Any]) -> None:
         """Enter `values`, or raise `InputError` saying what differs from those entered before and decides rankings."""
-        wanted = _decisive(json.loads(json.dumps(values)))
+        wanted = _decisive(rewritten(json.loads(json.dumps(values))))
         known = self.entries.setdefault(section, {})
         if name not in known:
             known[name] = wanted
             self._write()
-        elif found := _differences(_decisive(known[name]), wanted):
+        elif found := _differences(_decisive(rewritten(known[name])), wanted):
             told = "; ".join(found[:3])
             raise InputError(f"{self._path.parent} was made with other settings of {name}: {told}. {self._advice}")
 

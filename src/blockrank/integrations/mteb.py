@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,7 +239,7 @@ def _facts(ranker: Ranker) -> dict[str, Any]:
         "n_parameters": sum(weight.numel() for weight in weights),
         "n_embedding_parameters": model.module.get_input_embeddings().weight.numel(),
         "memory_usage_mb": round(sum(weight.nbytes for weight in weights) / 2**20, 1),
-        "max_tokens": ranker.spec.max_segment_tokens,
+        "max_tokens": ranker.spec.limits.max_segment_tokens,
     }
     return facts | (_EMBEDDED if folder == EMBEDDED_MODEL else {})
 
@@ -261,7 +260,7 @@ def _digest(ranker: Ranker) -> str:
     if folder is None and commit is None:
         raise InputError("this ranker's model comes from no folder and no hub commit: give BlockrankSearch a revision.")
     scorer = [type(ranker.scorer).__name__, *vars(ranker.scorer).values()]
-    settings = [asdict(ranker.spec), *scorer, str(model.dtype), commit]
+    settings = [ranker.spec.to_dict(), *scorer, str(model.dtype), commit]
     digest = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=6)
     for path in sorted(folder.iterdir()) if folder else ():
         if path.suffix in (".json", ".safetensors"):

@@ -222,17 +222,18 @@ def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
     is_query = np.array([segment.kind == "query" for segment in segments])
     is_document = np.array([segment.kind == "document" for segment in segments])
     reads, read_offsets = _reads(starts, ends, first_S, is_query, is_document, spec)
-    after_S = starts - starts[first_S] if spec.pattern == "causal" else lengths[first_S]
+    pattern = spec.pattern
+    after_S = starts - starts[first_S] if pattern.kind == "causal" else lengths[first_S]
     begin_S = np.where(is_document | is_query, after_S, 0)
-    if spec.query_offset is not None:
-        begin_S = np.where(is_query, np.maximum(spec.query_offset, begin_S), begin_S)
+    if pattern.query_offset is not None:
+        begin_S = np.where(is_query, np.maximum(pattern.query_offset, begin_S), begin_S)
     signal, signal_request = _signals(segments, starts, is_query, spec)
     return PackedLayout(
         ids_T=np.concatenate([segment.ids for segment in segments]),
         positions_T=np.arange(int(ends[-1])) + np.repeat(begin_S - starts, lengths),
         starts_S=starts,
         ends_S=ends,
-        causal_S=np.where(is_query, spec.query_attention == "causal", spec.document_attention == "causal"),
+        causal_S=np.where(is_query, pattern.query_attention == "causal", pattern.document_attention == "causal"),
         own_S=np.ones(len(segments), dtype=bool),
         reads_R2=reads,
         read_offsets_S1=read_offsets,
@@ -259,9 +260,9 @@ def _reads(
     Every segment reads at most one range here (rows of a request are contiguous), none where it would be empty.
     """
     range_starts = starts[first_S]
-    document_ends = starts if spec.pattern == "causal" else ends[first_S]
+    document_ends = starts if spec.pattern.kind == "causal" else ends[first_S]
     range_ends = np.where(is_document, document_ends, range_starts)
-    range_ends = np.where(is_query, starts if spec.query_reads == "all" else ends[first_S], range_ends)
+    range_ends = np.where(is_query, starts if spec.pattern.query_reads == "all" else ends[first_S], range_ends)
     keep = range_ends > range_starts
     offsets = np.concatenate([[0], np.cumsum(keep)]).astype(np.int64)
     return np.stack([range_starts[keep], range_ends[keep]], 1), offsets
@@ -273,6 +274,7 @@ def _signals(
     """Stream positions of the signal tokens and the request each belongs to."""
     queries = np.flatnonzero(is_query)
     ends = np.array([segment.signal_end for segment in segments], dtype=np.int64)[queries]
-    counts = ends if spec.signal_tokens == "query" else np.minimum(ends, int(spec.signal_tokens))
+    wanted = spec.readout.signal_tokens
+    counts = ends if wanted == "query" else np.minimum(ends, wanted)
     positions = ranges_flat(starts[queries] + ends - counts, starts[queries] + ends)
     return positions, np.repeat(np.arange(len(queries)), counts)

@@ -164,8 +164,8 @@ class PromptTokenizer:
     def _within_limit(self, request: RankRequest, spec: RankSpec) -> tuple[RankRequest, int]:
         """A request whose query is not far over its limit, and how many tokens it lost. Refuses a long one before it is
         encoded in its frames, each time as a whole."""
-        query, limit = request.query.strip(), spec.max_query_tokens
-        if spec.long_queries == "cut":
+        query, limit = request.query.strip(), spec.limits.max_query_tokens
+        if spec.limits.long_queries == "cut":
             query, cut = self.shorten(query, limit)
             return (replace(request, query=query) if cut else request), cut
         if len(query) > FIRST_ROOM * limit and (tokens := self._measured(query, limit)[1]) > limit + _QUERY_SLACK:
@@ -213,7 +213,7 @@ class PromptTokenizer:
         made: dict[int, Segment] = {}
         for room in (FIRST_ROOM, LAST_ROOM):
             waiting = [index for index in range(len(texts)) if index not in made]
-            for index, parts in self._parts(texts, waiting, room * spec.max_segment_tokens):
+            for index, parts in self._parts(texts, waiting, room * spec.limits.max_segment_tokens):
                 segment = self._segment(texts[index], parts, spec, spans, is_last=room == LAST_ROOM)
                 if segment is not None:
                     made[index] = segment
@@ -244,8 +244,8 @@ class PromptTokenizer:
         if _says_nothing(parts) or (text.kind == "query" and not len(joined)):
             raise InputError("query yields no token of this tokenizer: there is nothing to read.")
         body = int(_body_mask(parts).sum())
-        if text.kind == "query" and body > spec.max_query_tokens:
-            raise _too_long(str(body), spec.max_query_tokens)
+        if text.kind == "query" and body > spec.limits.max_query_tokens:
+            raise _too_long(str(body), spec.limits.max_query_tokens)
         end = self._signal_end(text, ids, spec)
         answered = text.kind == "query" and end < len(joined)
         ranks_A = _answer_ranks(parts[-1].encoded, len(joined) - end) if answered else None
@@ -257,11 +257,11 @@ class PromptTokenizer:
         """Drop body tokens from the end until the segment fits; the frame stays whole."""
         is_whole = all(part.excerpt.gap is None for part in parts)
         body_at = np.flatnonzero(_body_mask(parts))
-        most = spec.max_segment_tokens - (len(ids_L) - len(body_at))
+        most = spec.limits.max_segment_tokens - (len(ids_L) - len(body_at))
         if most <= 0 < len(body_at) - most:
             raise InputError(
                 f"documents[{text.index}] does not fit: its frame alone takes {len(ids_L) - len(body_at)} of the "
-                f"{spec.max_segment_tokens} tokens of max_segment_tokens."
+                f"{spec.limits.max_segment_tokens} tokens of max_segment_tokens."
             )
         count = min(len(body_at), most)
         if not is_whole:
@@ -307,7 +307,7 @@ class PromptTokenizer:
 def _key(text: SegmentText, spec: RankSpec, spans: bool) -> Hashable:
     """What a document's segment depends on, beside the tokenizer. The place among the candidates is in the text where
     the template writes it."""
-    return text.kind, text.pieces, spec.max_segment_tokens, spans
+    return text.kind, text.pieces, spec.limits.max_segment_tokens, spans
 
 
 def _bytes(text: SegmentText, segment: Segment) -> int:

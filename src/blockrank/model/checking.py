@@ -21,7 +21,7 @@ class RequestCheck:
     @classmethod
     def load(cls, name_or_path: str | Path | None, **changes: object) -> RequestCheck:
         """The check of a checkpoint whose spec differs in the given fields. Raises as `load_tokenizer` does."""
-        spec = replace(resolve_spec(name_or_path, None), **changes)  # type: ignore[arg-type]
+        spec = resolve_spec(name_or_path, None).changed(**changes)
         return cls(load_tokenizer(name_or_path)[0], spec)
 
     def __call__(self, request: RankRequest) -> None:

@@ -128,7 +128,7 @@ def load_model(
     with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source, resolved)
         if not head:
-            _cut(config, resolved.layer + 1)
+            _cut(config, resolved.readout.layer + 1)
         if omit_dropout:
             _omit_dropout(config)
         module, omitted = _module(source, config, head, weight_type)
@@ -173,7 +173,7 @@ def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, *, head: bool
     """The model that `load_model` would give, without its weights: on the meta device, for counting."""
     config = load_config(name_or_path)
     if not head:
-        _cut(config, spec.layer + 1)
+        _cut(config, spec.readout.layer + 1)
     with torch.device("meta"):
         skeleton: PreTrainedModel = (AutoModelForCausalLM if head else AutoModel).from_config(config)
     return skeleton

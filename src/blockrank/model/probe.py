@@ -37,11 +37,11 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, tor
 def probe_model(model: RankModel) -> None:
     """Run the checks. Raises `ModelError` with one sentence that says what failed."""
     # Every document to the end, and every row's keys, also of those that no score reads.
-    model = model.with_spec(replace(model.spec, prune=(), softmax_over="all"))
+    model = model.with_spec(model.spec.changed(prune=(), softmax_over="all"))
     layout = _layout(model)
     with torch.inference_mode(), _spoiled(model):
         states = _states(model, layout)
-        if not all(bool(state.isfinite().all()) for state in states[: model.spec.layer + 1]):
+        if not all(bool(state.isfinite().all()) for state in states[: model.spec.readout.layer + 1]):
             raise ModelError(f"{_name(model)} yields values that are not finite: its weights are broken.")
         _check_isolation(model, layout)
         _check_eager(model, layout, states)
@@ -62,8 +62,8 @@ def _layout(model: RankModel) -> PackedLayout:
         Segment(kind, generator.integers(3, vocabulary, length), length, signal_end=length)
         for kind, length in zip(kinds, _LENGTHS, strict=True)
     )
-    offset = None if model.spec.query_offset is None else min(model.spec.query_offset, 64)
-    return pack([TokenisedRequest(segments)], replace(model.spec, query_offset=offset))
+    offset = None if model.spec.pattern.query_offset is None else min(model.spec.pattern.query_offset, 64)
+    return pack([TokenisedRequest(segments)], model.spec.changed(query_offset=offset))
 
 
 def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
@@ -96,8 +96,8 @@ def _check_isolation(model: RankModel, layout: PackedLayout) -> None:
     keys = [model.forward(item).k_PKH for item in (layout, replace(layout, ids_T=edited))]
     others = np.ones(layout.tokens, dtype=bool)
     others[start:end] = False
-    causal = model.spec.pattern == "causal"
-    if model.spec.query_reads == "all":
+    causal = model.spec.pattern.kind == "causal"
+    if model.spec.pattern.query_reads == "all":
         others[end if causal else layout.starts_S[-1] :] = False
     before, after = (key[torch.from_numpy(others).to(key.device)].float() for key in keys)
     limit = _TOLERANCE.get(model.dtype, 1e-4) * float(before.abs().max().clamp_min(1.0))
@@ -115,7 +115,7 @@ def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, .
     mask = mask.masked_fill(~allowed, torch.finfo(model.dtype).min)
     with _eager(model):
         expected = _hidden(model, layout, attention_mask=mask)
-    for layer in range(model.spec.layer + 1):
+    for layer in range(model.spec.readout.layer + 1):
         distance = rows_apart(states[layer], expected[layer])
         if not distance <= _TOLERANCE.get(model.dtype, 1e-4):
             raise ModelError(

@@ -164,12 +164,12 @@ class RankModel:
 
     def _check_spec(self) -> None:
         config = self.module.config
-        if self.spec.layer >= config.num_hidden_layers:
+        if self.spec.readout.layer >= config.num_hidden_layers:
             raise ModelError(
-                f"the spec reads layer {self.spec.layer}, but {self.name or 'the model'} has "
+                f"the spec reads layer {self.spec.readout.layer}, but {self.name or 'the model'} has "
                 f"{config.num_hidden_layers} layers (counted from 0)."
             )
-        bad = [head for head in self.spec.heads or () if not 0 <= head < config.num_attention_heads]
+        bad = [head for head in self.spec.readout.heads or () if not 0 <= head < config.num_attention_heads]
         if bad:
             raise ModelError(
                 f"the spec reads heads {bad}, but the model has {config.num_attention_heads} heads (counted from 0)."
@@ -182,7 +182,7 @@ class RankModel:
         table = getattr(self.module.config, "max_position_embeddings", None)
         highest = int(layout.positions_T.max())
         if table is not None and highest >= table:
-            fewer = "rank fewer documents, " if self.spec.pattern == "causal" else ""
+            fewer = "rank fewer documents, " if self.spec.pattern.kind == "causal" else ""
             raise InputError(
                 f"the prompt reaches position {highest} and the model has {table}: {fewer}shorten the "
                 "query, lower max_segment_tokens or the spec's query_offset."
@@ -195,7 +195,7 @@ class RankModel:
         return Pass(
             self.backend,
             self.backend.plan(layout, self.device),
-            self.spec.layer,
+            self.spec.readout.layer,
             torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
             stop=stop,
             longest_position=int(layout.positions_T.max()),
@@ -213,10 +213,10 @@ class RankModel:
 
     def read(self, layout: PackedLayout) -> Capture:
         """Queries and keys at the scoring layer for a read-out: a forward of what the store does not hold yet."""
-        if self.spec.prune and not self._runs_fused():
+        if self.spec.leaves_early and not self._runs_fused():
             reason = engine.unfusable(self.module) or "it was loaded with the library's own"
             raise ModelError(f"the spec prunes documents, which needs fused layers: {reason}.")
-        if self.store is None or not self.spec.documents_stand_alone or self.spec.prune:
+        if self.store is None or not self.spec.reuses_documents:
             return self.forward(layout)
         plan = plan_reuse(layout, self.store)
         capture = self.forward(plan.lean)
@@ -225,8 +225,8 @@ class RankModel:
     @property
     def shares_documents(self) -> bool:
         """Whether the documents of a request can be shared out over devices: where none reads another."""
-        mergeable = self.spec.query_reads == "own" or isinstance(self.backend, MergingBackend)
-        return mergeable and self.spec.pattern == "block" and self.decoder is not None
+        mergeable = self.spec.pattern.query_reads == "own" or isinstance(self.backend, MergingBackend)
+        return mergeable and self.spec.pattern.kind == "block" and self.decoder is not None
 
     def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
         """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
@@ -275,7 +275,7 @@ class RankModel:
             outputs = outer(**self.inputs(layout), blockrank=current, **extras)
         if current.q_GNH is None or current.k_PKH is None:
             raise ModelError(
-                f"{type(self.module).__name__} never called the attention seam at layer {self.spec.layer}."
+                f"{type(self.module).__name__} never called the attention seam at layer {self.spec.readout.layer}."
             )
         q_GNH = current.q_GNH
         if whole and outputs is not None and torch.is_grad_enabled():

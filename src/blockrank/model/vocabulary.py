@@ -114,7 +114,7 @@ def _pieces(prompt: Template) -> dict[str, list[str]]:
 def _check_positions(frame: dict[str, int], table: int, spec: RankSpec) -> None:
     """What can be known before a request comes. frame: tokens of each segment without what the caller puts in; table:
     positions that the model has."""
-    most, instruction = spec.max_segment_tokens, frame["instruction"]
+    most, instruction = spec.limits.max_segment_tokens, frame["instruction"]
     if frame["document"] >= most:
         raise ModelError(
             f"max_segment_tokens is {most}, but {frame['document']} of a document's are the template's own."
@@ -124,7 +124,7 @@ def _check_positions(frame: dict[str, int], table: int, spec: RankSpec) -> None:
             f"max_segment_tokens is {most}, but the model has {table} positions, of which the instruction takes "
             f"{instruction}: {max(table - instruction, 0)} are left."
         )
-    start = max(instruction, spec.query_offset or 0)
+    start = max(instruction, spec.pattern.query_offset or 0)
     if start + frame["query"] >= table:
         raise ModelError(
             f"the query begins at position {start} and the model has {table}: lower query_offset or take a shorter "

@@ -13,7 +13,7 @@ from blockrank.spec import RankSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Readout:
+class ReadoutPlan:
     """What a read-out reads: queries, keys, layout and spec, and index tensors on the queries' device.
 
     scale: the factor on logits, the spec's own included. signal_BG, signal_mask_BG: places in the captured signal
@@ -38,7 +38,7 @@ class Readout:
     start_C: Tensor
 
 
-def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Readout:
+def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> ReadoutPlan:
     """Prepare a read-out; arguments as in `log_scores`."""
     per_request = np.bincount(layout.signal_request_G, minlength=layout.requests)
     first = np.cumsum(per_request) - per_request
@@ -46,7 +46,7 @@ def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
     mask = at_G < per_request[:, None]
     documents = np.bincount(layout.document_request_C, minlength=layout.requests)
     place = ranges_flat(np.zeros_like(documents), documents)
-    segments = layout.document_segment_C
+    segments, read = layout.document_segment_C, spec.readout
 
     starts_C = layout.starts_S[segments] + layout.cached_rows
     lengths_C = layout.ends_S[segments] - layout.starts_S[segments]
@@ -59,12 +59,12 @@ def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
         lengths_C,
         starts_C,
     )
-    return Readout(
+    return ReadoutPlan(
         q_GNH,
         k_PKH,
         layout,
         spec,
-        spec.logit_scale if spec.cosine != "none" else scale * spec.logit_scale,
+        read.logit_scale if read.cosine != "none" else scale * read.logit_scale,
         signal_BG,
         mask_BG.bool(),
         slot_C,

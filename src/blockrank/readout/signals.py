@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from blockrank.attention import has_kernels
 from blockrank.layout import Ints, PackedLayout
-from blockrank.readout.plan import Readout, plan_readout
+from blockrank.readout.plan import ReadoutPlan, plan_readout
 from blockrank.spec import RankSpec
 
 _CHUNK_ROWS = 1 << 16  # padded key rows held at once while reading out; bounds memory, not results
@@ -29,14 +29,14 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     q_GNH: signal queries at the scoring layer (layout.signal_G); k_PKH: keys of all rows there; scale: the model's
     own factor on logits, usually 1/sqrt(head_dim). Scores of a request sum to one when the softmax is over documents.
     """
-    readout = plan_readout(q_GNH, k_PKH, layout, spec, scale)
-    lse_CNG = document_lse(readout)
-    if spec.signal_pooling == "geometric":
-        real_C1G, normed_CNG = _real_signals(readout), _length_normed(lse_CNG, readout)
+    plan = plan_readout(q_GNH, k_PKH, layout, spec, scale)
+    lse_CNG = document_lse(plan)
+    if spec.readout.signal_pooling == "geometric":
+        real_C1G, normed_CNG = _real_signals(plan), _length_normed(lse_CNG, plan)
         mean_C = normed_CNG.masked_fill(~real_C1G, 0.0).sum((1, 2)) / (real_C1G.sum((1, 2)) * normed_CNG.shape[1])
-        return _by_request(mean_C, readout).log_softmax(1).flatten().index_select(0, readout.slot_C)
-    shares_CNG = _log_shares(lse_CNG, readout)
-    return shares_CNG.flatten(1).logsumexp(1) - (_real_signals(readout).sum((1, 2)) * shares_CNG.shape[1]).log()
+        return _by_request(mean_C, plan).log_softmax(1).flatten().index_select(0, plan.slot_C)
+    shares_CNG = _log_shares(lse_CNG, plan)
+    return shares_CNG.flatten(1).logsumexp(1) - (_real_signals(plan).sum((1, 2)) * shares_CNG.shape[1]).log()
 
 
 def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
@@ -45,54 +45,54 @@ def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankS
     Arguments as in `log_scores`. The parts of a document sum to one. A pair of head and signal token counts by what it
     gave to the document's score; all pairs count alike where they are pooled geometrically.
     """
-    readout = plan_readout(q_GNH, k_PKH, layout, spec, scale)
-    lse_CNG = document_lse(readout)
-    if spec.signal_pooling == "geometric":
-        weight_CNG = _real_signals(readout).expand_as(lse_CNG).float()
+    plan = plan_readout(q_GNH, k_PKH, layout, spec, scale)
+    lse_CNG = document_lse(plan)
+    if spec.readout.signal_pooling == "geometric":
+        weight_CNG = _real_signals(plan).expand_as(lse_CNG).float()
     else:
-        shares_CNG = _log_shares(lse_CNG, readout)
+        shares_CNG = _log_shares(lse_CNG, plan)
         weight_CNG = (shares_CNG - shares_CNG.flatten(1).amax(1)[:, None, None]).exp()
     weight_CNG = weight_CNG / weight_CNG.sum((1, 2), keepdim=True)
     parts = []
-    for chunk, z_CNGL in _segment_logits(readout, readout.segments_C, readout.requests_C):
+    for chunk, z_CNGL in _segment_logits(plan, plan.segments_C, plan.requests_C):
         shares_CL = torch.einsum("cng,cngl->cl", weight_CNG[chunk], (z_CNGL - lse_CNG[chunk][..., None]).exp())
-        real_CL = torch.arange(z_CNGL.shape[-1], device=z_CNGL.device) < readout.length_C[chunk][:, None]
+        real_CL = torch.arange(z_CNGL.shape[-1], device=z_CNGL.device) < plan.length_C[chunk][:, None]
         parts.append(shares_CL[real_CL])
     return torch.cat(parts)
 
 
-def document_lse(readout: Readout) -> Tensor:
+def document_lse(plan: ReadoutPlan) -> Tensor:
     """(C, N, G) log-sum-exp over the rows of each document."""
-    if has_kernels(readout.q_GNH) and readout.spec.heads is None and not torch.is_grad_enabled():
+    if has_kernels(plan.q_GNH) and plan.spec.readout.heads is None and not torch.is_grad_enabled():
         from blockrank.readout import signals_triton
 
-        return signals_triton.document_lse(readout)
-    return segment_lse(readout, readout.segments_C, readout.requests_C)
+        return signals_triton.document_lse(plan)
+    return segment_lse(plan, plan.segments_C, plan.requests_C)
 
 
-def segment_lse(readout: Readout, segments_C: Ints, requests_C: Ints) -> Tensor:
+def segment_lse(plan: ReadoutPlan, segments_C: Ints, requests_C: Ints) -> Tensor:
     """(C, N, G) log-sum-exp of scaled logits of each request's signal tokens over the rows of given segments."""
-    return torch.cat([z_CNGL.logsumexp(-1) for _, z_CNGL in _segment_logits(readout, segments_C, requests_C)])
+    return torch.cat([z_CNGL.logsumexp(-1) for _, z_CNGL in _segment_logits(plan, segments_C, requests_C)])
 
 
-def _segment_logits(readout: Readout, segments_C: Ints, requests_C: Ints) -> Iterator[tuple[slice, Tensor]]:
+def _segment_logits(plan: ReadoutPlan, segments_C: Ints, requests_C: Ints) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of segments, each with its scaled logits (C, N, G, L), padded to its longest with -inf.
 
     A signal token reads rows of its own segment up to itself where the query segment is causal.
     """
-    layout, device = readout.layout, readout.q_GNH.device
+    layout, device = plan.layout, plan.q_GNH.device
     most = min(_CHUNK_ROWS, _NEAR_ROWS) if device.type == "cpu" else _CHUNK_ROWS
     for chunk in _chunks(layout.ends_S[segments_C] - layout.starts_S[segments_C], most):
-        segments, signal_CG = segments_C[chunk], readout.signal_BG[torch.from_numpy(requests_C[chunk]).to(device)]
+        segments, signal_CG = segments_C[chunk], plan.signal_BG[torch.from_numpy(requests_C[chunk]).to(device)]
         rows_CL, real_CL = _padded_rows(layout, segments)
-        k_CLKH = _gather(readout.k_PKH, rows_CL.to(readout.k_PKH.device)).float()
+        k_CLKH = _gather(plan.k_PKH, rows_CL.to(plan.k_PKH.device)).float()
         allowed_CGL = real_CL[:, None, :].to(device)
         if causal := _own_segments(layout, segments):
             position_CG1 = torch.from_numpy(layout.signal_G).to(device)[signal_CG][..., None]
             own_CL = rows_CL.to(device)[:, None, :] - layout.cached_rows
             is_own = torch.tensor(causal, device=device)[:, None, None]
             allowed_CGL = allowed_CGL & (~is_own | (own_CL <= position_CG1))
-        yield chunk, _logits(_gather(readout.q_GNH, signal_CG).float(), k_CLKH, allowed_CGL, readout)
+        yield chunk, _logits(_gather(plan.q_GNH, signal_CG).float(), k_CLKH, allowed_CGL, plan)
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
@@ -126,16 +126,16 @@ def _own_segments(layout: PackedLayout, segments: Ints) -> list[bool]:
     return own if any(own) else []
 
 
-def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, readout: Readout) -> Tensor:
+def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, plan: ReadoutPlan) -> Tensor:
     """(C, N, G, L) masked logits; grouped heads share their key head, joined heads act as one of width N*H."""
-    spec = readout.spec
+    read = plan.spec.readout
     segments, signals, heads, width = q_CGNH.shape
     length, kv_heads = k_CLKH.shape[1:3]
-    if spec.joined_heads:
+    if read.joined_heads:
         k_CLKH = k_CLKH.repeat_interleave(heads // kv_heads, dim=2)
-        if spec.heads is not None:
-            q_CGNH, k_CLKH = q_CGNH[:, :, list(spec.heads)], k_CLKH[:, :, list(spec.heads)]
-            heads = len(spec.heads)
+        if read.heads is not None:
+            q_CGNH, k_CLKH = q_CGNH[:, :, list(read.heads)], k_CLKH[:, :, list(read.heads)]
+            heads = len(read.heads)
         q_CKRH = q_CGNH.reshape(segments, signals, 1, heads * width).transpose(1, 2)
         k_CKLH = k_CLKH.reshape(segments, length, 1, heads * width).transpose(1, 2)
         heads = kv_heads = 1
@@ -143,29 +143,29 @@ def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, readout: Readou
         q_CKRH = q_CGNH.reshape(segments, signals, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
         q_CKRH = q_CKRH.reshape(segments, kv_heads, heads // kv_heads * signals, width)
         k_CKLH = k_CLKH.transpose(1, 2)
-    if spec.cosine != "none":
+    if read.cosine != "none":
         k_CKLH = F.normalize(k_CKLH, dim=-1)
-        q_CKRH = F.normalize(q_CKRH, dim=-1) if spec.cosine == "both" else q_CKRH / math.sqrt(q_CKRH.shape[-1])
-    z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * readout.scale).reshape(segments, heads, signals, length)
+        q_CKRH = F.normalize(q_CKRH, dim=-1) if read.cosine == "both" else q_CKRH / math.sqrt(q_CKRH.shape[-1])
+    z_CNGL = (q_CKRH @ k_CKLH.transpose(-1, -2) * plan.scale).reshape(segments, heads, signals, length)
     z_CNGL = z_CNGL.masked_fill(~allowed_CGL[:, None], -math.inf)
-    return z_CNGL[:, list(spec.heads)] if spec.heads is not None and not spec.joined_heads else z_CNGL
+    return z_CNGL[:, list(read.heads)] if read.heads is not None and not read.joined_heads else z_CNGL
 
 
-def _by_request(values_C: Tensor, readout: Readout) -> Tensor:
+def _by_request(values_C: Tensor, plan: ReadoutPlan) -> Tensor:
     """(B, M, ...) table of a value a document (C, ...), -inf where a request has fewer than M."""
-    requests = len(readout.signal_mask_BG)
-    table = values_C.new_full((requests * readout.most_documents, *values_C.shape[1:]), -math.inf)
-    return table.index_copy(0, readout.slot_C, values_C).reshape(requests, -1, *values_C.shape[1:])
+    requests = len(plan.signal_mask_BG)
+    table = values_C.new_full((requests * plan.most_documents, *values_C.shape[1:]), -math.inf)
+    return table.index_copy(0, plan.slot_C, values_C).reshape(requests, -1, *values_C.shape[1:])
 
 
-def _rest(readout: Readout) -> Tensor:
+def _rest(plan: ReadoutPlan) -> Tensor:
     """(B, N, G) log-sum-exp over the rows a signal token reads that belong to no document."""
-    layout = readout.layout
+    layout = plan.layout
     kinds = np.array(layout.kinds_S)
     filled = layout.ends_S > layout.starts_S
     segments = np.flatnonzero((kinds != "document") & filled)
     requests = np.cumsum(kinds == "instruction")[segments] - 1
-    lse = segment_lse(readout, segments, requests)
+    lse = segment_lse(plan, segments, requests)
     owners = torch.from_numpy(requests).to(lse.device)
     table = lse.new_full((layout.requests, *lse.shape[1:]), -math.inf)
     for request in range(layout.requests):
@@ -173,23 +173,23 @@ def _rest(readout: Readout) -> Tensor:
     return table
 
 
-def _real_signals(readout: Readout) -> Tensor:
+def _real_signals(plan: ReadoutPlan) -> Tensor:
     """(C, 1, G) which places of the padded signal tokens are real, for each document's request."""
-    return readout.signal_mask_BG.index_select(0, readout.owner_C)[:, None, :]
+    return plan.signal_mask_BG.index_select(0, plan.owner_C)[:, None, :]
 
 
-def _length_normed(lse_CNG: Tensor, readout: Readout) -> Tensor:
+def _length_normed(lse_CNG: Tensor, plan: ReadoutPlan) -> Tensor:
     """Log-sum-exps with a document's attention divided by a power of its length."""
-    norm = readout.spec.length_norm
-    return lse_CNG - norm * readout.length_C.log()[:, None, None] if norm else lse_CNG
+    norm = plan.spec.readout.length_norm
+    return lse_CNG - norm * plan.length_C.log()[:, None, None] if norm else lse_CNG
 
 
-def _log_shares(lse_CNG: Tensor, readout: Readout) -> Tensor:
+def _log_shares(lse_CNG: Tensor, plan: ReadoutPlan) -> Tensor:
     """(C, N, G) log of the share of each pair's attention that a document gets, -inf for signal tokens that are
     padding."""
-    normed_CNG = _length_normed(lse_CNG, readout)
-    total_BNG = _by_request(normed_CNG, readout).logsumexp(1)
-    if readout.spec.softmax_over == "all":
-        total_BNG = torch.logaddexp(total_BNG, _rest(readout))
+    normed_CNG = _length_normed(lse_CNG, plan)
+    total_BNG = _by_request(normed_CNG, plan).logsumexp(1)
+    if plan.spec.readout.softmax_over == "all":
+        total_BNG = torch.logaddexp(total_BNG, _rest(plan))
     # Document by document, not in the padded table: a log-sum-exp over nothing but -inf has no gradient.
-    return (normed_CNG - total_BNG.index_select(0, readout.owner_C)).masked_fill(~_real_signals(readout), -math.inf)
+    return (normed_CNG - total_BNG.index_select(0, plan.owner_C)).masked_fill(~_real_signals(plan), -math.inf)

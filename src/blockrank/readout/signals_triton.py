@@ -9,34 +9,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockrank.readout.plan import Readout
+from blockrank.readout.plan import ReadoutPlan
 
 _COSINE = {"none": 0, "keys": 1, "both": 2}
 _BLOCK_N = 32
 _MOST_ROWS = 64  # matrix rows of one program
 
 
-def document_lse(readout: Readout) -> Tensor:
+def document_lse(plan: ReadoutPlan) -> Tensor:
     """(C, N, G) log-sum-exp of scaled logits over the rows of each document, float32; N is 1 for joined heads.
 
     See `signals.segment_lse`, which is the same in plain torch.
     """
-    q_GNH, k_PKH, spec = readout.q_GNH.contiguous(), readout.k_PKH, readout.spec
+    q_GNH, k_PKH, read = plan.q_GNH.contiguous(), plan.k_PKH, plan.spec.readout
     if k_PKH.stride(-1) != 1:
         k_PKH = k_PKH.contiguous()
     heads, width = q_GNH.shape[1:]
-    kv_heads, (documents, signals) = k_PKH.shape[1], (len(readout.start_C), readout.signal_BG.shape[1])
-    joined = spec.joined_heads
-    scale = readout.scale / math.sqrt(width * (heads if joined else 1)) if spec.cosine == "keys" else readout.scale
+    kv_heads, (documents, signals) = k_PKH.shape[1], (len(plan.start_C), plan.signal_BG.shape[1])
+    joined = read.joined_heads
+    scale = plan.scale / math.sqrt(width * (heads if joined else 1)) if read.cosine == "keys" else plan.scale
     rows = signals if joined else heads // kv_heads * signals
     block_m = min(max(triton.next_power_of_2(rows), 16), _MOST_ROWS)
     lse = torch.empty(documents, 1 if joined else heads, signals, dtype=torch.float32, device=q_GNH.device)
     with torch.cuda.device(q_GNH.device):
         _lse_kernel[(documents, 1 if joined else kv_heads, triton.cdiv(rows, block_m))](
-            q_GNH, k_PKH, lse, readout.start_C, readout.length_C, readout.owner_C, readout.signal_BG,
+            q_GNH, k_PKH, lse, plan.start_C, plan.length_C, plan.owner_C, plan.signal_BG,
             scale * math.log2(math.e), signals, *q_GNH.stride()[:2], *k_PKH.stride()[:2],
             HEADS=heads, GROUP=heads // kv_heads, WIDTH=width, BLOCK_H=max(triton.next_power_of_2(width), 16),
-            JOINED=joined, COSINE=_COSINE[spec.cosine], BLOCK_M=block_m, BLOCK_N=_BLOCK_N,
+            JOINED=joined, COSINE=_COSINE[read.cosine], BLOCK_M=block_m, BLOCK_N=_BLOCK_N,
             PRECISION="ieee" if q_GNH.dtype == torch.float32 else "tf32", num_warps=4,
         )  # fmt: skip
     return lse

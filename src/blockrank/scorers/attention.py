@@ -12,7 +12,6 @@ from blockrank.model import RankModel
 from blockrank.readout.exits import with_exits
 from blockrank.readout.signals import log_scores, token_shares
 from blockrank.scorers.base import Scored
-from blockrank.types import InputError
 
 
 class AttentionScorer:
@@ -23,8 +22,8 @@ class AttentionScorer:
 
     def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         """Scores (C,) that sum to one over a request's documents (unless the spec's softmax is over all keys)."""
-        if evidence and model.spec.prune:
-            raise InputError("evidence needs every document at the scoring layer: not with RankSpec.prune.")
+        if evidence:
+            model.spec.check_none_leaves("evidence needs every document at the scoring layer")
         capture = model.read(layout)
         read = (capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale)
         logs_C = log_scores(*read)

@@ -156,9 +156,9 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
     limits = {
         "max_documents": settings.max_documents,
         "max_document_chars": settings.max_document_chars,
-        "max_document_tokens": ranker.spec.max_segment_tokens,
+        "max_document_tokens": ranker.spec.limits.max_segment_tokens,
         "max_query_chars": settings.max_query_chars,
-        "max_query_tokens": ranker.spec.max_query_tokens,
+        "max_query_tokens": ranker.spec.limits.max_query_tokens,
         "max_body_bytes": settings.max_body_bytes,
     }
     names = [settings.served_name, *settings.aliases]
@@ -168,7 +168,7 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
             "object": "model",
             "created": created,
             "owned_by": "blockrank",
-            "max_model_len": ranker.spec.max_segment_tokens,
+            "max_model_len": ranker.spec.limits.max_segment_tokens,
             "limits": limits,
         }
         for name in names

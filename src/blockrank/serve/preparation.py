@@ -130,6 +130,6 @@ def give_back(future: Future[Prepared]) -> None:
 
 def _estimate(call: Call, ranker: Ranker) -> int:
     """About how many tokens of a call reach a device, from its characters."""
-    limit = ranker.spec.max_segment_tokens
+    limit = ranker.spec.limits.max_segment_tokens
     texts = (len(document.text) + len(document.title) for document in call.request.candidates)
     return sum(min(size // _CHARS_PER_TOKEN + 2, limit) for size in texts) + len(call.request.query) // _CHARS_PER_TOKEN

@@ -170,7 +170,7 @@ def student_spec(config: TrainConfig) -> RankSpec:
     """How the model is read. Raises `InputError` where there is nothing to learn."""
     spec = resolve_spec(config.model.base, None)
     try:
-        spec = RankSpec.from_dict({**spec.to_dict(), **config.model.spec})
+        spec = spec.changed(**config.model.spec)
     except InputError as error:
         raise InputError(f"[model]: spec: {error}") from None
     if not wants_head(config, spec) and not config.loss.contrastive_weight and not config.loss.distil:

@@ -1,0 +1,21 @@
+"""How published checkpoints that bring no `blockrank.json` are read."""
+
+from __future__ import annotations
+
+from blockrank.spec.rank_spec import RankSpec
+
+BUILT_IN_SPECS: dict[str, RankSpec] = {
+    "quicktensor/blockrank-msmarco-mistral-7b": RankSpec.of(
+        layer=20,
+        template="blockrank-mistral",
+        signal_tokens=2,
+        notes="Trained on 10 % of MS MARCO with 30 candidates and segments of 160 tokens (arXiv 2510.05396).",
+    ),
+    "blockrank-qwen3-reranker-4b": RankSpec.of(
+        layer=24,
+        template="blockrank-qwen3",
+        signal_tokens=1,
+        softmax_over="all",
+        notes="Upstream's later recipe on Qwen/Qwen3-Reranker-4B; no weights are published.",
+    ),
+}

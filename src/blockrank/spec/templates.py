@@ -1,0 +1,120 @@
+"""The prompt of a checkpoint as data, and the prompts that are built in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from blockrank.configfile import check_fields
+from blockrank.errors import InputError, listed
+
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+# What can be said in each kind of segment.
+_FIELDS = {"instruction": {"query"}, "document": {"query", "text", "id"}, "query": {"query"}}
+
+
+@dataclass(frozen=True)
+class Template:
+    """The prompt as data: for each kind of segment a tuple of *pieces*, each tokenised on its own.
+
+    A piece is text with the fields `{query}`, `{text}` (the document, title included) and `{id}` (the candidate's
+    number, counted from `id_base`). Only what a field brings in is *body*; the rest is *frame* and is never cut.
+    `answer` is a piece appended to the query segment; training continues it with the ids of the relevant documents,
+    joined by `answer_separator` and closed by `answer_end`.
+
+    Raises `InputError` where a part is of another type, names a field that it cannot have, `id_base` is negative, or
+    `{text}` or `{query}` is nowhere: the model would rank without having read it.
+    """
+
+    instruction: tuple[str, ...]
+    document: tuple[str, ...]
+    query: tuple[str, ...]
+    answer: str = ""
+    answer_separator: str = ", "
+    answer_end: str = "]"
+    id_base: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        named = {kind: set(_FIELD.findall(" ".join(getattr(self, kind)))) for kind in _FIELDS}
+        for kind, allowed in _FIELDS.items():
+            if other := sorted(named[kind] - allowed):
+                words = listed([f"{{{name}}}" for name in sorted(allowed)])
+                raise InputError(f"Template.{kind} names {{{other[0]}}}; what it can hold is {words}.")
+        if "text" not in named["document"]:
+            raise InputError("Template.document does not hold {text}, the document (its title included).")
+        if not any("query" in names for names in named.values()):
+            raise InputError("Template.query does not hold {query}, nor does any other part.")
+        if self.id_base < 0:
+            raise InputError(f"Template.id_base must not be negative; it is {self.id_base}.")
+
+    @property
+    def reads_query_first(self) -> bool:
+        """Whether the instruction segment holds the query, so that every document depends on it."""
+        return any("{query}" in piece for piece in self.instruction)
+
+    @property
+    def numbers_documents(self) -> bool:
+        """Whether a document's tokens hold its position in the prompt."""
+        return any("{id}" in piece for piece in self.document)
+
+
+_MISTRAL_INSTRUCTION = (
+    "You will be given a query and a list of documents. Each document will be formatted as "
+    "ID: <id> | CONTENT: <content> | END ID: <id>. You need to read carefully and understand all of them and your "
+    "goal is to find all document(s) from the list that can help answer the query."
+)
+_QUESTION = "Which document is most relevant to answer the query? Print out the ID of the document."
+_ANSWER_LEAD = "The following document(s) can help answer the query:"
+_QWEN_INSTRUCTION = (
+    "You will be given a query and a list of documents. Each document will be formatted as "
+    "<Document>: ID: <id> | CONTENT: <content> | END ID: <id>. You need to read and understand carefully the content "
+    "of each document and your goal is to give the IDs of the document from the list that can help answer the query."
+)
+_QWEN_SYSTEM = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
+
+TEMPLATES: dict[str, Template] = {
+    # The prompt of the released checkpoint, in the chat markup of Mistral-7B-Instruct-v0.3.
+    "blockrank-mistral": Template(
+        instruction=(f"<s>[INST] {_MISTRAL_INSTRUCTION}\nQuery: {{query}}\n\nDocuments:",),
+        document=("\nID: {id} | CONTENT: {text} | END ID: {id}",),
+        query=(
+            f"\n\n====== Now let's start! ======\n{_QUESTION}\nQuery: {{query}}\n{_ANSWER_LEAD}[/INST] Final Answer: ",
+        ),
+        answer="[",
+        answer_end="]</s>",
+    ),
+    # The same words without chat markup, for models that have none.
+    "blockrank": Template(
+        instruction=(f"{_MISTRAL_INSTRUCTION}\nQuery: {{query}}\n\nDocuments:",),
+        document=("\nID: {id} | CONTENT: {text} | END ID: {id}",),
+        query=(f"\n\n====== Now let's start! ======\n{_QUESTION}\nQuery: {{query}}\n{_ANSWER_LEAD} Final Answer: ",),
+        answer="[",
+    ),
+    # Upstream's later variant for Qwen3-Reranker bases.
+    "blockrank-qwen3": Template(
+        instruction=(
+            f"<|im_start|>system\n{_QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+            f"<Instruct>: {_QWEN_INSTRUCTION}\n<Query>: {{query}}\n",
+        ),
+        document=("\n<Document>: ID: {id} | CONTENT: {text} | END ID: {id}",),
+        query=(
+            "\n<|im_end|>\n<|im_start|>assistant\n<think>I need to give the IDs of the most relevant documents in the "
+            "list for the query: {query} formatted as list [...].</think>\n<Answer>: ",
+        ),
+        answer="[",
+        answer_end="]<|im_end|>",
+    ),
+    # Documents depend on neither the query nor their place: exact order invariance, reusable states.
+    "query-free": Template(
+        instruction=("Judge which of the following documents answers the question that comes last.\n",),
+        document=("\nDocument: {text}",),
+        query=("\n\nQuestion: {query}\nThe document that answers it:",),
+    ),
+    # The same for BERT vocabularies: every text is framed as the encoder was pre-trained to see it.
+    "query-free-bert": Template(instruction=(), document=("[CLS]{text}[SEP]",), query=("[CLS]{query}[SEP]",)),
+    # BERT with the query in the first segment, as in the paper.
+    "query-first-bert": Template(
+        instruction=("[CLS]{query}[SEP]",), document=("{text}[SEP]",), query=("[CLS]{query}[SEP]",)
+    ),
+}
