@@ -42,7 +42,7 @@ class Variant:
     dtype: str = "float32"
     exact: tuple[int, ...] = ()
     prune: tuple[tuple[int, float], ...] = ()
-    prune_by: str = "layer"
+    prune_by: str | None = None
 
 
 def variants(layer: int, cuda: bool) -> list[Variant]:
