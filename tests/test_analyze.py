@@ -538,5 +538,5 @@ def test_a_short_position_table_moves_the_query(decoder: Path, tmp_path: Path) -
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
-    assert load_analysed(tmp_path, device="cpu").base.query_offset is None
+    assert load_analysed(tmp_path, device="cpu").base.pattern.query_offset is None
     assert load_analysed(tmp_path, device="cpu").model.device == CPU
