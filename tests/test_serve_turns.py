@@ -80,7 +80,7 @@ def test_a_small_request_is_answered_while_a_large_one_runs(
         assert not large.done()
         steps.allow(1000)
         answers[0] = large.result(PATIENCE_S)
-        assert (steps.begun == ranker.spec.layer) == (kind == "layers"), "several pieces, or one"
+        assert (steps.begun == ranker.spec.readout.layer) == (kind == "layers"), "several pieces, or one"
         assert server.metric("blockrank_tokens_under_way") == 0
     for answer, expected in zip(answers, right, strict=True):
         assert answer is not None
@@ -109,7 +109,7 @@ def test_other_forwards_in_between_change_nothing(mini: Ranker, kind: str, monke
 
     alone, inside = scores(None), list[torch.Tensor]()
     assert torch.equal(scores(lambda: inside.extend([score(other), score(small)])), alone)
-    assert len(inside) >= 2 * ranker.spec.layer
+    assert len(inside) >= 2 * ranker.spec.readout.layer
     assert all(torch.allclose(found, score(small), atol=TOLERANCE["float32"]) for found in inside[1::2])
     left = iter(range(3))
     with pytest.raises(StopIteration):
