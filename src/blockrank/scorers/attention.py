@@ -26,7 +26,8 @@ class AttentionScorer:
         if evidence and model.spec.prune:
             raise InputError("evidence needs every document at the scoring layer: not with RankSpec.prune.")
         capture = model.read(layout)
-        read = (capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale)
+        layer = capture.only
+        read = (layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)
         logs_C = log_scores(*read)
         if capture.exits:
             logs_C = _all_documents(logs_C, capture, layout)
