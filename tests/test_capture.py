@@ -19,6 +19,7 @@ from torch import Tensor
 from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, Template, engine
 from blockrank.attention import get_backend
 from blockrank.decode import decode
+from blockrank.engine.block import Block
 from blockrank.engine.capture import Capture, LayerCapture, Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import PackedLayout, pack
@@ -160,6 +161,40 @@ def test_the_scoring_layer_is_the_same_alone_and_among_others(requests: list[lis
     read_T = layout.tokens_of(np.array(layout.kinds_S) == "document") | (softmax_over == "all")
     assert torch.equal(alone.k_PKH[read_T], among.k_PKH[read_T])
     assert torch.equal(alone.q_GNH, among.q_GNH)
+
+
+class _Asked:
+    """In place of captured CUDA graphs: what they were asked for, and that they have none of it."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+
+    def forward(self, _layout: PackedLayout, layer: int, *_: Any) -> None:
+        self.layers.append(layer)
+
+
+def test_graphs_are_asked_for_the_capture_of_one_layer_alone() -> None:
+    model, asked = model_of("mistral"), _Asked()
+    assert model.decoder is not None
+    layout, row = layout_of(model.spec, [3]), np.array([0])
+    for wanted in (
+        Wanted.read_out(model.spec), Wanted((1,)), Wanted((1, 2)), Wanted((1,), row), Wanted(hidden_R=row),
+        Wanted((1,), observer=lambda _: None),
+    ):  # fmt: skip
+        with torch.inference_mode():
+            engine.forward([model.decoder], layout, wanted, model.spec, model.backend, asked)  # type: ignore[arg-type]
+    assert asked.layers == [2, 1]
+
+
+def test_of_the_last_layer_only_wanted_rows_go_through_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, finish = model_of("mistral"), list[int](), Block.finish
+    layout = layout_of(model.spec, [7, 3])
+    monkeypatch.setattr(Block, "finish", lambda self, stream, out: (rows.append(len(out)), finish(self, stream, out)))
+    forward(model, layout, Wanted((1,), np.array([4, 9, 4]), np.array([9, 2])))
+    assert rows == [layout.tokens] * (LAYERS - 1) + [3]
+    rows.clear()
+    forward(model, layout, Wanted((0, 2)))
+    assert rows == [layout.tokens] * 2, "nothing runs above the last wanted layer"
 
 
 # Cached rows

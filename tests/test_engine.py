@@ -342,7 +342,7 @@ def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_in_eight_bits_ranks_and_does_nothing_else(kind: str) -> None:
+def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
     model = decoder_model(kind)
     layout = layout_of(model.spec, [4, 9, 12])
     expected = scores(model, layout)
@@ -350,7 +350,7 @@ def test_a_model_in_eight_bits_ranks_and_does_nothing_else(kind: str) -> None:
     found = scores(model, layout)
     assert 0 < float(((found - expected) / expected).abs().max()) < 0.05
     for call in (model.in_library_layers, lambda: model.forward(layout)):  # with gradients, that is
-        with pytest.raises(ModelError, match="loaded in eight bits: it ranks, and does nothing else"):
+        with pytest.raises(ModelError, match="loaded in eight bits: it infers, and does nothing else"):
             call()
 
 

@@ -246,7 +246,7 @@ def test_a_model_in_eight_bits_orders_as_in_sixteen() -> None:
     expected, found = (r.rank("who wrote Dracula", documents) for r in (ranker, small))
     scores = [[{e.doc_id: e.score for e in ranking}[f"d{n}"] for n in range(40)] for ranking in (expected, found)]
     assert kendalltau(*scores).statistic > 0.8
-    with pytest.raises(Exception, match="eight bits: it ranks, and does nothing else"):
+    with pytest.raises(Exception, match="eight bits: it infers, and does nothing else"):
         small.model.in_library_layers()
 
 

@@ -86,7 +86,7 @@ class RankModel:
     def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
         """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
 
-        The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
+        The library's own layers give up their weights: from now on the model infers, and does nothing else. Raises
         `ModelError` for a model that cannot be fused, or whose widths the hardware's products do not take.
         """
         if self.decoder is None:
@@ -148,7 +148,7 @@ class RankModel:
 
     def _refuse_eight_bits(self) -> None:
         if self.decoder is not None and self.decoder.quantised:
-            raise ModelError("the model is loaded in eight bits: it ranks, and does nothing else.")
+            raise ModelError("the model is loaded in eight bits: it infers, and does nothing else.")
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
         """Switch to a backend for training; `dtype` is what attention will see (autocast's type)."""
