@@ -232,7 +232,7 @@ def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path
     trainer.train()
     took = time.perf_counter() - began
     losses = [{k: round(v, 4) for k, v in row.items() if "loss" in k} for row in trainer.state.log_history]
-    module = load_model(start, head=True, dtype=torch.float32, device="cpu", probe=False).module
+    module = load_model(start, head=True, dtype=torch.float32, device="cpu", probe=False, layers="library").module
     trained = {name: weight.cpu() for name, weight in trainer.rank_model.module.state_dict().items()}
     if variant.lm == 0:  # trained without its head and the layers above
         trained = {f"model.{name}": weight for name, weight in trained.items()}
@@ -257,7 +257,12 @@ def attention_orders(ranker: Ranker, tests: Sequence[Test]) -> Iterator[list[int
         layout = pack(chunk, model.spec)
         with torch.inference_mode():
             capture = model.forward(layout)
-            scores = log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale).float().cpu().numpy()
+            scores = (
+                log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, model.spec, capture.only.scale)
+                .float()
+                .cpu()
+                .numpy()
+            )
         for part in np.split(scores, np.cumsum([len(item.documents) for item in chunk])[:-1]):
             yield np.argsort(-part, kind="stable").tolist()
 

@@ -73,7 +73,12 @@ class Subject:
         with model.inference():
             # No table of positions is long enough: they stay those of the block layout in every request.
             capture = model.forward(full_attention(layout, longest=0).layout)
-            logs_C = log_scores(capture.q_GNH, capture.k_PKH, layout, spec, capture.scale).float().cpu().numpy()
+            logs_C = (
+                log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, spec, capture.only.scale)
+                .float()
+                .cpu()
+                .numpy()
+            )
         return np.split(logs_C, np.cumsum([len(item.documents) for item in tokenised])[:-1])
 
 

@@ -89,8 +89,8 @@ def golden_module(family: str, layers: int | None = None) -> PreTrainedModel:
     return module.eval()
 
 
-def random_decoder(kind: str, layers: int = 3, **changes: Any) -> PreTrainedModel:
-    """A decoder of any family behind the seam, small, with random weights."""
+def random_decoder(kind: str, layers: int = 3, *, head: bool = False, **changes: Any) -> PreTrainedModel:
+    """A decoder of any family behind the seam, small, with random weights; `head`: with its language-model head."""
     values: dict[str, Any] = {
         "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1 << 15,
@@ -98,7 +98,8 @@ def random_decoder(kind: str, layers: int = 3, **changes: Any) -> PreTrainedMode
     }  # fmt: skip
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**values, **changes})
-    module: PreTrainedModel = AutoModel.from_config(config, attn_implementation=SEAM, dtype=torch.float32)
+    kind_of_model = AutoModelForCausalLM if head else AutoModel
+    module: PreTrainedModel = kind_of_model.from_config(config, attn_implementation=SEAM, dtype=torch.float32)
     for parameter in module.parameters():  # norms and biases too: those of a fresh model are all ones and zeros
         parameter.data += 0.05 * torch.randn_like(parameter)
     return module.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from blockrank.analyze.choice import Choice, Setting, SettingReader, chance_of_b
 from blockrank.analyze.full import full_attention
 from blockrank.analyze.judged import JudgedRequest, judged_requests
 from blockrank.analyze.measures import MEASURES, measure
-from blockrank.analyze.observing import observe
 from blockrank.analyze.readouts import Axes, GridReader, token_sets
 from blockrank.analyze.shares import (
     DOCUMENT_PARTS,
@@ -34,6 +34,7 @@ from blockrank.analyze.shares import (
 )
 from blockrank.attention.reference import dense_mask
 from blockrank.data import Collection, open_collection, write_collection
+from blockrank.engine.capture import LayerCapture, Wanted
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel
@@ -183,7 +184,7 @@ def test_documents_read_both_ways_before_a_causal_query(backend: str) -> None:
     model = rank_model("llama", backend, spec)
     layout = random_layout(LENGTHS, spec)
     full, seen = full_attention(layout, None).layout, []
-    observe(model, full, 3, lambda _layer, _q, k, _scale: seen.append(k))
+    observe(model, full, 3, lambda layer: seen.append(layer.k_PKH))
     assert len(full.starts_S) == 2
     model.module.set_attn_implementation("eager")
     mask = torch.zeros(1, 1, layout.tokens, layout.tokens).masked_fill(~plain_mask(layout), torch.finfo().min)
@@ -227,16 +228,24 @@ def test_heads_in_chunks_and_few_rows_change_nothing(monkeypatch: pytest.MonkeyP
     assert whole[0].sum(1).tolist() == pytest.approx([1] * 4)
 
 
+def observe(model: RankModel, layout: PackedLayout, last: int, *readers: Callable[[LayerCapture], None]) -> None:
+    """Show every layer up to the last to all readers."""
+    with torch.inference_mode():
+        model.forward(
+            layout, Wanted(tuple(range(last + 1)), observer=lambda layer: [reader(layer) for reader in readers])
+        )
+
+
 def test_every_layer_is_observed_and_nothing_is_changed() -> None:
     model = rank_model("qwen3", spec=golden_spec(layer=3))
     layout = random_layout(LENGTHS, model.spec)
     seen = {}
-    observe(model, layout, 3, lambda layer, q, k, scale: seen.update({layer: (q, k, scale)}))
+    observe(model, layout, 3, lambda layer: seen.update({layer.layer: layer}))
     assert list(seen) == [0, 1, 2, 3]
-    for layer, (q, k, scale) in seen.items():
-        alone = RankModel(model.module, None, golden_spec(layer=layer), model.backend).forward(layout)
-        torch.testing.assert_close((q, k), (alone.q_GNH, alone.k_PKH))
-        assert scale == alone.scale
+    for index, layer in seen.items():
+        alone = RankModel(model.module, None, golden_spec(layer=index), model.backend).forward(layout).only
+        torch.testing.assert_close((layer.q_GNH, layer.k_PKH), (alone.q_GNH, alone.k_PKH))
+        assert layer.scale == alone.scale
 
 
 # Measures
@@ -305,14 +314,16 @@ def test_the_grid_ranks_as_the_read_out_does(changes: dict[str, Any], monkeypatc
     for place, setting in enumerate(every):
         read = setting.spec(spec)
         capture = RankModel(model.module, None, read, model.backend).forward(pack_like(layout, read))
-        scores = log_scores(capture.q_GNH, capture.k_PKH, pack_like(layout, read), read, capture.scale)
+        scores = log_scores(capture.only.q_GNH, capture.only.k_PKH, pack_like(layout, read), read, capture.only.scale)
         expected = measure(scores.detach().numpy(), judged.relevance_C, judged.ideal)
         column = axes.column(setting.tokens)
         np.testing.assert_allclose(reader.pooled_MLT[:, setting.layer, column], expected, rtol=1e-6)
         np.testing.assert_allclose(closer.values_SM[place], expected)
         for head in range(4):
             alone = read.changed(heads=(head,), joined_heads=False)
-            scores = log_scores(capture.q_GNH, capture.k_PKH, pack_like(layout, read), alone, capture.scale)
+            scores = log_scores(
+                capture.only.q_GNH, capture.only.k_PKH, pack_like(layout, read), alone, capture.only.scale
+            )
             expected = measure(scores.detach().numpy(), judged.relevance_C, judged.ideal)
             np.testing.assert_allclose(reader.heads_MLNT[:, setting.layer, head, column], expected, rtol=1e-6)
     assert np.array_equal(reader.pooled_MLT[:, :, 0], reader.pooled_MLT[:, :, axes.column(1)])
@@ -342,7 +353,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
     layout = random_layout(LENGTHS, spec)
     reader = GridReader(layout, spec, graded(3), Axes(4, 4, 1, (1, "query")))
     with pytest.raises(ModelError, match="layer 1 yields attention that is not finite"):
-        reader(1, torch.full((7, 4, 16), torch.nan), torch.randn(layout.tokens, 2, 16), 0.25)
+        reader(LayerCapture(1, torch.full((7, 4, 16), torch.nan), torch.randn(layout.tokens, 2, 16), 0.25))
 
 
 def test_token_sets() -> None:

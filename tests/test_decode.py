@@ -30,10 +30,11 @@ from blockrank.data import read_run, write_collection, write_run
 from blockrank.decode import Decoded, decode
 from blockrank.decode.answers import Grammar, State, answer_tokens
 from blockrank.decode.search import Beam, Search, searches_of, step_layout
+from blockrank.engine.capture import Wanted
+from blockrank.engine.rows import RowBuffers
 from blockrank.evaluate.settings import ranker_identity
 from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack
 from blockrank.model import RankModel
-from blockrank.model.rows import RowBuffers
 from blockrank.model.seam import SEAM
 from blockrank.scorers import DecodeScorer
 
@@ -153,7 +154,7 @@ def next_logits(model: RankModel, request: RankRequest, answer: Sequence[int]) -
     layout = pack([TokenisedRequest((*others, query))], model.spec)
     dense = model.with_backend(get_backend("reference", CPU, torch.float32))
     with torch.inference_mode():
-        logits = dense.forward(layout, label_T=torch.tensor([layout.tokens - 1])).logits
+        logits = dense.forward(layout, Wanted(logits_R=np.array([layout.tokens - 1]))).logits_RV
     assert logits is not None
     return logits[0].double()
 
@@ -272,10 +273,10 @@ def test_steps_equal_recomputation(family: str, backend: str, pattern: str, monk
     answers: dict[State, tuple[int, ...]] = {}
     forward, child_of = RankModel.forward, Search._child
 
-    def recorded(self: RankModel, layout: PackedLayout, **kwargs: Any) -> Any:
-        capture = forward(self, layout, **kwargs)
+    def recorded(self: RankModel, layout: PackedLayout, *args: Any, **kwargs: Any) -> Any:
+        capture = forward(self, layout, *args, **kwargs)
         if layout.cached_rows:
-            found.extend(capture.logits)
+            found.extend(capture.logits_RV)
         return capture
 
     def child(self: Search, beam: Beam, option: Any, score: float) -> Beam:
@@ -387,9 +388,9 @@ def test_what_is_forced_costs_no_forward(count: int, forwards: int, monkeypatch:
     ran: list[int] = []
     forward = RankModel.forward
 
-    def counted(self: RankModel, layout: PackedLayout, **kwargs: Any) -> Any:
+    def counted(self: RankModel, layout: PackedLayout, *args: Any, **kwargs: Any) -> Any:
         ran.append(len(layout.starts_S))
-        return forward(self, layout, **kwargs)
+        return forward(self, layout, *args, **kwargs)
 
     monkeypatch.setattr(RankModel, "forward", counted)
     [found] = decode(model_of(), [many(count)], beams=count)

@@ -35,7 +35,7 @@ from blockrank.attention.reference import dense_mask
 from blockrank.attention.tiles import cut_tiles, tile_tokens
 from blockrank.engine import block as blocks
 from blockrank.engine import kernels, onednn
-from blockrank.engine.capture import Capture
+from blockrank.engine.capture import Capture, Wanted
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
 from blockrank.model import RankModel, load_model, resolve_device, resolve_devices
@@ -153,21 +153,23 @@ def test_the_librarys_layers_still_work_and_see_new_weights() -> None:
     before = captured(model, layout)
     model.fuse()
     again = captured(model.in_library_layers(), layout)
-    torch.testing.assert_close(again.k_PKH, before.k_PKH)
+    torch.testing.assert_close(again.only.k_PKH, before.only.k_PKH)
     with torch.no_grad():
         model.module.layers[0].self_attn.v_proj.weight.mul_(1.5)
         model.module.layers[1].mlp.up_proj.weight.mul_(0.5)
-    torch.testing.assert_close(captured(model, layout).q_GNH, captured(model.in_library_layers(), layout).q_GNH)
+    again = captured(model.in_library_layers(), layout)
+    torch.testing.assert_close(captured(model, layout).only.q_GNH, again.only.q_GNH)
 
 
-def test_training_and_whole_forwards_use_the_librarys_layers() -> None:
+def test_training_uses_the_librarys_layers() -> None:
     model = decoder_model()
     model.fuse()
     layout = layout_of(model.spec, [4, 9])
-    assert model.forward(layout).q_GNH.requires_grad
-    assert captured(model, layout).hidden_TD is None
-    with torch.inference_mode():
-        assert model.forward(layout, hidden=True).hidden_TD is not None
+    wanted = Wanted((0, 2), hidden_R=np.arange(layout.tokens))
+    found = model.forward(layout, wanted)
+    assert found.hidden_RD is not None
+    for part in (found.hidden_RD, *(layer.q_GNH for layer in found.layers), *(layer.k_PKH for layer in found.layers)):
+        assert part.requires_grad
 
 
 def test_ranking_takes_no_notice_of_autocast(mini: Ranker) -> None:
@@ -178,7 +180,9 @@ def test_ranking_takes_no_notice_of_autocast(mini: Ranker) -> None:
     expected, ranking = captured(model, layout), mini.rank("who", ["one text", "another"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, again = captured(model, layout), mini.rank("who", ["one text", "another"])
-    torch.testing.assert_close((found.q_GNH, found.k_PKH), (expected.q_GNH, expected.k_PKH), atol=0, rtol=0)
+    torch.testing.assert_close(
+        (found.only.q_GNH, found.only.k_PKH), (expected.only.q_GNH, expected.only.k_PKH), atol=0, rtol=0
+    )
     assert [entry.score for entry in again] == [entry.score for entry in ranking]
 
 
@@ -338,15 +342,15 @@ def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_in_eight_bits_ranks_and_does_nothing_else(kind: str) -> None:
+def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
     model = decoder_model(kind)
     layout = layout_of(model.spec, [4, 9, 12])
     expected = scores(model, layout)
     model.quantise(torch.int8)
     found = scores(model, layout)
     assert 0 < float(((found - expected) / expected).abs().max()) < 0.05
-    for call in (model.in_library_layers, lambda: model.forward(layout, hidden=True)):
-        with pytest.raises(ModelError, match="loaded in eight bits: it ranks, and does nothing else"):
+    for call in (model.in_library_layers, lambda: model.forward(layout)):  # with gradients, that is
+        with pytest.raises(ModelError, match="loaded in eight bits: it infers, and does nothing else"):
             call()
 
 
@@ -484,8 +488,10 @@ def test_documents_in_parts_score_as_together(requests: list[list[int]], parts: 
     layout = layout_of(model.spec, *requests)
     assert model.decoder is not None
     with torch.inference_mode():
-        capture = engine.forward([model.decoder] * parts, layout, model.spec, model.backend)
-        found = log_scores(capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale).exp()
+        capture = engine.forward(
+            [model.decoder] * parts, layout, Wanted.read_out(model.spec), model.spec, model.backend
+        )
+        found = log_scores(capture.only.q_GNH, capture.only.k_PKH, capture.layout, model.spec, capture.only.scale).exp()
     torch.testing.assert_close(found, scores(model, layout), atol=1e-6, rtol=1e-4)
 
 
@@ -521,8 +527,8 @@ def test_a_query_that_reads_its_own_is_not_merged(mini: Ranker) -> None:
     assert decoder is not None
     layout = pack([mini.tokenise(RankRequest("who wrote Dracula", [f"text {n} " * n for n in range(1, 9)]))], mini.spec)
     with torch.inference_mode():
-        capture = engine.forward([decoder] * 3, layout, mini.spec, mini.model.backend)
-        logs = log_scores(capture.q_GNH, capture.k_PKH, layout, mini.spec, capture.scale)
+        capture = engine.forward([decoder] * 3, layout, Wanted.read_out(mini.spec), mini.spec, mini.model.backend)
+        logs = log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, mini.spec, capture.only.scale)
     torch.testing.assert_close(logs.exp(), scores(mini.model, layout), atol=1e-5, rtol=1e-4)
 
 
@@ -598,8 +604,8 @@ def test_pruned_requests_score_alike_alone_packed_and_in_parts(requests: list[li
     singles = [scores(model, pack([_request(i, documents)], spec)) for i, documents in enumerate(requests)]
     torch.testing.assert_close(scores(model, packed), torch.cat(singles), atol=1e-5, rtol=1e-3)
     with torch.inference_mode():
-        capture = engine.forward([model.decoder] * parts, packed, spec, model.backend)
-        logs = log_scores(capture.q_GNH, capture.k_PKH, capture.layout, spec, capture.scale).numpy()
+        capture = engine.forward([model.decoder] * parts, packed, Wanted.read_out(spec), spec, model.backend)
+        logs = log_scores(capture.only.q_GNH, capture.only.k_PKH, capture.layout, spec, capture.only.scale).numpy()
     assert capture.alive_C is not None
     found = with_exits(logs, capture.alive_C, capture.exits, packed.document_request_C)
     np.testing.assert_allclose(np.exp(found), torch.cat(singles).numpy(), atol=1e-5, rtol=1e-3)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from conftest import CASES, FAMILIES, golden_case, rank_model, tokenised
 
+from blockrank.engine.capture import Wanted
 from blockrank.layout import pack
 from blockrank.readout.signals import log_scores
 
@@ -18,11 +22,11 @@ def test_scores_and_states_equal_the_released_code(family: str, case_name: str, 
     layout = pack([tokenised(case.segments)], model.spec)
     assert layout.positions_T.tolist() == case.expected["position_ids"].tolist()
     with torch.inference_mode():
-        capture = model.forward(layout, hidden=True)
-        scores = log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale).exp()
-    assert capture.hidden_TD is not None
+        capture = model.forward(layout, replace(Wanted.read_out(model.spec), hidden_R=np.arange(layout.tokens)))
+        scores = log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, model.spec, capture.only.scale).exp()
+    assert capture.hidden_RD is not None
     torch.testing.assert_close(scores, case.expected["scores"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(capture.hidden_TD, case.expected["hidden_last"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(capture.hidden_RD, case.expected["hidden_last"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,6 +34,6 @@ def test_last_token_logits_equal_the_released_code(family: str) -> None:
     case, model = golden_case(family, "ragged12"), rank_model(family)
     layout = pack([tokenised(case.segments)], model.spec)
     with torch.inference_mode():
-        capture = model.forward(layout, label_T=torch.tensor([layout.tokens - 1]))
-    assert capture.logits is not None
-    torch.testing.assert_close(capture.logits[0], case.expected["last_token_logits"], atol=1e-4, rtol=0)
+        capture = model.forward(layout, Wanted(logits_R=np.array([layout.tokens - 1])))
+    assert capture.logits_RV is not None
+    torch.testing.assert_close(capture.logits_RV[0], case.expected["last_token_logits"], atol=1e-4, rtol=0)

@@ -25,6 +25,7 @@ from blockrank.decode import decode
 from blockrank.decode.answers import Grammar, answer_tokens
 from blockrank.decode.search import searches_of, step_layout
 from blockrank.engine import kernels
+from blockrank.engine.capture import Wanted
 from blockrank.engine.kernels import Norm, Quantised
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, PromptTokenizer, pack
@@ -244,7 +245,7 @@ def test_a_model_in_eight_bits_orders_as_in_sixteen() -> None:
     expected, found = (r.rank("who wrote Dracula", documents) for r in (ranker, small))
     scores = [[{e.doc_id: e.score for e in ranking}[f"d{n}"] for n in range(40)] for ranking in (expected, found)]
     assert kendalltau(*scores).statistic > 0.8
-    with pytest.raises(Exception, match="eight bits: it ranks, and does nothing else"):
+    with pytest.raises(Exception, match="eight bits: it infers, and does nothing else"):
         small.model.in_library_layers()
 
 
@@ -263,10 +264,13 @@ def test_exits_and_parts_on_a_device_equal_the_host() -> None:
         model.fuse()
         torch.testing.assert_close(_scores(model, layout), expected, atol=1e-5, rtol=1e-3)
         assert model.decoder is not None
+        wanted = Wanted.read_out(spec)
         with torch.inference_mode():
-            capture = engine.forward([model.decoder] * 3, layout, spec, model.backend)
-            whole = engine.forward([model.decoder], layout, spec, model.backend)
-            found, one = (log_scores(c.q_GNH, c.k_PKH, c.layout, spec, c.scale) for c in (capture, whole))
+            capture = engine.forward([model.decoder] * 3, layout, wanted, spec, model.backend)
+            whole = engine.forward([model.decoder], layout, wanted, spec, model.backend)
+            found, one = (
+                log_scores(c.only.q_GNH, c.only.k_PKH, c.layout, spec, c.only.scale) for c in (capture, whole)
+            )
         torch.testing.assert_close(found, one, atol=1e-4, rtol=1e-4)
 
 
@@ -299,7 +303,9 @@ def test_small_layouts_run_as_graphs_from_the_second_time_on(monkeypatch: pytest
             with torch.inference_mode():
                 found = AttentionScorer().score(model, layout).scores_C
                 capture = engine.forward([model.decoder], layout, model.spec, model.backend)  # type: ignore[list-item]
-                expected = log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale).exp()
+                expected = log_scores(
+                    capture.only.q_GNH, capture.only.k_PKH, layout, model.spec, capture.only.scale
+                ).exp()
             torch.testing.assert_close(found, expected, atol=0, rtol=2e-2)
     assert len(graphs) == 2, "the least recently used was dropped"
     large = random_layout([7, *[200] * 30, 9], model.spec)

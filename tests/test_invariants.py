@@ -73,7 +73,7 @@ def scores(family: str, spec: RankSpec, requests: Sequence[Request]) -> Tensor:
     layout = pack([tokenised(request) for request in requests], spec)
     with torch.inference_mode():
         capture = model.forward(layout)
-        return log_scores(capture.q_GNH, capture.k_PKH, layout, spec, capture.scale).exp()
+        return log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, spec, capture.only.scale).exp()
 
 
 # Order, packing, isolation
@@ -121,7 +121,7 @@ def test_editing_a_document_leaves_other_keys(lengths: list[int], family: str, s
     changed[edited] = (request[edited] + 1) % 512
     layouts = [pack([tokenised(item)], spec) for item in (request, changed)]
     with torch.inference_mode():
-        before, after = (reading(family, spec).forward(layout).k_PKH for layout in layouts)
+        before, after = (reading(family, spec).forward(layout).only.k_PKH for layout in layouts)
     kept = np.ones(layouts[0].tokens, dtype=bool)
     kept[layouts[0].starts_S[edited] : layouts[0].ends_S[edited]] = False
     kept[layouts[0].starts_S[-1] :] = False

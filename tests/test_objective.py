@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from blockrank import InputError, RankRequest, RankSpec, Template
 from blockrank.attention import get_backend
+from blockrank.engine.capture import Wanted
 from blockrank.layout import PromptTokenizer, Segment, TokenisedRequest
 from blockrank.model import RankModel
 from blockrank.train.batch import Batch, collate
@@ -113,9 +114,9 @@ def test_the_lm_loss_by_name(model: RankModel) -> None:
     batch = golden_batch()
     # Each answer's opening, then its tokens.
     assert batch.rank_A.tolist() == [0, 1, 0, 2, 0, 1, 1]
-    capture = model.forward(batch.layout, label_T=batch.context_A)
-    assert capture.logits is not None
-    nll = -capture.logits.log_softmax(-1)[torch.arange(7), batch.label_A].detach()
+    capture = model.forward(batch.layout, Wanted(logits_R=batch.context_A.numpy()))
+    assert capture.logits_RV is not None
+    nll = -capture.logits_RV.log_softmax(-1)[torch.arange(7), batch.label_A].detach()
     weights = torch.tensor([0.0, 2.0, 0.0, 1 + 1 / math.log2(3), 0.0, 2.0, 2.0])
     assert ids_alone == pytest.approx(float((nll * weights).sum() / 7), rel=1e-5)
     weights[weights == 0] = 1

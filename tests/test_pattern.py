@@ -31,6 +31,7 @@ from blockrank import InputError, ModelError, Ranker, RankSpec
 from blockrank.attention import get_backend
 from blockrank.attention.reference import dense_mask
 from blockrank.attention.tiles import cut_tiles
+from blockrank.engine.capture import Wanted
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.model import RankModel
 from blockrank.model.probe import probe_model
@@ -124,7 +125,7 @@ def test_logits_equal_the_plain_model(family: str, backend: str) -> None:
         case = golden_case(family, name)
         layout = pack([tokenised(case.segments)], CAUSAL)
         with torch.inference_mode():
-            found = model.forward(layout, label_T=torch.arange(layout.tokens)).logits
+            found = model.forward(layout, Wanted(logits_R=np.arange(layout.tokens))).logits_RV
             expected = plain(family)(input_ids=torch.from_numpy(np.concatenate(case.segments))[None]).logits[0]
         assert found is not None
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -139,7 +140,7 @@ def test_packed_requests_equal_each_alone(lengths: list[list[int]], family: str,
         layout = pack(items, CAUSAL)
         with torch.inference_mode():
             capture = model.forward(layout)
-            return log_scores(capture.q_GNH, capture.k_PKH, layout, CAUSAL, capture.scale).exp()
+            return log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, CAUSAL, capture.only.scale).exp()
 
     torch.testing.assert_close(scores(requests), torch.cat([scores([it]) for it in requests]), atol=1e-5, rtol=0)
 
@@ -155,7 +156,7 @@ def test_fused_layers_equal_the_librarys(kind: str) -> None:
             model.fuse()
         with torch.inference_mode():
             capture = model.forward(layout)
-            found.append(log_scores(capture.q_GNH, capture.k_PKH, layout, CAUSAL, capture.scale))
+            found.append(log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, CAUSAL, capture.only.scale))
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
 
 

@@ -53,7 +53,7 @@ def test_attention_computes_in_the_type_of_autocast(family: str, monkeypatch: py
     monkeypatch.setattr(model.backend, "attend", recorded)
     layout = pack([tokenised([np.arange(3, 3 + length) for length in (4, 6, 5, 7)])], model.spec)
     with torch.autocast("cpu", torch.bfloat16):
-        model.forward(layout, stop=False)
+        model.forward(layout, whole=True)
     assert seen == {torch.bfloat16}, "rotary positions must not leave queries and keys in float32"
 
 

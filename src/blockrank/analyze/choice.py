@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from blockrank.analyze.judged import JudgedRequest
 from blockrank.analyze.measures import MEASURES, measure
 from blockrank.analyze.readouts import QualityGrid, Tokens
+from blockrank.engine.capture import LayerCapture
 from blockrank.layout import PackedLayout
 from blockrank.readout.signals import log_scores
 from blockrank.spec import RankSpec
@@ -142,17 +142,18 @@ class SettingReader:
         self._layout, self._spec, self._judged, self._settings = layout, spec, judged, settings
         self._scores_SC = np.full((len(settings), len(judged.relevance_C)), np.nan, dtype=np.float32)
 
-    def __call__(self, layer: int, q_GNH: Tensor, k_PKH: Tensor, scale: float) -> None:
+    def __call__(self, seen: LayerCapture) -> None:
         """Read out the settings of one layer."""
+        q_GNH = seen.q_GNH
         for place, setting in enumerate(self._settings):
-            if setting.layer == layer:
+            if setting.layer == seen.layer:
                 count = len(q_GNH) if setting.tokens == "query" else min(setting.tokens, len(q_GNH))
                 some = replace(
                     self._layout,
                     signal_G=self._layout.signal_G[-count:],
                     signal_request_G=self._layout.signal_request_G[-count:],
                 )
-                scores = log_scores(q_GNH[-count:], k_PKH, some, setting.spec(self._spec), scale)
+                scores = log_scores(q_GNH[-count:], seen.k_PKH, some, setting.spec(self._spec), seen.scale)
                 self._scores_SC[place] = scores.cpu().numpy()
 
     @property

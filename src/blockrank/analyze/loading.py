@@ -58,7 +58,7 @@ def load_analysed(
     config = load_config(name)
     base = own or _default_spec(template or DEFAULT_TEMPLATE, getattr(config, "max_position_embeddings", None))
     # Queries over the limit are cut and counted: they must not end the analysis.
-    spec = base.changed(layer=config.num_hidden_layers - 1, heads=None, long_queries="cut")
+    spec = base.changed(layer=config.num_hidden_layers - 1, heads=None, long_queries="cut", prune=(), prune_by=None)
     model = load_model(name, spec=spec, device=device, dtype=dtype, backend=backend, probe=probe)
     return Analysed(str(name), model, own, base)
 

@@ -11,8 +11,8 @@ from blockrank.analyze.choice import Curve, Setting, SettingReader, Values, fina
 from blockrank.analyze.judged import JudgedRequest
 from blockrank.analyze.loading import Analysed
 from blockrank.analyze.measures import MEASURES
-from blockrank.analyze.observing import observe
 from blockrank.analyze.readouts import Axes, GridReader, QualityGrid, token_sets
+from blockrank.engine.capture import LayerCapture, Wanted
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -70,7 +70,7 @@ class Reading:
         layout = self._layout(query)
         grid = GridReader(layout, self._spec, self._judged[query], self.grid.axes)
         reader = SettingReader(layout, self._spec, self._judged[query], settings)
-        observe(self._analysed.model, layout, self._analysed.layers - 1, grid, reader)
+        self._observe(layout, self._analysed.layers - 1, grid, reader)
         self.grid.pooled_QMLT[query], self.grid.heads_QMLNT[query] = grid.pooled_MLT, grid.heads_MLNT
         return reader.values_SM
 
@@ -78,8 +78,19 @@ class Reading:
         """(settings, M) measures of one query, by a forward that ends at the highest layer of them."""
         layout = self._layout(query)
         reader = SettingReader(layout, self._spec, self._judged[query], settings)
-        observe(self._analysed.model, layout, max(setting.layer for setting in settings), reader)
+        self._observe(layout, max(setting.layer for setting in settings), reader)
         return reader.values_SM
+
+    def _observe(self, layout: PackedLayout, last: int, *readers: Callable[[LayerCapture], None]) -> None:
+        """Show the layers up to `last` to readers, one after the other: the keys of all would not fit into memory."""
+
+        def show(layer: LayerCapture) -> None:
+            for reader in readers:
+                reader(layer)
+
+        model = self._analysed.model
+        with model.inference():
+            model.forward(layout, Wanted(tuple(range(last + 1)), observer=show))
 
     def _layout(self, query: int) -> PackedLayout:
         return pack([self._tokenised[query]], self._spec)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blockrank.analyze.judged import JudgedRequest
 from blockrank.analyze.measures import MEASURES, measure
+from blockrank.engine.capture import LayerCapture
 from blockrank.layout import Ints, PackedLayout
 from blockrank.readout.plan import plan_readout
 from blockrank.readout.signals import segment_lse
@@ -86,17 +87,17 @@ class GridReader:
         self.pooled_MLT = np.full((*shape, axes.columns), np.nan, dtype=np.float32)
         self.heads_MLNT = np.full((*shape, axes.heads, axes.columns), np.nan, dtype=np.float32)
 
-    def __call__(self, layer: int, q_GNH: Tensor, k_PKH: Tensor, scale: float) -> None:
+    def __call__(self, seen: LayerCapture) -> None:
         """Measure one layer. Raises `ModelError` where its attention is not finite."""
-        spec = self._spec
-        votes_NGC = token_votes(q_GNH, k_PKH, self._layout, spec.changed(joined_heads=False), scale)
+        spec, layer = self._spec, seen.layer
+        votes_NGC = token_votes(seen.q_GNH, seen.k_PKH, self._layout, spec.changed(joined_heads=False), seen.scale)
         if not bool(votes_NGC.isfinite().all()):
             raise ModelError(
                 f"layer {layer} yields attention that is not finite; the model's weights or dtype are unfit."
             )
         self.heads_MLNT[:, layer] = self._measured(columns(votes_NGC, spec, self._axes))
         if spec.readout.joined_heads:
-            votes_NGC = token_votes(q_GNH, k_PKH, self._layout, spec, scale)
+            votes_NGC = token_votes(seen.q_GNH, seen.k_PKH, self._layout, spec, seen.scale)
         self.pooled_MLT[:, layer] = self._measured(columns(over_heads(votes_NGC, spec), spec, self._axes))[:, 0]
 
     def _measured(self, scores_NTC: Tensor) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockrank.analyze.full import FullLayout, full_attention
-from blockrank.analyze.observing import observe
+from blockrank.engine.capture import LayerCapture, Wanted
 from blockrank.layout import Ints, PackedLayout, TokenisedRequest, pack
 from blockrank.model import RankModel
 from blockrank.types import InputError
@@ -113,11 +113,12 @@ def prompt_shares(
     segment_PS = torch.eye(segments, device=model.device)[torch.from_numpy(segment_P).to(model.device)]
     found: list[Floats] = []
 
-    def look(_layer: int, q_GNH: Tensor, k_PKH: Tensor, scale: float) -> None:
-        share_GS, most_G = segment_shares(q_GNH, k_PKH, scale, allowed, segment_PS)
+    def look(seen: LayerCapture) -> None:
+        share_GS, most_G = segment_shares(seen.q_GNH, seen.k_PKH, seen.scale, allowed, segment_PS)
         found.append(_figures(share_GS.cpu().double().numpy(), most_G.cpu().double().numpy(), layout, relevant_C))
 
-    observe(model, full.layout, model.spec.readout.layer, look)
+    with model.inference():
+        model.forward(full.layout, Wanted(tuple(range(model.spec.readout.layer + 1)), observer=look))
     counts_GS = np.stack([np.bincount(segment_P[line], minlength=segments) for line in allowed_GP])
     readable_G = counts_GS.sum(1)
     uniform_F = _figures(

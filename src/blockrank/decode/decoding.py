@@ -13,9 +13,10 @@ from torch import nn
 from blockrank.attention import get_backend
 from blockrank.decode.answers import Form, Grammar, answer_tokens
 from blockrank.decode.search import advance_all, capacity_of, searches_of, step_layout
+from blockrank.engine.capture import Wanted
+from blockrank.engine.rows import RowBuffers
 from blockrank.layout import Ints, PackedLayout, TokenisedRequest, pack, plan_batches
 from blockrank.model import RankModel
-from blockrank.model.rows import RowBuffers
 from blockrank.types import InputError, ModelError, RankRequest
 
 DEFAULT_BEAMS = 10  # the paper's, for lists
@@ -133,10 +134,9 @@ def _check(model: RankModel, beams: int) -> None:
 
 def _logits(model: RankModel, layout: PackedLayout, at: Ints, rows: RowBuffers) -> torch.Tensor:
     """(A, V) next-token logits at stream positions."""
-    label_T = torch.from_numpy(at).to(model.device, non_blocking=True)
-    logits = model.forward(layout, label_T=label_T, rows=rows).logits
-    assert logits is not None, "asked for"
-    return logits
+    logits_AV = model.forward(layout, Wanted(logits_R=at), rows=rows).logits_RV
+    assert logits_AV is not None, "asked for"
+    return logits_AV
 
 
 def _models(model: RankModel) -> tuple[RankModel, RankModel]:
@@ -146,7 +146,8 @@ def _models(model: RankModel) -> tuple[RankModel, RankModel]:
     prompt's for each beam, so that the first of the table takes its place.
     """
     device = model.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    casts = torch.is_autocast_enabled(device) and model.decoder is None  # fused layers choose their types themselves
+    dtype = torch.get_autocast_dtype(device) if casts else model.dtype
     default = get_backend(None, model.device, dtype)
     runs = model.backend.unavailable(model.device, dtype) is None
     prefill = model.with_backend(model.backend if runs else default)

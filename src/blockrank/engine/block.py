@@ -211,20 +211,26 @@ def chunks(tokens: int, device: torch.device) -> list[tuple[int, int]]:
 
 
 Embed = Callable[[Tensor, Tensor], Tensor]
+Head = Callable[[Tensor], Tensor]
 Rotate = Callable[[Tensor, Tensor], dict[str, Rotation]]
 
 
 @dataclass(slots=True, eq=False)
 class Decoder:
-    """A whole model: embed (ids_T, positions_T) -> x_TD, rotations (x_TD, positions_T), its layers and its family.
+    """A whole model: embed (ids_T, positions_T) -> x_TD, rotations (x_TD, positions_T), its layers, the norm after the
+    last of them, and its family.
 
-    capturable: whether a forward does nothing on the host but launch. quantised: whether products are in eight bits.
+    head: from normed states (R, D) to next-token logits (R, V), the model's own and in its own type, where it was
+    loaded with one. capturable: whether a forward does nothing on the host but launch. quantised: whether products are
+    in eight bits.
     """
 
     embed: Embed
     rotate: Rotate
     blocks: list[Block]
+    norm: Norm
     family: str
+    head: Head | None = None
     capturable: bool = True
     quantised: bool = False
 
@@ -242,3 +248,9 @@ class Decoder:
         """The stream before the first layer."""
         x_TD = self.embed(ids_T, positions_T)
         return Stream(x_TD, self.rotate(x_TD, positions_T))
+
+    def end(self, stream: Stream) -> Tensor:
+        """(T, D) the last hidden states: what is pending added, and normed."""
+        return kernels_for(stream.x_TD).add_norm(  # type: ignore[return-value]  # nothing is quantised
+            stream.x_TD, stream.delta_TD, self.norm, delta_norm=stream.delta_norm
+        )

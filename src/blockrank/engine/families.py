@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockrank.engine.block import Block, Decoder, Rotation
+from blockrank.engine.block import Block, Decoder, Head, Rotation
 from blockrank.engine.kernels import Norm
 from blockrank.engine.linear import Linear
 
@@ -25,7 +25,23 @@ def fuse(module: PreTrainedModel) -> Decoder:
     """
     base = module.base_model
     with torch.inference_mode(mode=False), torch.no_grad():
-        return FAMILIES[type(base).__name__](base)
+        decoder = FAMILIES[type(base).__name__](base)
+        decoder.head = _head(module)
+        return decoder
+
+
+def _head(module: Any) -> Head | None:
+    """The language-model head as the model applies it, None where it has none. It stays the model's own module, in its
+    own type also where products are in eight bits: it is one product, mostly of few rows, whose weight is often the
+    table of embeddings too."""
+    if module.get_output_embeddings() is None:
+        return None
+    if hasattr(module, "cls"):  # BERT turns states over before its table of outputs
+        return module.cls  # type: ignore[no-any-return]
+    cap = getattr(module.config, "final_logit_softcapping", None)
+    if cap is None:
+        return module.lm_head  # type: ignore[no-any-return]
+    return lambda states_RD: cap * torch.tanh(module.lm_head(states_RD) / cap)
 
 
 def quantise(decoder: Decoder, module: PreTrainedModel, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
@@ -64,8 +80,8 @@ def _activation(config: Any) -> str:
 
 def _gated_decoder(base: Any) -> Decoder:
     """Pre-norm layers with rotary positions and a gated MLP: Llama and what followed it."""
-    gemma = type(base).__name__.startswith("Gemma")
-    blocks = [_gated_block(layer, base.config, 1.0 if gemma else 0.0) for layer in base.layers]
+    shift = 1.0 if type(base).__name__.startswith("Gemma") else 0.0
+    blocks = [_gated_block(layer, base.config, shift) for layer in base.layers]
     kinds = sorted({block.rotation for block in blocks if block.rotation})
 
     def rotate(x_TD: Tensor, positions_T: Tensor) -> dict[str, Rotation]:
@@ -74,9 +90,15 @@ def _gated_decoder(base: Any) -> Decoder:
         found = {kind: base.rotary_emb(x_TD[None], positions_T[None], *extra) for kind, extra in named.items()}
         return {kind: (cos[0].contiguous(), sin[0].contiguous()) for kind, (cos, sin) in found.items()}
 
-    return Decoder(
-        lambda ids_T, _: base.embed_tokens(ids_T), rotate, blocks, type(base).__name__, not _DYNAMIC & _rope_types(base)
-    )
+    capturable = not _DYNAMIC & _rope_types(base)
+    final = _root_norm(base.norm, shift)
+    name = type(base).__name__
+    return Decoder(lambda ids_T, _: base.embed_tokens(ids_T), rotate, blocks, final, name, capturable=capturable)
+
+
+def _root_norm(module: Any, shift: float) -> Norm:
+    """A norm without a mean. shift: of its weight, as a family stores it."""
+    return Norm(module.weight.detach(), getattr(module, "variance_epsilon", None) or module.eps, shift=shift)
 
 
 def _rope_types(base: Any) -> set[str]:
@@ -90,7 +112,7 @@ def _gated_block(layer: Any, config: Any, shift: float) -> Block:
     sandwiched = hasattr(layer, "pre_feedforward_layernorm")
 
     def norm(module: Any) -> Norm:
-        return Norm(module.weight.detach(), getattr(module, "variance_epsilon", None) or module.eps, shift=shift)
+        return _root_norm(module, shift)
 
     local = getattr(attention, "layer_type", None) if type(layer).__name__.startswith("Gemma3") else None
     return Block(
@@ -157,7 +179,7 @@ def _bert(base: Any) -> Decoder:
         return states
 
     blocks = [block(layer, layers[i - 1] if i else None) for i, layer in enumerate(layers)]
-    return Decoder(embed, lambda *_: {}, blocks, type(base).__name__)
+    return Decoder(embed, lambda *_: {}, blocks, norm(layers[-1].output.LayerNorm), type(base).__name__)
 
 
 # Class of the model -> how its layers are fused. Everything else runs in the library's own layers.

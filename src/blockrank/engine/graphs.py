@@ -48,15 +48,17 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._captured)
 
-    def forward(self, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> tuple[Tensor, Tensor] | None:
-        """Queries (G, N, H) of the signal tokens and keys (T, K, H) at the scoring layer; None for a layout that is
-        not for graphs: large, of a size seen for the first time, or pruned."""
+    def forward(
+        self, layout: PackedLayout, layer: int, spec: RankSpec, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor] | None:
+        """Queries (G, N, H) of the signal tokens and keys (T, K, H) at a layer; None for a layout that is not for
+        graphs: large, of a size seen for the first time, or pruned."""
         if not self._fits(layout, spec, backend):
             return None
         padded = layout.padded(rounded(layout.tokens + 1))
         block = self._decoder.blocks[0]
         tables = cut_tiles(padded, tile_tokens(block.heads, block.kv_heads, block.width, self._decoder.dtype)).padded()
-        size = Size(spec.readout.layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
+        size = Size(layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
         self._seen[size] += 1
         if size not in self._captured:
             if self._seen[size] < 2:

@@ -109,12 +109,13 @@ def load_model(
 
     name_or_path: a folder, a hub name, or None or "embedded" for the embedded model; adapters in a folder are
     added to their base.
-    head: keep every layer and the language-model head (training with the LM loss, generation). device None: the first
+    head: keep every layer and the language-model head (training with the LM loss, generation), which stays in the type
+    of everything else where products are in eight bits. device None: the first
     CUDA device, else the CPU; several devices (a sequence, or names with commas between) each get the model. dtype
     None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose
     products are in eight bits. omit_dropout: set every dropout of the config to 0. probe: check with a small forward
     that the model does what the layout says; see `blockrank.model.probe`. layers: "library" runs transformers' own
-    layers, "fused" ours, which only infer; None fuses where the family allows it and no head is kept.
+    layers, "fused" ours, which only infer; None fuses where the family allows it.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -132,7 +133,7 @@ def load_model(
         if omit_dropout:
             _omit_dropout(config)
         module, omitted = _module(source, config, head, weight_type)
-        fused = runs_fused(module, "library" if head and layers is None else layers, eight_bits)
+        fused = runs_fused(module, layers, eight_bits)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
         models = []

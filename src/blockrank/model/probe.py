@@ -4,7 +4,8 @@ Decoder families differ in how they call attention, and some fail silently: they
 leak between documents, or add a mask, a window or a soft cap of their own. Three checks, on about 40 tokens:
 every layer calls the seam; no document influences another (under the causal pattern: none that stands before it);
 hidden states equal the model's own eager attention given the explicit 4-D mask. Where the layers are fused, a fourth:
-what they yield equals what the library's own do. All of it with NaN in place of weights that the checkpoint leaves out.
+what they yield equals what the library's own do, and where the model has its head, last hidden states and logits too.
+All of it with NaN in place of weights that the checkpoint leaves out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from blockrank.attention.reference import dense_mask
+from blockrank.engine.capture import Capture, Wanted
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
 from blockrank.layout.prompt import Kind
 from blockrank.model.seam import SEAM
@@ -68,7 +70,7 @@ def _layout(model: RankModel) -> PackedLayout:
 
 def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
     """Hidden states of every layer through the seam; checks that every layer came by."""
-    current = model.start_pass(layout, stop=False)
+    current = model.start_pass(layout, Wanted.read_out(model.spec), stop=False)
     states = _hidden(model, layout, blockrank=current)
     layers = model.module.config.num_hidden_layers
     missed = sorted(set(range(layers)) - set(current.layers_seen))
@@ -93,7 +95,7 @@ def _check_isolation(model: RankModel, layout: PackedLayout) -> None:
     edited = layout.ids_T.copy()
     start, end = layout.starts_S[_EDITED], layout.ends_S[_EDITED]
     edited[start:end] = (edited[start:end] + 1) % int(model.module.config.vocab_size)
-    keys = [model.forward(item).k_PKH for item in (layout, replace(layout, ids_T=edited))]
+    keys = [model.forward(item).only.k_PKH for item in (layout, replace(layout, ids_T=edited))]
     others = np.ones(layout.tokens, dtype=bool)
     others[start:end] = False
     causal = model.spec.pattern.kind == "causal"
@@ -125,15 +127,26 @@ def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, .
 
 
 def _check_fused(model: RankModel, layout: PackedLayout) -> None:
-    """Compare queries and keys at the scoring layer with those of the library's own layers."""
-    fused, library = model.forward(layout), model.in_library_layers().forward(layout)
-    for one, two in ((fused.q_GNH, library.q_GNH), (fused.k_PKH, library.k_PKH)):
+    """Compare queries and keys at the scoring layer, and with a head every token's last hidden states and logits, with
+    those of the library's own layers."""
+    wanted = Wanted.read_out(model.spec)
+    if model.has_head and not model.omitted:
+        every_T = np.arange(layout.tokens)
+        wanted = replace(wanted, logits_R=every_T, hidden_R=every_T)
+    fused, library = (_parts(item.forward(layout, wanted)) for item in (model, model.in_library_layers()))
+    for one, two in zip(fused, library, strict=True):
         distance = rows_apart(one, two)
         if not distance <= _TOLERANCE.get(model.dtype, 1e-4):
             raise ModelError(
                 f"the fused layers of {_name(model)} differ from its own (by {distance:.2g} of the size of a row): "
                 "pass layers='library'."
             )
+
+
+def _parts(capture: Capture) -> list[Tensor]:
+    """All that was captured at the scoring layer and above it."""
+    found = (capture.only.q_GNH, capture.only.k_PKH, capture.hidden_RD, capture.logits_RV)
+    return [part for part in found if part is not None]
 
 
 def rows_apart(one: Tensor, two: Tensor) -> float:

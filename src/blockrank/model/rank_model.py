@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from blockrank import engine
 from blockrank.attention import AttentionBackend, MergingBackend, get_backend
-from blockrank.engine.capture import Capture
-from blockrank.layout import Memo, PackedLayout, PromptTokenizer, Segment
-from blockrank.model.rows import RowBuffers
+from blockrank.engine.capture import Capture, Wanted
+from blockrank.engine.rows import RowBuffers
+from blockrank.layout import Ints, Memo, PackedLayout, PromptTokenizer, Segment
 from blockrank.model.seam import Done, Pass
 from blockrank.model.vocabulary import check_prompt
 from blockrank.model.wrapping import is_sharded, runs_whole, tied
@@ -87,7 +87,7 @@ class RankModel:
     def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
         """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
 
-        The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
+        The library's own layers give up their weights: from now on the model infers, and does nothing else. Raises
         `ModelError` for a model that cannot be fused, or whose widths the hardware's products do not take.
         """
         if self.decoder is None:
@@ -156,7 +156,7 @@ class RankModel:
 
     def _refuse_eight_bits(self) -> None:
         if self.decoder is not None and self.decoder.quantised:
-            raise ModelError("the model is loaded in eight bits: it ranks, and does nothing else.")
+            raise ModelError("the model is loaded in eight bits: it infers, and does nothing else.")
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
         """Switch to a backend for training; `dtype` is what attention will see (autocast's type)."""
@@ -188,14 +188,14 @@ class RankModel:
                 "query, lower max_segment_tokens or the spec's query_offset."
             )
 
-    def start_pass(self, layout: PackedLayout, *, stop: bool, rows: RowBuffers | None = None) -> Pass:
-        """What the seam needs for one forward of a layout; `stop`: end at the scoring layer; `rows`: see `forward`."""
+    def start_pass(self, layout: PackedLayout, wanted: Wanted, *, stop: bool, rows: RowBuffers | None = None) -> Pass:
+        """What the seam needs for a forward of a layout. stop: at the last wanted layer; rows: as in `forward`."""
         assert rows is not None or not layout.cached_rows, "cached rows lie in buffers"
         # Under autocast attention sees the autocast type; the plan only needs the device.
         return Pass(
             self.backend,
             self.backend.plan(layout, self.device),
-            self.spec.readout.layer,
+            wanted,
             torch.from_numpy(layout.signal_G).to(self.device, non_blocking=True),
             stop=stop,
             longest_position=int(layout.positions_T.max()),
@@ -220,7 +220,8 @@ class RankModel:
             return self.forward(layout)
         plan = plan_reuse(layout, self.store)
         capture = self.forward(plan.lean)
-        return replace(capture, k_PKH=complete(layout, plan, capture.k_PKH, self.store), layout=layout)
+        whole = replace(capture.only, k_PKH=complete(layout, plan, capture.only.k_PKH, self.store))
+        return replace(capture, layers=(whole,), layout=layout)
 
     @property
     def shares_documents(self) -> bool:
@@ -231,60 +232,81 @@ class RankModel:
     def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
         """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
         shares = self.shares_documents and layout.tokens >= _LEAST_SHARED_TOKENS and not layout.cached_rows
+        shares = shares and len(layout.document_segment_C) > 1
         models = (self, *self.replicas) if shares else (self,)
         return [model.decoder for model in models if model.decoder is not None]
 
     def _runs_fused(self) -> bool:
-        """Whether a forward that ends at the scoring layer runs in fused layers: for inference, where there are any."""
+        """Whether forwards run in fused layers: for inference, where there are any."""
         return self.decoder is not None and not torch.is_grad_enabled() and not self.module.training
 
     def forward(
         self,
         layout: PackedLayout,
+        wanted: Wanted | None = None,
         *,
-        stop: bool = True,
-        label_T: Tensor | None = None,
-        hidden: bool = False,
+        whole: bool = False,
         module: nn.Module | None = None,
         rows: RowBuffers | None = None,
     ) -> Capture:
-        """Run a packed layout.
+        """Run a packed layout for what is wanted of it, None for what the spec's read-out reads.
 
-        stop: end at the scoring layer, as soon as queries and keys are captured. label_T: stream positions whose
-        next-token logits are wanted (the model must have its head). hidden: also return the last hidden states.
-        module: a wrapper around the model (adapters, DDP, FSDP2) to call in its place; under those of them that need
-        it, the forward runs to its end whatever `stop` says. rows: buffers that hold keys and values of the layout's
-        cached rows, and get those of its tokens (in the library's layers).
+        For inference in fused layers, where there are any; in the library's own with gradients, in training, or where
+        `module` or `whole` ask for them. whole: run through every layer, whatever is wanted. module: a wrapper around
+        the model (adapters, DDP, FSDP2) to call in its place; under those of them that need it, the forward runs to its
+        end. rows: buffers that hold keys and values of the layout's cached rows, and get those of its tokens; for
+        forwards that want logits or hidden states.
+
+        Raises `InputError` where a wanted layer or position is not there, `ModelError` where logits are wanted of a
+        model without its head, or what its checkpoint leaves out.
         """
+        wanted = wanted if wanted is not None else Wanted.read_out(self.spec)
         self.check_positions(layout)
-        fused = stop and label_T is None and not hidden and module is None and rows is None and self._runs_fused()
-        if fused:
+        self._check_wanted(layout, wanted)
+        if not whole and module is None and self._runs_fused():
             with torch.autocast(self.device.type, enabled=False):  # fused layers choose their types themselves
+                decoders = self._decoders(layout)
                 return engine.forward(
-                    self._decoders(layout), layout, self.spec, self.backend, self._graphs, self._between
+                    decoders, layout, wanted, self.spec, self.backend, self._graphs, rows, self._between
                 )
+        return self._library_forward(layout, wanted, whole, module if module is not None else self._outer, rows)
+
+    def _check_wanted(self, layout: PackedLayout, wanted: Wanted) -> None:
+        name = self.name or "the model"
+        wanted.check(layout, self.module.config.num_hidden_layers)
+        if wanted.logits_R is not None and not self.has_head:
+            raise ModelError(
+                f"{name} was loaded without a language-model head, which logits need: load it with head=True."
+            )
+        if wanted.whole and self.omitted:
+            raise ModelError(
+                f"{name} has neither logits nor last hidden states: its checkpoint leaves out what they need."
+            )
+
+    def _library_forward(
+        self, layout: PackedLayout, wanted: Wanted, whole: bool, outer: nn.Module, rows: RowBuffers | None
+    ) -> Capture:
+        """A forward through the library's own layers."""
         self._refuse_eight_bits()
-        outer = module if module is not None else self._outer
-        whole = runs_whole(outer)
-        current = self.start_pass(layout, stop=stop and label_T is None and not hidden and not whole, rows=rows)
-        extras: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
-        if self.module.get_output_embeddings() is not None:  # nobody asked for logits: those of the last token will do
-            extras["logits_to_keep"] = label_T if label_T is not None else 1
+        wrapped = runs_whole(outer)
+        current = self.start_pass(layout, wanted, stop=not (wanted.whole or whole or wrapped), rows=rows)
+        extras: dict[str, Any] = {"output_hidden_states": True} if wanted.hidden_R is not None else {}
+        if self.has_head:  # nobody asked for logits: those of the last token will do
+            extras["logits_to_keep"] = self._moved(wanted.logits_R) if wanted.logits_R is not None else 1
         outputs = None
         with suppress(Done):
             outputs = outer(**self.inputs(layout), blockrank=current, **extras)
-        if current.q_GNH is None or current.k_PKH is None:
-            raise ModelError(
-                f"{type(self.module).__name__} never called the attention seam at layer {self.spec.readout.layer}."
-            )
-        q_GNH = current.q_GNH
-        if whole and outputs is not None and torch.is_grad_enabled():
-            q_GNH = tied(q_GNH, outputs.values())
-        return Capture(
-            q_GNH,
-            current.k_PKH,
-            current.scale,
-            layout,
-            outputs.hidden_states[-1][0] if hidden and outputs is not None else None,
-            outputs.logits[0] if label_T is not None and outputs is not None else None,
-        )
+        if missed := sorted(set(wanted.layers) - set(current.layers_seen)):
+            raise ModelError(f"{type(self.module).__name__} never called the attention seam at layer {missed[0]}.")
+        layers = tuple(current.captured[layer] for layer in wanted.layers if wanted.observer is None)
+        if wrapped and outputs is not None and torch.is_grad_enabled():
+            layers = tuple(replace(layer, q_GNH=tied(layer.q_GNH, outputs.values())) for layer in layers)
+        logits_RV = hidden_RD = None
+        if outputs is not None and wanted.logits_R is not None:
+            logits_RV = outputs.logits[0]
+        if outputs is not None and wanted.hidden_R is not None:
+            hidden_RD = outputs.hidden_states[-1][0].index_select(0, self._moved(wanted.hidden_R))
+        return Capture(layers, layout, logits_RV, hidden_RD)
+
+    def _moved(self, positions_R: Ints) -> Tensor:
+        return torch.from_numpy(positions_R).to(self.device, non_blocking=True)

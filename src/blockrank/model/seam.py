@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from blockrank.attention import AttentionBackend
-from blockrank.model.rows import RowBuffers
+from blockrank.engine.capture import LayerCapture, Wanted
+from blockrank.engine.rows import RowBuffers
 from blockrank.types import ModelError
 
 SEAM = "blockrank"
@@ -25,13 +26,15 @@ _HARMLESS = frozenset(
 
 
 class Done(Exception):  # noqa: N818  # it ends a forward; nothing went wrong
-    """Raised by the seam at the scoring layer once queries and keys are in hand: nothing above is needed."""
+    """Raised by the seam at the last wanted layer once queries and keys are in hand: nothing above is needed."""
 
 
 class Pass:
-    """One forward through the seam: what to attend with, what to capture, and what was captured.
+    """One forward through the seam: what to attend with, what is wanted, and what was captured by layer (nothing where
+    an observer took it).
 
-    rows: where keys and values of the new tokens are written, and those of the `cached_rows` before them are read.
+    stop: end the forward at the last wanted layer. rows: where keys and values of the new tokens are written, and those
+    of the `cached_rows` before them are read.
     No dataclass: FSDP2 in mixed precision copies those on their way in, and what is captured would stay in the copy.
     """
 
@@ -39,7 +42,7 @@ class Pass:
         self,
         backend: AttentionBackend,
         plan: Any,
-        layer: int,
+        wanted: Wanted,
         signal_G: Tensor,
         *,
         stop: bool,
@@ -47,13 +50,26 @@ class Pass:
         rows: RowBuffers | None = None,
         cached_rows: int = 0,
     ) -> None:
-        self.backend, self.plan, self.layer, self.signal_G = backend, plan, layer, signal_G
+        self.backend, self.plan, self.wanted, self.signal_G = backend, plan, wanted, signal_G
         self.stop, self.longest_position = stop, longest_position
         self.rows, self.cached_rows = rows, cached_rows
-        self.q_GNH: Tensor | None = None
-        self.k_PKH: Tensor | None = None
-        self.scale = 1.0
+        self.captured: dict[int, LayerCapture] = {}
         self.layers_seen: list[int] = []
+
+    def see(self, layer: int, q_TNH: Tensor, k_PKH: Tensor, scale: float) -> None:
+        """Capture a layer if it is wanted. Raises `Done` where nothing is wanted of what comes after it."""
+        self.layers_seen.append(layer)
+        if layer not in self.wanted.layers:
+            return
+        if self.rows is not None and self.wanted.observer is None:
+            k_PKH = k_PKH.clone()  # the buffers are written again
+        found = LayerCapture(layer, q_TNH.index_select(0, self.signal_G), k_PKH, scale)
+        if self.wanted.observer is not None:
+            self.wanted.observer(found)
+        else:
+            self.captured[layer] = found
+        if self.stop and layer == self.wanted.layers[-1]:
+            raise Done
 
 
 def _attend(
@@ -78,14 +94,9 @@ def _attend(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise ModelError(f"{type(module).__name__} does not say which layer it is.")
-    blockrank.layers_seen.append(layer)
     if blockrank.rows is not None:
         k_PKH, v_PKH = blockrank.rows.put(layer, blockrank.cached_rows, k_PKH, v_PKH)
-    if layer == blockrank.layer:
-        blockrank.q_GNH, blockrank.k_PKH = q_TNH.index_select(0, blockrank.signal_G), k_PKH
-        blockrank.scale = float(scale)
-        if blockrank.stop:
-            raise Done
+    blockrank.see(layer, q_TNH, k_PKH, float(scale))
     q_TNH, k_PKH, v_PKH = _computing(q_TNH), _computing(k_PKH), _computing(v_PKH)
     out_TNH = blockrank.backend.attend(q_TNH, k_PKH, v_PKH, blockrank.plan, float(scale))
     return out_TNH[None], None

@@ -25,7 +25,8 @@ class AttentionScorer:
         if evidence:
             model.spec.check_none_leaves("evidence needs every document at the scoring layer")
         capture = model.read(layout)
-        read = (capture.q_GNH, capture.k_PKH, capture.layout, model.spec, capture.scale)
+        layer = capture.only
+        read = (layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)
         logs_C = log_scores(*read)
         if capture.exits:
             logs_C = _all_documents(logs_C, capture, layout)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from blockrank.engine.capture import Wanted
 from blockrank.model import RankModel
 from blockrank.readout.signals import log_scores
 from blockrank.train import losses
@@ -31,18 +33,19 @@ def training_loss(
     wants_lm = config.lm > 0 and len(batch.label_A) > 0
     capture = model.forward(
         batch.layout,
-        stop=not wants_lm and not is_checkpointing(model.module),
-        label_T=batch.context_A.to(model.device) if wants_lm else None,
+        replace(Wanted.read_out(model.spec), logits_R=batch.context_A.numpy() if wants_lm else None),
+        whole=is_checkpointing(model.module),
         module=module,
     )
     with torch.autocast(model.device.type, enabled=False):
-        scores_C = log_scores(capture.q_GNH, capture.k_PKH, batch.layout, model.spec, capture.scale)
+        layer = capture.only
+        scores_C = log_scores(layer.q_GNH, layer.k_PKH, batch.layout, model.spec, layer.scale)
         parts = _parts(score_table(scores_C, batch), batch, config, teacher)
         if wants_lm:
-            assert capture.logits is not None
+            assert capture.logits_RV is not None
             form = losses.LM_LOSSES[config.lm_loss]
             labels_A, rank_A = batch.label_A.to(model.device), batch.rank_A.to(model.device)
-            parts["lm"] = form(capture.logits, labels_A, rank_A, config.lm_separator_weight)
+            parts["lm"] = form(capture.logits_RV, labels_A, rank_A, config.lm_separator_weight)
     if not parts:
         raise InputError("a batch holds no answers for loss.lm, and every other part of [loss] has weight 0.")
     weights = {"contrastive": config.contrastive_weight, "distil": config.distil, "lm": config.lm}

@@ -46,7 +46,8 @@ class Teacher:
         with torch.no_grad():
             capture = model.forward(batch.layout)
             with torch.autocast(model.device.type, enabled=False):
-                scores_C = log_scores(capture.q_GNH, capture.k_PKH, batch.layout, model.spec, capture.scale)
+                layer = capture.only
+                scores_C = log_scores(layer.q_GNH, layer.k_PKH, batch.layout, model.spec, layer.scale)
         return score_table(scores_C, batch, 0.0)
 
 
