@@ -21,6 +21,12 @@ REQUESTS = [
                 for i in range(6 + n)], str(n))
     for n in range(6)
 ]  # fmt: skip
+# Documents of 1 to 250 tokens, as in real text: how they are padded must not depend on what is beside them.
+LONG_REQUESTS = [
+    RankRequest(f"{WORDS[n]} and {WORDS[(n * 7 + 2) % 10]}", [" ".join(WORDS[(i * i + j * (n + 3)) % 10] for j in
+                range(1 + (37 * i + 61 * n) % 240)) for i in range(5 + n)], str(n))
+    for n in range(4)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=sorted(TOLERANCE))
@@ -60,6 +66,10 @@ def test_the_same_forward_gives_the_same_bits(ranker: Ranker) -> None:
 
 def test_a_request_in_a_batch_scores_as_alone(ranker: Ranker, tolerance: float) -> None:
     agree(scores(ranker, REQUESTS), [scores(ranker, [request])[0] for request in REQUESTS], tolerance)
+
+
+def test_a_request_of_long_documents_in_a_batch_scores_as_alone(ranker: Ranker, tolerance: float) -> None:
+    agree(scores(ranker, LONG_REQUESTS), [scores(ranker, [request])[0] for request in LONG_REQUESTS], tolerance)
 
 
 def test_documents_that_are_remembered_score_as_new_ones(ranker: Ranker, tolerance: float) -> None:

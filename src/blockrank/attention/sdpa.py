@@ -1,8 +1,10 @@
-"""The default on CPU, and everywhere in float32: segments in buckets of similar length, one SDPA call a bucket.
+"""The default on CPU, and everywhere in float32: segments in buckets of one padded size, one SDPA call a bucket.
 
-Never a dense (T, T) mask: a bucket of n segments holds at most n x longest query x longest key entries, and segments
-enter a bucket by length, so that little of it is padding. Segments that read the same cached rows first (the beams of
-one prompt) count as one, so that these rows are gathered once.
+Never a dense (T, T) mask: a bucket of n segments holds at most n x longest query x longest key entries. The size that a
+segment is padded to depends on the segment alone. A product adds up in an order that depends on its shape, so that
+else a segment would get other bits beside other segments. That is some 1e-6, but where the next product rounds its
+input to eight bits it may be another step, and steps add up. Segments that read the same cached rows first
+(the beams of one prompt) count as one, so that these rows are gathered once.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch.nn import functional as F
 
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 
-_MAX_PADDING = 0.15  # share of key rows in a bucket that may be padding before a new bucket is opened
-_MIN_BUCKET = 4  # below this many segments a bucket takes any length: a call costs more than its padding
+_STEP = 16  # sizes are multiples of it, and above 128 of an eighth of the next power of two
+_ALONE = 512  # from so many tokens on a causal segment that reads its own rows alone has its own call, without a mask
 _MAX_BUCKET_LOGITS = 1 << 22  # logits of one head in one call; bounds the memory of a bucket
 
 
@@ -69,10 +71,15 @@ class SdpaBackend:
         rows_flat, counts = layout.key_rows(segments)
         row_offsets = np.concatenate([[0], np.cumsum(counts)])
         lengths = (layout.ends_S - layout.starts_S)[segments]
+        alone = layout.causal_S[segments] & (counts == lengths) & (lengths >= _ALONE)
+        others = np.flatnonzero(~alone)
         buckets = []
-        for members in _buckets(lengths, counts):
+        for members in [
+            *np.flatnonzero(alone)[:, None],
+            *(others[group] for group in _buckets(lengths[others], counts[others])),
+        ]:
             rows = [rows_flat[row_offsets[i] : row_offsets[i + 1]] for i in members]
-            buckets.append(_bucket(layout, segments[members], rows, device))
+            buckets.append(_bucket(layout, segments[members], rows, bool(alone[members[0]]), device))
         buckets += _shared_buckets([_read_together(layout, group) for group in shared], device)
         return SdpaPlan(buckets, torch.cat([bucket.token_Q for bucket in buckets]).argsort())
 
@@ -83,35 +90,35 @@ class SdpaBackend:
 
 
 def _buckets(lengths: Ints, counts: Ints) -> list[Ints]:
-    """Indices of segments, in groups whose padding stays small."""
+    """Indices of segments, in groups of one padded size."""
+    lengths, counts = _padded(lengths), _padded(counts)
     order = np.lexsort((lengths, counts))
-    groups: list[list[int]] = []
-    rows = logits = longest_query = 0
-    for i in order:
-        count, size = int(counts[i]), len(groups[-1]) if groups else 0
-        longest_query = max(longest_query, int(lengths[i]))
-        padding = 1 - (rows + count) / (count * (size + 1))
-        logits = count * longest_query * (size + 1)
-        if not groups or (padding > _MAX_PADDING and size >= _MIN_BUCKET) or logits > _MAX_BUCKET_LOGITS:
-            groups.append([])
-            rows, longest_query = 0, int(lengths[i])
-        groups[-1].append(int(i))
-        rows += count
-    return [np.array(group, dtype=np.int64) for group in groups]
+    changes = np.flatnonzero((np.diff(lengths[order]) != 0) | (np.diff(counts[order]) != 0)) + 1
+    groups = []
+    for group in np.split(order, changes) if len(order) else ():
+        most = max(_MAX_BUCKET_LOGITS // int(lengths[group[0]] * counts[group[0]]), 1)
+        groups += np.split(group, range(most, len(group), most))
+    return groups
 
 
-def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torch.device) -> Bucket:
+def _padded(sizes: Ints) -> Ints:
+    """The sizes that queries and rows are padded to: less than a quarter more from 64 on, so that there are few."""
+    steps = np.maximum(2 ** np.ceil(np.log2(np.maximum(sizes, 1))).astype(np.int64) // 8, _STEP)
+    return -(-sizes // steps) * steps
+
+
+def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], alone: bool, device: torch.device) -> Bucket:
     """Index tensors and mask of one bucket."""
     starts, ends = layout.starts_S[segments], layout.ends_S[segments]
     lengths, counts = ends - starts, np.array([len(item) for item in rows])
-    at_Q, at_R = np.arange(lengths.max()), np.arange(counts.max())
+    most_Q, most_R = (sizes.max() if alone else _padded(sizes).max() for sizes in (lengths, counts))
+    at_Q, at_R = np.arange(most_Q), np.arange(most_R)
     real_nQ = at_Q < lengths[:, None]
     q_nQ = np.where(real_nQ, starts[:, None] + at_Q, starts[:, None])
-    k_nR = np.stack([np.pad(item, (0, counts.max() - len(item)), mode="edge") for item in rows])
+    k_nR = np.stack([np.pad(item, (0, most_R - len(item)), mode="edge") for item in rows])
     allowed = (at_R < counts[:, None])[:, None, :]  # (n, 1, R): one line for all queries of a segment
     causal = layout.causal_S[segments]
-    only_own = bool(causal.all()) and len(segments) == 1 and counts[0] == lengths[0]
-    if causal.any() and not only_own:
+    if causal.any() and not alone:
         # Causal at the bottom right: own rows come last, so token t of a segment reads `counts - lengths + t` rows.
         reach = (counts - lengths)[:, None] + at_Q
         allowed = allowed & ((at_R <= reach[:, :, None]) | ~causal[:, None, None])
@@ -122,7 +129,7 @@ def _bucket(layout: PackedLayout, segments: Ints, rows: list[Ints], device: torc
         mask,
         torch.from_numpy(np.flatnonzero(real_nQ)).to(device),
         torch.from_numpy(q_nQ[real_nQ]).to(device),
-        only_own,
+        alone,
     )
 
 
