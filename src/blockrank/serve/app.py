@@ -88,7 +88,8 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
                 work = service.rank(request.url.path, body, trace, _timeout(request))
                 answer = await while_connected(request.receive, work)
         except Refusal as refusal:
-            return refused(refusal, trace, service.metrics)
+            # Its way leads to the request, and the request's future to it: they would keep each other.
+            return refused(refusal.with_traceback(None), trace, service.metrics)
         headers = {"server-timing": trace.timing}
         if cut := trace.fields.get("cut_documents"):
             headers["x-truncated-documents"] = str(cut)

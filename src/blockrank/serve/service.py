@@ -218,8 +218,8 @@ class Service:
 
     async def _scores(self, prepared: Prepared, deadline: Deadline) -> Scored:
         """Wait for a device."""
-        job = prepared.job
-        job.future.add_done_callback(lambda _: prepared.ticket.release())
+        job, ticket = prepared.job, prepared.ticket
+        job.future.add_done_callback(lambda _: ticket.release())  # with `prepared` in it, the future would keep itself
         assert self._batcher is not None, "ready"
         try:
             self._batcher.put(job)

@@ -120,6 +120,7 @@ class Worker:
         freed, faults, jobs = FreedMemory(), 0, list[Job]()
         try:
             while not self.failed and not self._batcher.closed:
+                jobs = []  # while it waits for the next ones, nothing of the last ones is kept
                 try:
                     jobs = self._batcher.take(self._idle_s)
                     self._turn(jobs, freed)
