@@ -239,7 +239,7 @@ def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path
     unexpected = module.load_state_dict(trained, strict=False).unexpected_keys
     assert not unexpected, unexpected
     module.to(torch.bfloat16).save_pretrained(folder / "trained")
-    trainer.rank_model.hf_tokenizer.save_pretrained(folder / "trained")
+    trainer.rank_model.weights.hf_tokenizer.save_pretrained(folder / "trained")
     spec_of(variant).save(folder / "trained")
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     return {"seconds": round(took, 1), "steps": steps, "peak_gib": memory and round(memory, 1), "losses": losses[:-1]}

@@ -169,7 +169,7 @@ def with_text(ranker: Ranker, case: Case, payload: str, position: Position) -> t
 
 def payloads(ranker: Ranker, case: Case, attack: Attack) -> tuple[str, str]:
     """The text of an attack and a harmless one of as many tokens."""
-    tokenizer, known = ranker.model.tokenizer, ranker.model.hf_tokenizer
+    tokenizer, known = ranker.model.tokenizer, ranker.model.weights.hf_tokenizer
     assert tokenizer is not None
     number = str(ranker.spec.prompt.id_base + case.attacked)
     payload = attack.payload(Target(case.request.query, ranker.spec.prompt, tuple(known.all_special_tokens), number))

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel
 from blockrank import RankSpec
 from blockrank.attention import available_backends, get_backend
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
-from blockrank.model import SEAM, RankModel
+from blockrank.model import SEAM, LoadedModel, RankModel
 from blockrank.scorers import AttentionScorer
 
 VOCABULARY, LAYERS, DOCUMENTS = 512, 6, 60
@@ -79,13 +79,15 @@ def rows(family: str, device: torch.device, dtype: torch.dtype, requests: int) -
     """Every backend that can run, in the library's layers and fused."""
     spec = RankSpec.of(layer=LAYERS - 1)
     packed = layout(requests, spec)
-    model = RankModel(module(family, device, dtype), None, spec, get_backend("reference", device, dtype), family)
+    model = RankModel(
+        LoadedModel(module(family, device, dtype), name=family), spec, get_backend("reference", device, dtype)
+    )
     expected = scores(model, packed)
     names = [item.name for item in available_backends(device, dtype) if item.reason is None]
     found = []
     for layers in ("library", "fused"):
         if layers == "fused":
-            model.fuse()
+            model.weights.fuse()
         for name in names:
             model.backend = get_backend(name, device, dtype)
             got = scores(model, packed)

@@ -33,7 +33,7 @@ from blockrank.bench.requests import random_request
 from blockrank.bench.settings import Shape
 from blockrank.bench.shapes import KNOWN_SHAPES
 from blockrank.layout import Segment, TokenisedRequest
-from blockrank.model import SEAM, RankModel
+from blockrank.model import SEAM, LoadedModel, RankModel
 from blockrank.spec import RankSpec
 from blockrank.train.batch import Batch, collate
 from blockrank.train.config import LossConfig
@@ -107,7 +107,9 @@ def eager_loss(module: Any, spec: RankSpec, batch: Batch) -> Callable[[], torch.
 def rank_loss(module: Any, spec: Any, batch: Batch, lm: float) -> Callable[[], torch.Tensor]:
     """The loss of `blockrank train`."""
     device = module.device
-    model = RankModel(module, None, spec, get_backend(None, device, torch.bfloat16, training=True), "random")
+    model = RankModel(
+        LoadedModel(module, name="random"), spec, get_backend(None, device, torch.bfloat16, training=True)
+    )
     return lambda: training_loss(model, batch, LossConfig(lm=lm))["loss"]
 
 

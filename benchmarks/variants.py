@@ -107,7 +107,7 @@ def load(variant: Variant, options: argparse.Namespace) -> Ranker:
     """The model in a variant's type and with its schedule."""
     if variant.exact:
         ranker = Ranker.from_pretrained(options.model, device=options.device, dtype="bfloat16")
-        ranker.model.quantise(torch.float8_e4m3fn, variant.exact)
+        ranker.model.weights.quantise(torch.float8_e4m3fn, variant.exact)
     else:
         ranker = Ranker.from_pretrained(options.model, device=options.device, dtype=variant.dtype)
     return ranker.with_spec(prune=variant.prune, prune_by=variant.prune_by)

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from blockrank.attention import get_backend
 from blockrank.bench import timing
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack
-from blockrank.model import SEAM, RankModel
+from blockrank.model import SEAM, LoadedModel, RankModel
 from blockrank.ranker import Ranker
 from blockrank.spec import RankSpec
 
@@ -128,7 +128,7 @@ def golden_spec(**changes: Any) -> RankSpec:
 
 def rank_model(family: str, backend: str = "sdpa", spec: RankSpec | None = None) -> RankModel:
     return RankModel(
-        golden_module(family), None, spec or golden_spec(), get_backend(backend, CPU, torch.float32), family
+        LoadedModel(golden_module(family), name=family), spec or golden_spec(), get_backend(backend, CPU, torch.float32)
     )
 
 

@@ -200,7 +200,7 @@ def test_documents_read_both_ways_before_a_causal_query(backend: str) -> None:
 
 def test_shares_of_the_encoder_are_those_of_its_eager_attention(mini: Ranker) -> None:
     request = mini.tokenise(RankRequest("who wrote Dracula", ["Bram Stoker.", "Mary Shelley wrote.", "The coast."]))
-    model = RankModel(mini.model.module, None, mini.spec.changed(signal_tokens="query"), mini.model.backend)
+    model = mini.model.in_library_layers().with_spec(mini.spec.changed(signal_tokens="query"))
     relevant = np.array([True, False, False])
     found = prompt_shares(model, request, relevant, 1000, np.random.default_rng(0))
     layout = pack([request], model.spec)
@@ -243,7 +243,7 @@ def test_every_layer_is_observed_and_nothing_is_changed() -> None:
     observe(model, layout, 3, lambda layer: seen.update({layer.layer: layer}))
     assert list(seen) == [0, 1, 2, 3]
     for index, layer in seen.items():
-        alone = RankModel(model.module, None, golden_spec(layer=index), model.backend).forward(layout).only
+        alone = RankModel(model.weights, golden_spec(layer=index), model.backend).forward(layout).only
         torch.testing.assert_close((layer.q_GNH, layer.k_PKH), (alone.q_GNH, alone.k_PKH))
         assert layer.scale == alone.scale
 
@@ -313,7 +313,7 @@ def test_the_grid_ranks_as_the_read_out_does(changes: dict[str, Any], monkeypatc
     assert not np.isnan(reader.pooled_MLT[:, :, axes.singles :]).any()
     for place, setting in enumerate(every):
         read = setting.spec(spec)
-        capture = RankModel(model.module, None, read, model.backend).forward(pack_like(layout, read))
+        capture = RankModel(model.weights, read, model.backend).forward(pack_like(layout, read))
         scores = log_scores(capture.only.q_GNH, capture.only.k_PKH, pack_like(layout, read), read, capture.only.scale)
         expected = measure(scores.detach().numpy(), judged.relevance_C, judged.ideal)
         column = axes.column(setting.tokens)

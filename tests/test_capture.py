@@ -23,7 +23,7 @@ from blockrank.engine.block import Block
 from blockrank.engine.capture import Capture, LayerCapture, Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import PackedLayout, pack
-from blockrank.model import RankModel, load_model
+from blockrank.model import LoadedModel, RankModel, load_model
 from blockrank.model.probe import probe_model, rows_apart
 
 LAYERS = 4
@@ -49,8 +49,8 @@ def model_of(kind: str, head: bool = True, **changes: Any) -> RankModel:
     """A fused model with its head; `in_library_layers` gives the other."""
     module = random_decoder(kind, LAYERS, head=head, **KINDS[kind])
     spec = golden_spec(query_offset=200, **changes)
-    model = RankModel(module, None, spec, get_backend("reference", CPU, torch.float32), kind)
-    model.fuse()
+    model = RankModel(LoadedModel(module, name=kind), spec, get_backend("reference", CPU, torch.float32))
+    model.weights.fuse()
     return model
 
 
@@ -110,10 +110,10 @@ def test_fused_layers_hand_out_what_the_librarys_do(kind: str, data: st.DataObje
 def test_both_give_the_logits_of_the_plain_model(family: str) -> None:
     """Under the causal pattern a packed prompt is a plain one."""
     spec = golden_spec(pattern="causal", query_offset=None)
-    model = RankModel(golden_module(family), None, spec, get_backend("sdpa", CPU, torch.float32), family)
+    model = RankModel(LoadedModel(golden_module(family), name=family), spec, get_backend("sdpa", CPU, torch.float32))
     layout = random_layout([4, 9, 6, 7], spec)
     at = np.array([layout.tokens - 1, 3, 12, 3])
-    model.fuse()
+    model.weights.fuse()
     found = [forward(item, layout, Wanted(logits_R=at)).logits_RV for item in (model, model.in_library_layers())]
     plain = copy.deepcopy(model.module)
     plain.set_attn_implementation("eager")
@@ -253,15 +253,15 @@ def test_ids_are_decoded_alike_in_fused_layers(family: str, form: Any) -> None:
     spec = golden_spec(template=NUMBERED, query_offset=64)
     module = golden_module(family)
     module.lm_head.weight.data *= 4
-    model = RankModel(module, byte_tokenizer(), spec, get_backend("sdpa", CPU, torch.float32), family)
+    model = RankModel(LoadedModel(module, byte_tokenizer(), family), spec, get_backend("sdpa", CPU, torch.float32))
     requests = [RankRequest("red", [f"{word} {n}" for n in range(12)]) for word in ("oak", "elm")]
     expected = decode(model, requests, beams=3, form=form)
-    model.fuse()
+    model.weights.fuse()
     found = decode(model, requests, beams=3, form=form)
     for one, two in zip(found, expected, strict=True):
         assert one.generated == two.generated
         assert one.log_probs == pytest.approx(two.log_probs, abs=1e-4)
-    model.quantise(torch.int8)
+    model.weights.quantise(torch.int8)
     for one in decode(model, requests, beams=3, form=form):
         assert sorted(one.order) == list(range(12))
 
@@ -300,13 +300,13 @@ def test_what_an_observer_raises_ends_the_forward() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_hidden_states_in_int8(kind: str) -> None:
-    model = RankModel(random_decoder(kind, LAYERS, head=True, **KINDS[kind]), None, golden_spec(query_offset=200),
+    model = RankModel(LoadedModel(random_decoder(kind, LAYERS, head=True, **KINDS[kind])), golden_spec(query_offset=200),
                       get_backend("sdpa", CPU, torch.float32), kind)  # fmt: skip
     layout = layout_of(model.spec, [7, 3], [4])
     wanted = Wanted((0, 2), np.array([4, layout.tokens - 1]), np.array([9, 0, 9]))
     expected = forward(model, layout, wanted)
     head = model.module.get_output_embeddings().weight.clone()
-    model.quantise(torch.int8)
+    model.weights.quantise(torch.int8)
     found = forward(model, layout, wanted)
     for name, part in parts_of(found).items():
         assert rows_apart(part, parts_of(expected)[name]) < 0.15, name
@@ -340,8 +340,10 @@ def test_a_model_with_its_head_is_fused_and_decodes(tmp_path: Any, dtype: str) -
 
 @pytest.mark.parametrize("broken", ["norm", "head"])
 def test_the_probe_compares_what_lies_above_the_layers(broken: str) -> None:
-    model = RankModel(golden_module("mistral"), None, golden_spec(), get_backend("sdpa", CPU, torch.float32), "m")
-    model.fuse()
+    model = RankModel(
+        LoadedModel(golden_module("mistral"), name="m"), golden_spec(), get_backend("sdpa", CPU, torch.float32)
+    )
+    model.weights.fuse()
     probe_model(model)
     assert model.decoder is not None
     assert model.decoder.head is not None

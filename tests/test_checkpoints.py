@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from blockrank import InputError, ModelError, Ranker, RankSpec, Template
 from blockrank.cli import app
 from blockrank.model import ADAPTER_CONFIG, EMBEDDED_MODEL, load_config, load_model, resolve_device, resolve_dtype
-from blockrank.model.weights import WEIGHTS_FILE
+from blockrank.model.int8_file import WEIGHTS_FILE
 from blockrank.reuse.memory import MemoryStore
 from blockrank.spec import SPEC_FILE
 
@@ -323,8 +323,8 @@ def test_what_an_encoder_leaves_out_is_zeros(tmp_path: Path) -> None:
     values = {key: BASE[key] for key in list(BASE)[:5]}
     stored(tmp_path, BertModel(BertConfig(**values, is_decoder=True), add_pooling_layer=False), SPEC)
     model = load_model(tmp_path, device="cpu")
-    assert model.omitted == {"pooler.dense.weight", "pooler.dense.bias"}
-    assert all(bool((dict(model.module.named_parameters())[name] == 0).all()) for name in model.omitted)
+    assert model.weights.omitted == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert all(bool((dict(model.module.named_parameters())[name] == 0).all()) for name in model.weights.omitted)
 
 
 # Files of settings

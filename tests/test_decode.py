@@ -34,7 +34,7 @@ from blockrank.engine.capture import Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.evaluate.settings import ranker_identity
 from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack
-from blockrank.model import RankModel
+from blockrank.model import LoadedModel, RankModel
 from blockrank.model.seam import SEAM
 from blockrank.scorers import DecodeScorer
 
@@ -54,7 +54,7 @@ def model_of(family: str = "qwen3", pattern: Any = "block", backend: str = "sdpa
     module.lm_head.weight.data *= 4
     offset = None if pattern == "causal" else 64
     spec = golden_spec(template=TEMPLATE, pattern=pattern, query_offset=offset, **changes)
-    return RankModel(module, byte_tokenizer(), spec, get_backend(backend, CPU, torch.float32), family)
+    return RankModel(LoadedModel(module, byte_tokenizer(), family), spec, get_backend(backend, CPU, torch.float32))
 
 
 def requests_of(items: Sequence[tuple[str, list[str]]]) -> list[RankRequest]:
@@ -357,7 +357,7 @@ def test_what_cannot_be_decoded_is_told(mini: Ranker) -> None:
             decode(model.with_spec(model.spec.changed(**change)), [request])  # type: ignore[arg-type]
     broken = golden_module("qwen3")
     broken.lm_head.weight.data.fill_(float("nan"))
-    sick = RankModel(broken, byte_tokenizer(), model.spec, model.backend)
+    sick = RankModel(LoadedModel(broken, byte_tokenizer()), model.spec, model.backend)
     with pytest.raises(ModelError, match="logits are not finite"):
         decode(sick, [request])
 
@@ -368,7 +368,7 @@ def test_a_model_in_training_is_left_as_it_was() -> None:
     module.lm_head.weight.data *= 4
     module.model.layers[0].eval()
     modes = [part.training for part in module.modules()]
-    model = RankModel(module, byte_tokenizer(), quiet.spec, quiet.backend)
+    model = RankModel(LoadedModel(module, byte_tokenizer()), quiet.spec, quiet.backend)
     assert decode(model, [many(5)]) == decode(quiet, [many(5)])
     assert [part.training for part in module.modules()] == modes
     assert torch.is_grad_enabled()
@@ -432,11 +432,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_checkpoint_is_loaded_with_its_head(folder: Path) -> None:
     ranker = Ranker.from_pretrained(folder, scorer="decode", device="cpu")
-    assert ranker.model.has_head
+    assert ranker.model.weights.has_head
     assert ranker.model.module.config.num_hidden_layers == 4
     assert ranker.model.module.config._attn_implementation == SEAM
     assert sorted(entry.index for entry in ranker.rank("red", ["a", "b", "c"])) == [0, 1, 2]
-    assert not Ranker.from_pretrained(folder, device="cpu").model.has_head
+    assert not Ranker.from_pretrained(folder, device="cpu").model.weights.has_head
     with pytest.raises(InputError, match="scorer 'decoding' is unknown"):
         Ranker.from_pretrained(folder, scorer="decoding")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="has no language-model head"):

@@ -38,7 +38,7 @@ from blockrank.engine import kernels, onednn
 from blockrank.engine.capture import Capture, Wanted
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, pack
-from blockrank.model import RankModel, load_model, resolve_device, resolve_devices
+from blockrank.model import LoadedModel, RankModel, load_model, resolve_device, resolve_devices
 from blockrank.model.probe import probe_model, rows_apart
 from blockrank.readout.exits import leave, with_exits
 from blockrank.readout.signals import log_scores
@@ -69,7 +69,7 @@ lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 def decoder_model(kind: str = "mistral", backend: str = "sdpa", **changes: Any) -> RankModel:
     spec = golden_spec(**{"query_offset": 200, **changes})
     module = random_decoder(kind, **KINDS[kind])
-    return RankModel(module, None, spec, get_backend(backend, CPU, torch.float32), kind)
+    return RankModel(LoadedModel(module, name=kind), spec, get_backend(backend, CPU, torch.float32))
 
 
 def layout_of(spec: RankSpec, *requests: list[int]) -> PackedLayout:
@@ -98,7 +98,7 @@ def test_fused_layers_equal_the_librarys_own(kind: str, changes: dict[str, Any])
     model = decoder_model(kind, **changes)
     layout = layout_of(model.spec, [3, 17, 1, 9], [4], [30, 2])
     expected = scores(model, layout)
-    model.fuse()
+    model.weights.fuse()
     torch.testing.assert_close(scores(model, layout), expected, atol=2e-6, rtol=1e-4)
     assert model.decoder is not None
     assert model.decoder.family in engine.FAMILIES
@@ -107,7 +107,7 @@ def test_fused_layers_equal_the_librarys_own(kind: str, changes: dict[str, Any])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_golden_models_fused(family: str) -> None:
     model = rank_model(family)
-    model.fuse()
+    model.weights.fuse()
     case = golden_case(family, "ragged12")
     found = scores(model, pack([tokenised(case.segments)], model.spec))
     torch.testing.assert_close(found, case.expected["scores"].float(), atol=1e-6, rtol=0)
@@ -117,7 +117,7 @@ def test_the_golden_models_fused(family: str) -> None:
 @settings(max_examples=20, deadline=None)
 def test_rows_in_chunks_give_the_same(documents: list[int], size: int) -> None:
     model = decoder_model("qwen3")
-    model.fuse()
+    model.weights.fuse()
     layout = layout_of(model.spec, documents)
     expected = scores(model, layout)
     with pytest.MonkeyPatch.context() as patch:
@@ -137,7 +137,7 @@ def test_only_what_the_score_needs_runs_in_the_last_layer(monkeypatch: pytest.Mo
     model = decoder_model()
     layout = layout_of(model.spec, [2, 3])
     expected = scores(model, layout)
-    model.fuse()
+    model.weights.fuse()
     rows: list[int] = []
     finish = blocks.Block.finish
     monkeypatch.setattr(
@@ -151,7 +151,7 @@ def test_the_librarys_layers_still_work_and_see_new_weights() -> None:
     model = decoder_model()
     layout = layout_of(model.spec, [4, 9])
     before = captured(model, layout)
-    model.fuse()
+    model.weights.fuse()
     again = captured(model.in_library_layers(), layout)
     torch.testing.assert_close(again.only.k_PKH, before.only.k_PKH)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_the_librarys_layers_still_work_and_see_new_weights() -> None:
 
 def test_training_uses_the_librarys_layers() -> None:
     model = decoder_model()
-    model.fuse()
+    model.weights.fuse()
     layout = layout_of(model.spec, [4, 9])
     wanted = Wanted((0, 2), hidden_R=np.arange(layout.tokens))
     found = model.forward(layout, wanted)
@@ -175,7 +175,7 @@ def test_training_uses_the_librarys_layers() -> None:
 def test_ranking_takes_no_notice_of_autocast(mini: Ranker) -> None:
     model = decoder_model("bert")
     model.module.to(torch.bfloat16)
-    model.fuse()
+    model.weights.fuse()
     layout = layout_of(model.spec, [4, 9])
     expected, ranking = captured(model, layout), mini.rank("who", ["one text", "another"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -189,22 +189,24 @@ def test_ranking_takes_no_notice_of_autocast(mini: Ranker) -> None:
 def test_families_that_cannot_be_fused() -> None:
     assert "OlmoModel is not among MistralModel" in str(engine.unfusable(random_decoder("olmo", num_key_value_heads=4)))
     assert "activation 'relu'" in str(engine.unfusable(random_decoder("llama", hidden_act="relu")))
-    model = RankModel(random_decoder("olmo"), None, golden_spec(), get_backend("sdpa", CPU, torch.float32), "an olmo")
+    model = RankModel(
+        LoadedModel(random_decoder("olmo"), name="an olmo"), golden_spec(), get_backend("sdpa", CPU, torch.float32)
+    )
     with pytest.raises(ModelError, match="the layers of an olmo cannot be fused: OlmoModel"):
-        model.fuse()
+        model.weights.fuse()
 
 
 def test_a_window_that_binds_is_refused() -> None:
     module = random_decoder("mistral", sliding_window=100)
-    model = RankModel(module, None, golden_spec(query_offset=200), get_backend("sdpa", CPU, torch.float32))
-    model.fuse()
+    model = RankModel(LoadedModel(module), golden_spec(query_offset=200), get_backend("sdpa", CPU, torch.float32))
+    model.weights.fuse()
     with pytest.raises(ModelError, match="sliding_window=100, which binds on a prompt that reaches position 219"):
         captured(model, layout_of(model.spec, [4]))
 
 
 def test_the_probe_compares_fused_layers_with_the_librarys() -> None:
     model = decoder_model()
-    model.fuse()
+    model.weights.fuse()
     probe_model(model)
     assert model.decoder is not None
     model.decoder.blocks[1].middle = replace(model.decoder.blocks[0].entry, shift=0.5)  # type: ignore[type-var]
@@ -346,7 +348,7 @@ def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
     model = decoder_model(kind)
     layout = layout_of(model.spec, [4, 9, 12])
     expected = scores(model, layout)
-    model.quantise(torch.int8)
+    model.weights.quantise(torch.int8)
     found = scores(model, layout)
     assert 0 < float(((found - expected) / expected).abs().max()) < 0.05
     for call in (model.in_library_layers, lambda: model.forward(layout)):  # with gradients, that is
@@ -356,21 +358,19 @@ def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
 
 def test_widths_that_eight_bits_do_not_take() -> None:
     model = RankModel(
-        random_decoder("llama", intermediate_size=44),
-        None,
+        LoadedModel(random_decoder("llama", intermediate_size=44), name="odd"),
         golden_spec(),
         get_backend("sdpa", CPU, torch.float32),
-        "odd",
     )
     with pytest.raises(ModelError, match="odd has a product of 88 x 32: eight bits take multiples of 16"):
-        model.quantise(torch.int8)
+        model.weights.quantise(torch.int8)
 
 
 def test_layers_may_be_left_as_they_are() -> None:
     model = decoder_model("llama")
     layout = layout_of(model.spec, [4, 9, 12])
     expected = scores(model, layout)
-    model.quantise(torch.int8, exact_layers=range(3))
+    model.weights.quantise(torch.int8, exact_layers=range(3))
     torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-5)
     with pytest.raises(ModelError, match="loaded in eight bits"):
         model.in_library_layers()
@@ -484,7 +484,7 @@ def test_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=20, deadline=None)
 def test_documents_in_parts_score_as_together(requests: list[list[int]], parts: int, changes: dict[str, Any]) -> None:
     model = decoder_model("qwen3", "reference", **changes)
-    model.fuse()
+    model.weights.fuse()
     layout = layout_of(model.spec, *requests)
     assert model.decoder is not None
     with torch.inference_mode():
@@ -545,7 +545,7 @@ def test_several_devices_are_named_once() -> None:
 
 def test_exits_are_ordered_by_layer_then_by_the_read_out_there() -> None:
     model = decoder_model("mistral", prune=((0, 0.5), (1, 0.25)))
-    model.fuse()
+    model.weights.fuse()
     layout = layout_of(model.spec, [3, 17, 1, 9, 12, 5, 8, 2], [4, 6, 7])
     capture = captured(model, layout)
     found = scores(model, layout).numpy()
@@ -570,7 +570,7 @@ def test_exits_are_ordered_by_layer_then_by_the_read_out_there() -> None:
 def test_what_stays_scores_as_if_it_had_been_alone(kind: str, prune_by: Any) -> None:
     """Documents read none but the instruction; the query of these models reads its own: who left leaves no trace."""
     model = decoder_model(kind, query_reads="own", prune=((1, 0.5),), prune_by=prune_by, signal_pooling="geometric")
-    model.fuse()
+    model.weights.fuse()
     layout = layout_of(model.spec, [3, 17, 1, 9, 12, 5])
     capture = captured(model, layout)
     assert capture.alive_C is not None
@@ -583,7 +583,7 @@ def test_what_stays_scores_as_if_it_had_been_alone(kind: str, prune_by: Any) -> 
 def test_the_lens_reads_the_last_layer_below_as_the_scoring_layer_would() -> None:
     """With the lens at the scoring layer's own input nothing is lost: the documents that leave are the last ones."""
     model = decoder_model("mistral", layer=1, prune=((0, 0.5),), prune_by="lens")
-    model.fuse()
+    model.weights.fuse()
     assert model.decoder is not None
     model.decoder.blocks[1].entry = model.decoder.blocks[0].entry
     model.decoder.blocks[1].qkv = model.decoder.blocks[0].qkv
@@ -597,7 +597,7 @@ def test_the_lens_reads_the_last_layer_below_as_the_scoring_layer_would() -> Non
 @settings(max_examples=20, deadline=None)
 def test_pruned_requests_score_alike_alone_packed_and_in_parts(requests: list[list[int]], parts: int) -> None:
     model = decoder_model("llama", "reference", prune=((0, 0.6), (1, 0.3)))
-    model.fuse()
+    model.weights.fuse()
     assert model.decoder is not None
     spec = model.spec
     packed = pack([_request(i, documents) for i, documents in enumerate(requests)], spec)

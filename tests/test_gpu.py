@@ -29,7 +29,7 @@ from blockrank.engine.capture import Wanted
 from blockrank.engine.kernels import Norm, Quantised
 from blockrank.engine.linear import Linear
 from blockrank.layout import PackedLayout, PromptTokenizer, pack
-from blockrank.model import RankModel
+from blockrank.model import LoadedModel, RankModel
 from blockrank.readout.plan import plan_readout
 from blockrank.readout.signals import document_lse, log_scores, segment_lse
 from blockrank.scorers import AttentionScorer
@@ -63,7 +63,7 @@ def _scores(model: RankModel, layout: PackedLayout) -> torch.Tensor:
 
 def _golden_scores(family: str, backend: str, dtype: torch.dtype, spec: RankSpec, layout: PackedLayout) -> torch.Tensor:
     module = golden_module(family).to(CUDA, dtype)
-    return _scores(RankModel(module, None, spec, get_backend(backend, CUDA, dtype), family), layout)
+    return _scores(RankModel(LoadedModel(module, name=family), spec, get_backend(backend, CUDA, dtype)), layout)
 
 
 @pytest.mark.parametrize("attend", ["causal", "bidirectional"])
@@ -87,7 +87,7 @@ def _spread_model(kind: str, backend: str, dtype: torch.dtype) -> RankModel:
     spec = RankSpec.of(layer=2, template="blockrank", query_offset=4096)
     for layer in module.layers:
         layer.self_attn.k_proj.weight.data *= 3
-    return RankModel(module, None, spec, get_backend(backend, CUDA, dtype), kind)
+    return RankModel(LoadedModel(module, name=kind), spec, get_backend(backend, CUDA, dtype))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -100,7 +100,7 @@ def test_fused_layers_agree_with_the_reference(kind: str, requests: int) -> None
         assert float(expected.max() / expected.min()) > 3
         for backend in ("sdpa", "triton") if dtype == torch.float32 else ("sdpa", "varlen", "triton"):
             model.backend = get_backend(backend, CUDA, dtype)
-            model.fuse()
+            model.weights.fuse()
             found = _scores(model, layout)
             if dtype == torch.float32:
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
@@ -257,11 +257,11 @@ def test_exits_and_parts_on_a_device_equal_the_host() -> None:
     for prune in ((), ((0, 0.5), (1, 0.25))):
         spec = RankSpec.of(layer=2, template="blockrank", prune=prune)
         layout = pack([_request(0), _request(1)], spec)
-        host = RankModel(module.cpu(), None, spec, get_backend("sdpa", torch.device("cpu"), torch.float32))
-        host.fuse()
+        host = RankModel(LoadedModel(module.cpu()), spec, get_backend("sdpa", torch.device("cpu"), torch.float32))
+        host.weights.fuse()
         expected = _scores(host, layout)
-        model = RankModel(module.to(CUDA), None, spec, get_backend("triton", CUDA, torch.float32))
-        model.fuse()
+        model = RankModel(LoadedModel(module.to(CUDA)), spec, get_backend("triton", CUDA, torch.float32))
+        model.weights.fuse()
         torch.testing.assert_close(_scores(model, layout), expected, atol=1e-5, rtol=1e-3)
         assert model.decoder is not None
         wanted = Wanted.read_out(spec)
@@ -292,8 +292,8 @@ def test_reuse_and_evidence_on_a_device_equal_the_host() -> None:
 def test_small_layouts_run_as_graphs_from_the_second_time_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blockrank.engine.graphs.MOST_GRAPHS", 2)
     model = _spread_model("qwen3", "triton", torch.bfloat16)
-    model.fuse()
-    graphs = model._graphs
+    model.weights.fuse()
+    graphs = model.weights.graphs
     assert graphs is not None
     draw = np.random.default_rng(0)
     for size, count in ((20, 5), (60, 20), (200, 12), (20, 5)):
@@ -319,7 +319,7 @@ def test_a_quantised_model_and_another_spec_share_no_stale_graph() -> None:
     documents = [f"Bram Stoker wrote {n} letters." for n in range(9)]
     runs = [[e.score for e in ranker.rank("who wrote Dracula", documents)] for _ in range(4)]
     assert runs[1:] == runs[:1] * 3 or runs[2] == pytest.approx(runs[0], rel=2e-2)
-    ranker.model.quantise(torch.float8_e4m3fn)
+    ranker.model.weights.quantise(torch.float8_e4m3fn)
     small = [[e.score for e in ranker.rank("who wrote Dracula", documents)] for _ in range(4)]
     assert small[0] != runs[-1]
     assert small[3] == pytest.approx(small[0], rel=5e-2)
@@ -331,7 +331,7 @@ def test_no_size_of_a_request_compiles_a_kernel_again() -> None:
 
     jitted = (_attend_kernel, _activate_kernel, _add_norm_kernel, _rotate_kernel)
     model = _spread_model("mistral", "triton", torch.bfloat16)
-    model.fuse()
+    model.weights.fuse()
     layouts = [
         random_layout([n, *[m] * c, n], model.spec) for n, m, c in ((4, 5, 3), (16, 32, 40), (17, 65, 30), (1, 200, 9))
     ]
@@ -356,9 +356,9 @@ def test_spec_fields_of_the_read_out_survive_fusing() -> None:
     ):
         spec = model.spec.changed(**changes)
         layout = pack([_request(0)], spec)
-        expected = _scores(RankModel(model.module, None, spec, get_backend("reference", CUDA, torch.float32)), layout)
-        fused = RankModel(model.module, None, spec, model.backend)
-        fused.fuse()
+        expected = _scores(RankModel(model.weights, spec, get_backend("reference", CUDA, torch.float32)), layout)
+        fused = RankModel(model.weights, spec, model.backend)
+        fused.weights.fuse()
         torch.testing.assert_close(_scores(fused, layout), expected, atol=1e-5, rtol=1e-3)
 
 
@@ -395,7 +395,7 @@ def test_fused_layers_agree_with_the_reference_under_the_causal_pattern(kind: st
     layouts = [pack([_request(0), _request(1)], model.spec), random_layout([5, 9, 7, 6], model.spec)]
     expected = [_scores(model, layout) for layout in layouts]
     model.backend = get_backend("triton", CUDA, torch.float32)
-    model.fuse()
+    model.weights.fuse()
     for layout, scores in zip(layouts, expected, strict=True):
         for _ in range(3):  # as it is, captured, and replayed where it is small enough
             torch.testing.assert_close(_scores(model, layout), scores, atol=1e-4, rtol=1e-3)
@@ -424,7 +424,9 @@ def test_decoding_on_a_device_equals_the_host(pattern: Any) -> None:
     spec = golden_spec(template=_NUMBERED, pattern=pattern, query_offset=None if pattern == "causal" else 64)
     requests = [RankRequest("red", [f"text {i} " * (1 + i % 3) for i in range(count)]) for count in (12, 3)]
     cpu = torch.device("cpu")
-    host = RankModel(golden_module("qwen3"), byte_tokenizer(), spec, get_backend("reference", cpu, torch.float32))
+    host = RankModel(
+        LoadedModel(golden_module("qwen3"), byte_tokenizer()), spec, get_backend("reference", cpu, torch.float32)
+    )
     expected = decode(host, requests, beams=12)
     lists = decode(host, requests, beams=3, form="list")
     for names, dtype, tolerance in (
@@ -433,7 +435,7 @@ def test_decoding_on_a_device_equals_the_host(pattern: Any) -> None:
     ):
         for name in names:
             module = golden_module("qwen3").to(CUDA, dtype)
-            model = RankModel(module, byte_tokenizer(), spec, get_backend(name, CUDA, dtype))
+            model = RankModel(LoadedModel(module, byte_tokenizer()), spec, get_backend(name, CUDA, dtype))
             for one, two in zip(decode(model, requests, beams=12), expected, strict=True):
                 found = dict(zip(one.generated, one.log_probs, strict=True))
                 assert found == pytest.approx(dict(zip(two.generated, two.log_probs, strict=True)), abs=tolerance)

@@ -86,7 +86,7 @@ def test_where_a_payload_goes() -> None:
 @EACH
 @PLACES
 def test_control_tokens_in_a_document_stay_text(mini: Ranker, attack: Any, position: Any) -> None:
-    known = mini.model.hf_tokenizer
+    known = mini.model.weights.hf_tokenizer
     payload = attack.payload(attacks.Target(QUERY, mini.spec.prompt, tuple(known.all_special_tokens), "5"))
     text = attacks.inserted(TEXTS[ATTACKED], payload, position)
     special = set(known.all_special_ids)
@@ -195,7 +195,7 @@ def test_a_payload_is_read_in_a_long_document(mini: Ranker, position: Any) -> No
     segment = mini.tokenise(request).documents[ATTACKED]
     assert segment.cut == 0
     assert tokens == 20
-    harbour = mini.model.hf_tokenizer("harbour", add_special_tokens=False).input_ids
+    harbour = mini.model.weights.hf_tokenizer("harbour", add_special_tokens=False).input_ids
     assert segment.ids.tolist().count(harbour[0]) == 20
     assert len(segment.ids) > 240  # the rest is the document's own
 

@@ -60,7 +60,7 @@ def golden(family: str) -> RankModel:
 
 def reading(family: str, spec: RankSpec) -> RankModel:
     model = golden(family)
-    return RankModel(model.module, None, spec, model.backend, family)
+    return RankModel(model.weights, spec, model.backend)
 
 
 def random_request(lengths: Sequence[int], seed: int = 0) -> Request:

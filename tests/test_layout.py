@@ -61,7 +61,9 @@ def test_control_tokens_of_the_embedded_tokenizer(mini: Ranker) -> None:
         tokenise(query, [document, "b"], mini.spec, tokenizer)
         for query, document in (("[CLS] a [MASK]", "x [SEP] y[PAD]z [CLS]"), ("a", "x y"))
     )
-    marks = [mini.model.hf_tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", "[MASK]", "[PAD]")]
+    marks = [
+        mini.model.weights.hf_tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", "[MASK]", "[PAD]")
+    ]
     for broken, expected in zip(one.segments, plain.segments, strict=True):
         assert [i for i in broken.ids if i in marks] == [i for i in expected.ids if i in marks]
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 from blockrank import BUILT_IN_SPECS, InputError, ModelError, Ranker, RankSpec
 from blockrank.layout import PromptTokenizer
 from blockrank.model import load_model, load_tokenizer, resolve_device, resolve_spec
-from blockrank.model.weights import WEIGHTS_FILE, is_int8, read_int8, write_int8
+from blockrank.model.int8_file import WEIGHTS_FILE, is_int8, read_int8, write_int8
 from blockrank.spec import SPEC_FILE
 
 SPEC = RankSpec.of(layer=1, template="query-free", signal_tokens=2, query_offset=None)

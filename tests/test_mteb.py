@@ -352,7 +352,7 @@ def test_revision_follows_weights_and_settings(mini: Ranker, tmp_path: Path) -> 
 
     def loaded_from(folder: Path) -> Ranker:
         model = mini.model
-        return Ranker(RankModel(model.module, model.hf_tokenizer, model.spec, model.backend, str(folder)))
+        return Ranker(RankModel(model.weights, model.spec, model.backend))
 
     assert revision(mini) == revision(mini)
     assert revision(mini) != revision(mini.with_spec(max_segment_tokens=64))

@@ -21,7 +21,7 @@ from blockrank import InputError, RankRequest, RankSpec, Template
 from blockrank.attention import get_backend
 from blockrank.engine.capture import Wanted
 from blockrank.layout import PromptTokenizer, Segment, TokenisedRequest
-from blockrank.model import RankModel
+from blockrank.model import LoadedModel, RankModel
 from blockrank.train.batch import Batch, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
 from blockrank.train.objective import training_loss
@@ -61,7 +61,7 @@ def golden_batch() -> Batch:
 @pytest.fixture(scope="module")
 def model() -> RankModel:
     module = golden_module("qwen3").train()
-    return RankModel(module, None, SPEC, get_backend("sdpa", CPU, torch.float32), "qwen3")
+    return RankModel(LoadedModel(module, name="qwen3"), SPEC, get_backend("sdpa", CPU, torch.float32))
 
 
 def parts_of(model: RankModel, **config: Any) -> dict[str, torch.Tensor]:

@@ -33,7 +33,7 @@ from blockrank.attention.reference import dense_mask
 from blockrank.attention.tiles import cut_tiles
 from blockrank.engine.capture import Wanted
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
-from blockrank.model import RankModel
+from blockrank.model import LoadedModel, RankModel
 from blockrank.model.probe import probe_model
 from blockrank.readout.signals import log_scores
 from blockrank.train.batch import Example, collate
@@ -151,9 +151,9 @@ def test_fused_layers_equal_the_librarys(kind: str) -> None:
     layout = pack(requests_of([[4, 5, 9, 3, 6], [3, 2, 4]]), CAUSAL)
     found = []
     for fused in (False, True):
-        model = RankModel(random_decoder(kind, **extras), None, CAUSAL, get_backend("sdpa", CPU, torch.float32))
+        model = RankModel(LoadedModel(random_decoder(kind, **extras)), CAUSAL, get_backend("sdpa", CPU, torch.float32))
         if fused:
-            model.fuse()
+            model.weights.fuse()
         with torch.inference_mode():
             capture = model.forward(layout)
             found.append(log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, CAUSAL, capture.only.scale))
@@ -179,8 +179,8 @@ def test_tiles_of_a_long_request_are_not_split() -> None:
 
 
 def test_documents_are_neither_shared_out_nor_remembered(mini: Ranker) -> None:
-    model = RankModel(random_decoder("qwen3"), None, CAUSAL, get_backend("reference", CPU, torch.float32))
-    model.fuse()
+    model = RankModel(LoadedModel(random_decoder("qwen3")), CAUSAL, get_backend("reference", CPU, torch.float32))
+    model.weights.fuse()
     assert not model.shares_documents
     assert model.with_spec(golden_spec()).shares_documents
     with pytest.raises(InputError, match="pattern 'causal' needs"):
@@ -190,8 +190,8 @@ def test_documents_are_neither_shared_out_nor_remembered(mini: Ranker) -> None:
 def test_documents_that_left_are_not_read() -> None:
     """After an exit the others go on as the dense mask without the rows of those that left says."""
     spec = CAUSAL.changed(prune=((1, 0.5),))
-    model = RankModel(random_decoder("qwen3"), None, spec, get_backend("sdpa", CPU, torch.float32))
-    model.fuse()
+    model = RankModel(LoadedModel(random_decoder("qwen3")), spec, get_backend("sdpa", CPU, torch.float32))
+    model.weights.fuse()
     layout = random_layout([4, 5, 9, 3, 6, 5], spec)
     with torch.inference_mode():
         capture = model.read(layout)
@@ -207,8 +207,10 @@ def test_documents_that_left_are_not_read() -> None:
 
 
 def test_the_probe_passes_and_tells_a_leak() -> None:
-    model = RankModel(random_decoder("qwen3"), None, CAUSAL, get_backend("sdpa", CPU, torch.float32), "tiny")
-    model.fuse()
+    model = RankModel(
+        LoadedModel(random_decoder("qwen3"), name="tiny"), CAUSAL, get_backend("sdpa", CPU, torch.float32)
+    )
+    model.weights.fuse()
     probe_model(model)
 
     class Leaking(type(model.backend)):  # type: ignore[misc]
@@ -222,7 +224,9 @@ def test_the_probe_passes_and_tells_a_leak() -> None:
 
 def test_a_prompt_beyond_the_position_table() -> None:
     model = RankModel(
-        random_decoder("qwen3", max_position_embeddings=16), None, CAUSAL, get_backend("sdpa", CPU, torch.float32)
+        LoadedModel(random_decoder("qwen3", max_position_embeddings=16)),
+        CAUSAL,
+        get_backend("sdpa", CPU, torch.float32),
     )
     with pytest.raises(InputError, match=r"reaches position 19 .* has 16: rank fewer documents, shorten"):
         model.forward(random_layout([4, 5, 6, 5], CAUSAL))
@@ -234,7 +238,7 @@ def test_a_prompt_beyond_the_position_table() -> None:
 def gradients(backend: str) -> dict[str, Tensor]:
     """Gradients of a whole step under the causal pattern."""
     module = golden_module("qwen3").train()
-    model = RankModel(module, byte_tokenizer(), CAUSAL, get_backend(backend, CPU, torch.float32))
+    model = RankModel(LoadedModel(module, byte_tokenizer()), CAUSAL, get_backend(backend, CPU, torch.float32))
     examples = []
     for request in requests_of([[5, 4, 7, 3, 6], [4, 6, 2, 5]]):
         *others, query = request.segments

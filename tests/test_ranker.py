@@ -149,7 +149,7 @@ def test_a_long_document_is_cut_and_the_cut_told(mini: Ranker, caplog: pytest.Lo
         f"{entry.tokens} tokens of its own (max_segment_tokens {mini.spec.limits.max_segment_tokens})."
     )
     assert entry.to_dict()["cut_is_estimate"]
-    whole = len(mini.model.hf_tokenizer(megabyte, add_special_tokens=False).input_ids)
+    whole = len(mini.model.weights.hf_tokenizer(megabyte, add_special_tokens=False).input_ids)
     assert entry.tokens + entry.cut_tokens == pytest.approx(whole, rel=0.02)
 
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from blockrank import InputError, Ranker, RankSpec, Template
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer, Segment, TokenisedRequest, pack
-from blockrank.model import RankModel
+from blockrank.model import LoadedModel, RankModel
 from blockrank.spec import SPEC_FILE
 from blockrank.train.batch import ExampleStream, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
@@ -42,7 +42,9 @@ def mask(*rows: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3"])
 def test_attention_computes_in_the_type_of_autocast(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = RankModel(golden_module(family), None, golden_spec(), get_backend("sdpa", CPU, torch.float32), family)
+    model = RankModel(
+        LoadedModel(golden_module(family), name=family), golden_spec(), get_backend("sdpa", CPU, torch.float32)
+    )
     seen: set[torch.dtype] = set()
     attend = model.backend.attend
 
@@ -184,7 +186,7 @@ def gradients(family: str, backend: str, checkpointing: bool) -> dict[str, Tenso
     if checkpointing:
         getattr(module, f"{RECOMPUTE}_enable")({"use_reentrant": False})
     assert is_checkpointing(module) == checkpointing
-    model = RankModel(module, None, SPEC, get_backend(backend, CPU, torch.float32), family)
+    model = RankModel(LoadedModel(module, name=family), SPEC, get_backend(backend, CPU, torch.float32))
     examples = [example([5, 4, 7, 3, 6], 1, 3, {"a": [1, 0, 2]}), example([4, 6, 2, 5], 2, 2, {"a": [0, 1]})]
     config = LossConfig(contrastive_weight=1.0, lm=0.5, distil=0.7, teachers={"a": 1.0}, teacher_temperature=1.0)
     parts = training_loss(model, collate(examples, SPEC), config, Teacher(config.teachers))

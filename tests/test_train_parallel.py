@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blockrank import InputError, Ranker
 from blockrank.attention import get_backend
-from blockrank.model import RankModel
+from blockrank.model import LoadedModel, RankModel
 from blockrank.train.batch import collate
 from blockrank.train.config import LossConfig
 from blockrank.train.objective import training_loss
@@ -85,7 +85,7 @@ ANSWERS = {"all": (3, 2), "one": (0, 2), "none": (0, 0)}
 
 def step(module: nn.Module, outer: nn.Module | None, answers: tuple[int, ...], parts: range, lm: float) -> None:
     """Backward of the mean loss of some of two requests."""
-    model = RankModel(module, None, SPEC, get_backend("sdpa", CPU, torch.float32), "qwen3")
+    model = RankModel(LoadedModel(module, name="qwen3"), SPEC, get_backend("sdpa", CPU, torch.float32))
     requests = [example([5, 4, 7, 3, 6], 1, answers[0]), example([4, 6, 2, 5], 2, answers[1])]
     for part in parts:
         loss = training_loss(model, collate([requests[part]], SPEC), LossConfig(lm=lm), None, outer)["loss"]
@@ -112,7 +112,7 @@ def parallel_gradients(folder: Path, kind: str, answers: tuple[int, ...], checkp
         outer = fully_shard(module, mesh=mesh, mp_policy=policy)
     for _ in range(2):  # what a pass leaves behind, one for ranking too, must not hurt the next one
         module.zero_grad()
-        model = RankModel(module, None, SPEC, get_backend("sdpa", CPU, torch.float32)).through(outer)
+        model = RankModel(LoadedModel(module), SPEC, get_backend("sdpa", CPU, torch.float32)).through(outer)
         with torch.no_grad():
             model.forward(collate([example([3, 4, 2, 3])], SPEC).layout)
         step(module, outer, answers, range(dist.get_rank(), dist.get_rank() + 1), 0.5)

@@ -22,7 +22,7 @@ from blockrank import InputError, Ranker, RankRequest, RankSpec
 from blockrank.layout import PromptTokenizer, Segment
 from blockrank.layout.prompt import segments
 from blockrank.model import EMBEDDED_MODEL, load_model, load_tokenizer
-from blockrank.model.weights import is_int8, read_int8
+from blockrank.model.int8_file import is_int8, read_int8
 from blockrank.spec import TEMPLATES, Template
 from blockrank.train.batch import collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blockrank.layout import pack
 from blockrank.model import RankModel, load_model
-from blockrank.model.weights import write_int8
+from blockrank.model.int8_file import write_int8
 from blockrank.readout.signals import log_scores
 from blockrank.types import RankRequest
 

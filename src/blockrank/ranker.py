@@ -263,7 +263,7 @@ class Ranker(RequestRanker):
             return False
         groups = self._encoding_groups(documents)
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
-        if rows * self.model.key_bytes > _REMEMBERED * max_bytes:
+        if rows * self.model.weights.key_bytes > _REMEMBERED * max_bytes:
             return False
         self.reuse(max_bytes)
         done, total = 0, sum(len(group.documents) for group in groups)
@@ -314,7 +314,11 @@ class Ranker(RequestRanker):
         return [TokenisedRequest((frame.segments[0], *segments[group], frame.segments[-1])) for group in groups]
 
     def with_spec(self, **changes: object) -> Ranker:
-        """A ranker over the same weights whose spec differs in the given fields (same layer or below)."""
+        """A ranker over the same weights whose spec differs in the given fields (same layer or below).
+
+        It shares the store of `reuse` and `remember`, if there is one: what is kept of a document serves both where
+        both read it alike. `forget` and a new `reuse` are of one ranker alone.
+        """
         spec = self.spec.changed(**changes)
         return Ranker(self.model.with_spec(spec), self.scorer, self.max_tokens)
 

@@ -18,6 +18,7 @@ from blockrank.bench.settings import BenchSettings
 from blockrank.bench.shapes import KNOWN_SHAPES
 from blockrank.model import (
     Layers,
+    LoadedModel,
     RankModel,
     check_layers,
     load_config,
@@ -108,12 +109,12 @@ def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSe
     weights = weight_type(subject, settings.dtype, device)
     module = _random_module(subject.config, subject.spec.readout.layer + 1, SEAM, device, weights or torch.bfloat16)
     backend = get_backend(settings.backend, device, module.dtype)
-    model = RankModel(module, None, subject.spec, backend, subject.name)
+    loaded = LoadedModel(module, name=subject.name)
     if runs_fused(module, layers, eight_bits):
-        model.fuse()
+        loaded.fuse()
     if eight_bits:
-        model.quantise(eight_bits)
-    return model
+        loaded.quantise(eight_bits)
+    return RankModel(loaded, subject.spec, backend)
 
 
 def plain_model(subject: Subject, device: torch.device, dtype: str | None) -> PreTrainedModel:
@@ -160,7 +161,8 @@ def skeleton(subject: Subject) -> RankModel:
     """
     with torch.device("meta"):
         module = AutoModel.from_config(copy.deepcopy(subject.config))
-    return RankModel(module, None, subject.spec, get_backend("reference", _CPU, torch.float32), subject.name)
+    loaded = LoadedModel(module, name=subject.name)
+    return RankModel(loaded, subject.spec, get_backend("reference", _CPU, torch.float32))
 
 
 def arithmetic(model: RankModel) -> Arithmetic | None:

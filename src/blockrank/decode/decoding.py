@@ -122,7 +122,7 @@ def _check(model: RankModel, beams: int) -> None:
     spec, name = model.spec, model.name or "the model"
     if beams < 1:
         raise InputError(f"beams must be positive, not {beams}.")
-    if not model.has_head:
+    if not model.weights.has_head:
         raise ModelError(
             f"{name} was loaded without a language-model head, which decoding needs: load it with head=True."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blockrank.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from blockrank.model.loaded import LoadedModel
 from blockrank.model.loading import (
     Devices,
     Layers,
@@ -30,6 +31,7 @@ __all__ = [
     "SEAM",
     "Devices",
     "Layers",
+    "LoadedModel",
     "RankModel",
     "check_layers",
     "load_config",

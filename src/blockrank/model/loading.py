@@ -26,6 +26,7 @@ from blockrank import engine
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
 from blockrank.model.adapters import chain_of, root_of, with_adapter
+from blockrank.model.loaded import LoadedModel
 from blockrank.model.parameters import check_finite, load_weights
 from blockrank.model.probe import probe_model
 from blockrank.model.rank_model import RankModel
@@ -139,17 +140,17 @@ def load_model(
         models = []
         for part, place in zip(modules, [*places[1:], places[0]], strict=True):
             part = part.to(place).eval()
-            models.append(RankModel(part, tokenizer, resolved, get_backend(backend, place, part.dtype), str(source)))
-            models[-1].omitted = omitted
+            weights = LoadedModel(part, tokenizer, str(source), omitted)
             if fused:
-                models[-1].fuse()
+                weights.fuse()
+            models.append(RankModel(weights, resolved, get_backend(backend, place, part.dtype)))
     *replicas, model = models
     check_finite(model.module, model.name)
     if probe:
         probe_model(model)
     if eight_bits is not None:
         for item in models:
-            item.quantise(eight_bits)
+            item.weights.quantise(eight_bits)
     model.replicas = tuple(replicas)
     return model
 

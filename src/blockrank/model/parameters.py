@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from blockrank.model.int8_file import is_int8, read_int8
 from blockrank.model.seam import SEAM
 from blockrank.model.sources import one_line
-from blockrank.model.weights import is_int8, read_int8
 from blockrank.types import BlockrankError, ModelError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -130,7 +130,7 @@ def _check_fused(model: RankModel, layout: PackedLayout) -> None:
     """Compare queries and keys at the scoring layer, and with a head every token's last hidden states and logits, with
     those of the library's own layers."""
     wanted = Wanted.read_out(model.spec)
-    if model.has_head and not model.omitted:
+    if model.weights.has_head and not model.weights.omitted:
         every_T = np.arange(layout.tokens)
         wanted = replace(wanted, logits_R=every_T, hidden_R=every_T)
     fused, library = (_parts(item.forward(layout, wanted)) for item in (model, model.in_library_layers()))
@@ -168,7 +168,7 @@ def rows_apart(one: Tensor, two: Tensor) -> float:
 @contextmanager
 def _spoiled(model: RankModel) -> Iterator[None]:
     """Put NaN where the checkpoint leaves weights out: whatever reads one of them after all yields no number."""
-    weights = [weight for name, weight in model.module.named_parameters() if name in model.omitted]
+    weights = [weight for name, weight in model.module.named_parameters() if name in model.weights.omitted]
     for weight in weights:
         weight.data.fill_(torch.nan)
     try:

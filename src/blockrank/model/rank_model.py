@@ -1,9 +1,9 @@
-"""`RankModel`: a Hugging Face decoder with its tokenizer, spec and attention backend, and a layout run through it."""
+"""`RankModel`: a view over loaded weights (how they are read, with which attention), and a layout run through it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
@@ -17,109 +17,103 @@ from blockrank.attention import AttentionBackend, MergingBackend, get_backend
 from blockrank.engine.capture import Capture, Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import Ints, Memo, PackedLayout, PromptTokenizer, Segment
+from blockrank.model.loaded import LoadedModel
 from blockrank.model.seam import Done, Pass
 from blockrank.model.vocabulary import check_prompt
 from blockrank.model.wrapping import is_sharded, runs_whole, tied
-from blockrank.reuse.keys import Store, complete, plan_reuse
+from blockrank.reuse.keys import Store, complete, plan_reuse, reuse_context
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError
 
 _LEAST_SHARED_TOKENS = 4096  # below, one device is as fast as several
-_WIDTH_STEP = 16  # of products in eight bits
 
 
 class RankModel:
-    """A Hugging Face decoder with its tokenizer, `RankSpec` and attention backend.
+    """A view over loaded weights: what reads them, and how.
 
-    `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `decoder`, where
-    there is one, its layers fused for inference; `replicas` the same model on other devices; `store` and `memo`, where
-    there are any and the spec allows it, keep documents from being encoded and tokenised twice. `omitted`: parameters
-    that the checkpoint leaves out because no ranking reads them.
+    `weights` are held once, whatever views there are; `spec` says how they are read, `backend` computes attention;
+    `replicas` are the same view over the same weights on other devices; `store` and `memo`, where there are any and the
+    spec allows it, keep documents from being encoded and tokenised twice. A view costs nothing, and several over the
+    same weights may be used at once, each by a thread of its own.
+
+    `with_spec` and the like give another view and leave this one as it is. They keep store and memo: an entry is found
+    by all that it depends on, so that no view reads what was made for another reading (`reuse.keys.reuse_context`).
+    `through` alone drops them, because weights change behind a wrapper that trains.
     """
 
     def __init__(
-        self,
-        module: PreTrainedModel,
-        hf_tokenizer: Any,
-        spec: RankSpec,
-        backend: AttentionBackend,
-        name: str = "",
+        self, weights: LoadedModel, spec: RankSpec, backend: AttentionBackend, replicas: Sequence[RankModel] = ()
     ) -> None:
-        self.module, self.hf_tokenizer, self.spec, self.backend, self.name = module, hf_tokenizer, spec, backend, name
-        self.decoder: engine.Decoder | None = None
-        self._graphs: engine.Graphs | None = None
-        self.replicas: tuple[RankModel, ...] = ()
-        self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
+        self.weights, self.spec, self.backend, self.replicas = weights, spec, backend, tuple(replicas)
         self.store: Store | None = None
         self.memo: Memo[Segment] | None = None
-        self.omitted: frozenset[str] = frozenset()
-        self._outer: nn.Module = module
+        self._fused = True  # where the weights are
+        self._outer: nn.Module = weights.module
         self._between: Callable[[], None] | None = None
         self._check_spec()
 
     @property
+    def module(self) -> PreTrainedModel:
+        """The (cut) model of transformers."""
+        return self.weights.module
+
+    @property
+    def tokenizer(self) -> PromptTokenizer | None:
+        """What makes tokens of prompts."""
+        return self.weights.tokenizer
+
+    @property
+    def name(self) -> str:
+        """Where the weights came from."""
+        return self.weights.name
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.module.device
-        return device
+        return self.weights.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        dtype: torch.dtype = self.module.dtype
-        return dtype
+        return self.weights.dtype
 
     @property
-    def key_bytes(self) -> int:
-        """Bytes of one row's keys at one layer."""
-        config = self.module.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(heads * width * self.dtype.itemsize)
-
-    def fuse(self) -> None:
-        """Run inference in fused layers from now on. Raises `ModelError` for a model that cannot be fused."""
-        if reason := engine.unfusable(self.module):
-            raise ModelError(f"the layers of {self.name or 'the model'} cannot be fused: {reason}.")
-        self.decoder = engine.fuse(self.module)
-        self._graphs = engine.Graphs(self.decoder)
-
-    def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
-        """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
-
-        The library's own layers give up their weights: from now on the model infers, and does nothing else. Raises
-        `ModelError` for a model that cannot be fused, or whose widths the hardware's products do not take.
-        """
-        if self.decoder is None:
-            self.fuse()
-        assert self.decoder is not None
-        shapes = (linear.weight_ND.shape for block in self.decoder.blocks for linear in block.linears)
-        if odd := next((shape for shape in shapes if any(size % _WIDTH_STEP for size in shape)), None):
-            raise ModelError(
-                f"{self.name or 'the model'} has a product of {odd[0]} x {odd[1]}: eight bits take multiples of "
-                f"{_WIDTH_STEP}."
-            )
-        engine.quantise(self.decoder, self.module, dtype, exact_layers)
-        self._graphs = engine.Graphs(self.decoder)  # none of the products captured before
+    def decoder(self) -> engine.Decoder | None:
+        """The fused layers that inference runs in; None where this view runs in the library's own."""
+        return self.weights.decoder if self._fused else None
 
     def with_spec(self, spec: RankSpec) -> RankModel:
         """The same weights read in another way (at the same layer or below)."""
-        changed = self._copy(decoder=self.decoder, replicas=tuple(replica.with_spec(spec) for replica in self.replicas))
-        changed.spec = spec
+        changed = self._view(spec=spec, replicas=tuple(replica.with_spec(spec) for replica in self.replicas))
         changed._check_spec()
         return changed
 
     def through(self, module: nn.Module) -> RankModel:
         """The same model, called through a wrapper around it (adapters, DDP, FSDP2) wherever a forward names none."""
-        found = self._copy(decoder=self.decoder, replicas=self.replicas)
-        found._outer = module
-        return found
+        return self._view(_outer=module, store=None, memo=None)
 
     def with_turns(self, between: Callable[[], None]) -> RankModel:
-        """The same model with the same store, whose forwards in fused layers call `between` between their parts, for
-        others to have a turn; see `engine.forward`. In the library's own layers a forward has one part."""
+        """The same model, whose forwards in fused layers call `between` between their parts, for others to have a turn;
+        see `engine.forward`. In the library's own layers a forward has one part."""
+        return self._view(_between=between)
+
+    def on_each_device(self) -> tuple[RankModel, ...]:
+        """The model and its replicas, each to be used alone."""
+        return (self._view(replicas=()), *self.replicas)
+
+    def in_library_layers(self) -> RankModel:
+        """The same weights in the library's own layers."""
+        self._refuse_eight_bits()
+        return self._view(_fused=False, replicas=())
+
+    def with_backend(self, backend: AttentionBackend) -> RankModel:
+        """The same weights attending with another backend, on this device alone."""
+        return self._view(backend=backend, replicas=())
+
+    def _view(self, **changes: Any) -> RankModel:
+        """A copy of this view with some attributes changed."""
         found = copy.copy(self)
-        found._between = between
+        vars(found).update(changes)
         return found
 
     def inference(self) -> AbstractContextManager[None]:
@@ -128,34 +122,8 @@ class RankModel:
             return torch.no_grad()
         return torch.inference_mode()
 
-    def on_each_device(self) -> tuple[RankModel, ...]:
-        """The model and its replicas, each to be used alone."""
-        return (self._copy(decoder=self.decoder, replicas=()), *self.replicas)
-
-    def in_library_layers(self) -> RankModel:
-        """The same weights in the library's own layers."""
-        self._refuse_eight_bits()
-        return self._copy(decoder=None, replicas=())
-
-    def with_backend(self, backend: AttentionBackend) -> RankModel:
-        """The same weights attending with another backend, on this device alone."""
-        found = self._copy(decoder=self.decoder, replicas=())
-        found.backend = backend
-        return found
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the model was loaded with its language-model head."""
-        return self.module.get_output_embeddings() is not None
-
-    def _copy(self, *, decoder: engine.Decoder | None, replicas: tuple[RankModel, ...]) -> RankModel:
-        found = copy.copy(self)
-        found.decoder, found.replicas = decoder, replicas
-        found.store = found.memo = None
-        return found
-
     def _refuse_eight_bits(self) -> None:
-        if self.decoder is not None and self.decoder.quantised:
+        if self.weights.is_quantised:
             raise ModelError("the model is loaded in eight bits: it infers, and does nothing else.")
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
@@ -218,10 +186,16 @@ class RankModel:
             raise ModelError(f"the spec prunes documents, which needs fused layers: {reason}.")
         if self.store is None or not self.spec.reuses_documents:
             return self.forward(layout)
-        plan = plan_reuse(layout, self.store)
+        plan = plan_reuse(layout, self.store, reuse_context(self.spec, self._arithmetic))
         capture = self.forward(plan.lean)
         whole = replace(capture.only, k_PKH=complete(layout, plan, capture.only.k_PKH, self.store))
         return replace(capture, layers=(whole,), layout=layout)
+
+    @property
+    def _arithmetic(self) -> str:
+        """What computes, beside the weights: two that differ agree but for rounding."""
+        layers = "library" if self.decoder is None else "fused"
+        return f"{layers} {self.weights.is_quantised} {self.backend.name}"
 
     @property
     def shares_documents(self) -> bool:
@@ -267,18 +241,18 @@ class RankModel:
             with torch.autocast(self.device.type, enabled=False):  # fused layers choose their types themselves
                 decoders = self._decoders(layout)
                 return engine.forward(
-                    decoders, layout, wanted, self.spec, self.backend, self._graphs, rows, self._between
+                    decoders, layout, wanted, self.spec, self.backend, self.weights.graphs, rows, self._between
                 )
         return self._library_forward(layout, wanted, whole, module if module is not None else self._outer, rows)
 
     def _check_wanted(self, layout: PackedLayout, wanted: Wanted) -> None:
         name = self.name or "the model"
         wanted.check(layout, self.module.config.num_hidden_layers)
-        if wanted.logits_R is not None and not self.has_head:
+        if wanted.logits_R is not None and not self.weights.has_head:
             raise ModelError(
                 f"{name} was loaded without a language-model head, which logits need: load it with head=True."
             )
-        if wanted.whole and self.omitted:
+        if wanted.whole and self.weights.omitted:
             raise ModelError(
                 f"{name} has neither logits nor last hidden states: its checkpoint leaves out what they need."
             )
@@ -291,7 +265,7 @@ class RankModel:
         wrapped = runs_whole(outer)
         current = self.start_pass(layout, wanted, stop=not (wanted.whole or whole or wrapped), rows=rows)
         extras: dict[str, Any] = {"output_hidden_states": True} if wanted.hidden_R is not None else {}
-        if self.has_head:  # nobody asked for logits: those of the last token will do
+        if self.weights.has_head:  # nobody asked for logits: those of the last token will do
             extras["logits_to_keep"] = self._moved(wanted.logits_R) if wanted.logits_R is not None else 1
         outputs = None
         with suppress(Done):

@@ -2,8 +2,9 @@
 without them gets their keys back.
 
 Exact where `RankSpec.documents_stand_alone` holds: a document's keys at the scoring layer then depend on the
-instruction and its own tokens alone, and no other segment reads it below that layer. The key of an entry is content,
-so that a wrong hit is impossible; a store belongs to one model.
+instruction and its own tokens alone, and no other segment reads it below that layer. The key of an entry is all that
+it depends on beside the weights, so that a wrong hit is impossible: a store belongs to weights, and all views over
+them may share it, at once.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockrank.layout import PackedLayout
+from blockrank.spec import RankSpec
 
 
 class Store(Protocol):
-    """Keys of documents at the scoring layer, (L, K, H), by content key."""
+    """Keys of documents at the scoring layer, (L, K, H), by what they depend on. For use from several threads."""
 
-    def lookup(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which keys can be read now."""
-
-    def read(self, key: bytes) -> Tensor:
-        """The entry of a key that `lookup` found."""
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
+        """The entries of those keys that are held."""
 
     def write(self, key: bytes, k_LKH: Tensor) -> None:
         """Keep an entry; a store may drop others for it."""
@@ -48,11 +47,17 @@ class ReusePlan:
     held: dict[bytes, Tensor]
 
 
-def content_keys(layout: PackedLayout) -> tuple[bytes, ...]:
-    """One key a document: a hash of its start position, the instruction's tokens and its own."""
+def reuse_context(spec: RankSpec, arithmetic: str) -> bytes:
+    """What the keys of a document depend on beside tokens and positions: of the spec the layer that is read and what a
+    document's tokens read of each other (the rest shapes tokens, the query or the read-out); and what computes them."""
+    return f"{spec.readout.layer}|{spec.pattern.document_attention}|{arithmetic}|".encode()
+
+
+def content_keys(layout: PackedLayout, context: bytes) -> tuple[bytes, ...]:
+    """One key a document: a hash of the context, its start position, the instruction's tokens and its own."""
     instructions = [i for i, kind in enumerate(layout.kinds_S) if kind == "instruction"]
     roots = [
-        hashlib.blake2b(layout.ids_T[layout.starts_S[i] : layout.ends_S[i]].tobytes(), digest_size=16)
+        hashlib.blake2b(context + layout.ids_T[layout.starts_S[i] : layout.ends_S[i]].tobytes(), digest_size=16)
         for i in instructions
     ]
     keys = []
@@ -64,11 +69,10 @@ def content_keys(layout: PackedLayout) -> tuple[bytes, ...]:
     return tuple(keys)
 
 
-def plan_reuse(layout: PackedLayout, store: Store) -> ReusePlan:
+def plan_reuse(layout: PackedLayout, store: Store, context: bytes) -> ReusePlan:
     """Leave out of a layout the documents a store holds, and all but the first of equal ones."""
-    keys = content_keys(layout)
-    distinct = list(dict.fromkeys(keys))
-    held = {key: store.read(key) for key, found in zip(distinct, store.lookup(distinct), strict=True) if found}
+    keys = content_keys(layout, context)
+    held = store.find(tuple(dict.fromkeys(keys)))
     dropped_S = np.zeros(len(layout.starts_S), dtype=bool)
     seen = set(held)
     for key, segment in zip(keys, layout.document_segment_C, strict=True):

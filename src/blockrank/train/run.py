@@ -116,7 +116,7 @@ class RankTrainer(FiniteTrainer):
         # What would change the meaning of the folder: adapters of an earlier run; a model card without content.
         (folder / ("README.md" if self.is_adapted else ADAPTER_CONFIG)).unlink(missing_ok=True)
         self.rank_model.spec.save(folder)
-        self.rank_model.hf_tokenizer.save_pretrained(folder)
+        self.rank_model.weights.hf_tokenizer.save_pretrained(folder)
 
 
 def _collate_for_trainer(examples: list[Any], spec: RankSpec) -> dict[str, Batch]:
