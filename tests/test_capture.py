@@ -300,8 +300,8 @@ def test_what_an_observer_raises_ends_the_forward() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_hidden_states_in_int8(kind: str) -> None:
-    model = RankModel(LoadedModel(random_decoder(kind, LAYERS, head=True, **KINDS[kind])), golden_spec(query_offset=200),
-                      get_backend("sdpa", CPU, torch.float32), kind)  # fmt: skip
+    loaded = LoadedModel(random_decoder(kind, LAYERS, head=True, **KINDS[kind]), name=kind)
+    model = RankModel(loaded, golden_spec(query_offset=200), get_backend("sdpa", CPU, torch.float32))
     layout = layout_of(model.spec, [7, 3], [4])
     wanted = Wanted((0, 2), np.array([4, layout.tokens - 1]), np.array([9, 0, 9]))
     expected = forward(model, layout, wanted)

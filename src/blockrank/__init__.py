@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Ranking,
         RankRequest,
         RequestRanker,
+        SteppedRanker,
     )
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _HOMES = {
     "RankedDocument": "types",
     "Ranking": "types",
     "RequestRanker": "types",
+    "SteppedRanker": "types",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "Ranking",
     "Readout",
     "RequestRanker",
+    "SteppedRanker",
     "Template",
     "__version__",
 ]

@@ -34,6 +34,13 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """Whether every later call to the device would fail too, in this process."""
+    if is_out_of_memory(error):
+        return False
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)  # the first is torch's
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory did not suffice. Only for CUDA has torch an error of its own for it; numpy and Python raise
     `MemoryError`."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from blockrank.text.words import document_words, query_words, spans_of_words
-from blockrank.types import Document, Evidence, InputError, Ranking, RankRequest, RequestRanker
+from blockrank.types import Cut, Document, Evidence, InputError, RankerFacts, Ranking, RankRequest, SteppedRanker
+
+_WORD = re.compile(r"\S+")
 
 
 def word_overlap(query: str, text: str) -> float:
@@ -20,26 +24,82 @@ def shared_words(query: str, document: Document) -> tuple[Evidence, ...]:
     return tuple(Evidence(*document.locate(*span), 1 / len(found)) for span in found)
 
 
-class FakeRanker(RequestRanker):
+@dataclass(frozen=True, slots=True)
+class FakeTokens:
+    """A request as words: contents of its readable documents, cut to the limit, and what each has of words."""
+
+    contents: tuple[str, ...]
+    words: tuple[int, ...]
+    cuts: tuple[Cut, ...] = ()
+    length: int = 0
+    query_cut: int = 0
+
+
+class FakeRanker(SteppedRanker[FakeTokens, list[float]]):
     """Ranks by a plain function of query and text, word overlap unless told otherwise; scores sum to one.
 
-    Accepts and refuses exactly what `Ranker` does, so that code under test meets the real types. Evidence, where a
-    request asks for it, is the words shared with the query. `calls` records the requests that were ranked.
+    Accepts and refuses exactly what `Ranker` does, so that code under test meets the real types, and can be served in
+    its place. A token is a word; where there is a limit, `max_segment_tokens`, documents are cut to it. Evidence, where
+    a request asks for it, is the words shared with the query. `calls` records the requests that were ranked.
     """
 
-    def __init__(self, score: Callable[[str, str], float] = word_overlap) -> None:
-        self._score = score
+    def __init__(
+        self, score: Callable[[str, str], float] = word_overlap, max_segment_tokens: int | None = None
+    ) -> None:
+        self._score, self._limit = score, max_segment_tokens
         self.calls: list[RankRequest] = []
 
-    def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
-        """Rank a stream of requests lazily, in order."""
-        for request in requests:
-            self.calls.append(request)
-            documents = [request.candidates[index] for index in request.readable]
-            raw = [float(self._score(request.query, document.content)) for document in documents]
-            if min(raw) < 0:
-                raise InputError("the score function of a FakeRanker must not be negative.")
-            total = sum(raw)
-            shares = [value / total for value in raw] if total else [1 / len(raw)] * len(raw)
-            evidence = [shared_words(request.query, document) for document in documents]
-            yield Ranking.from_scores(request, shares, evidence=evidence if request.evidence else None)
+    @property
+    def facts(self) -> RankerFacts:
+        """See `SteppedRanker.facts`."""
+        return RankerFacts(max_segment_tokens=self._limit)
+
+    def tokenise(
+        self,
+        request: RankRequest,
+        max_segment_tokens: int | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> FakeTokens:
+        """See `SteppedRanker.tokenise`."""
+        limit = min((item for item in (self._limit, max_segment_tokens) if item is not None), default=None)
+        contents, counts, cuts = [], [], []
+        for index in request.readable:
+            if between is not None:
+                between()
+            content = request.candidates[index].content
+            words = list(_WORD.finditer(content))
+            kept = words[:limit]
+            if len(kept) < len(words):
+                content = content[: kept[-1].end()]
+                cuts.append(Cut(index, len(words) - len(kept)))
+            contents.append(content)
+            counts.append(len(kept))
+        length = sum(counts) + len(request.query.split())
+        return FakeTokens(tuple(contents), tuple(counts), tuple(cuts), length)
+
+    def score(
+        self,
+        requests: Sequence[RankRequest],
+        tokenised: Sequence[FakeTokens],
+        between: Callable[[], None] | None = None,
+    ) -> list[list[float]]:
+        """See `SteppedRanker.score`."""
+        del between  # it has one part
+        self.calls += requests
+        return [self._shares(*pair) for pair in zip(requests, tokenised, strict=True)]
+
+    def _shares(self, request: RankRequest, tokenised: FakeTokens) -> list[float]:
+        raw = [float(self._score(request.query, content)) for content in tokenised.contents]
+        if min(raw) < 0:
+            raise InputError("the score function of a FakeRanker must not be negative.")
+        total = sum(raw)
+        return [value / total for value in raw] if total else [1 / len(raw)] * len(raw)
+
+    def ranking(self, request: RankRequest, tokenised: FakeTokens, scored: list[float]) -> Ranking:
+        """See `SteppedRanker.ranking`."""
+        lost = {cut.index: cut.tokens for cut in tokenised.cuts}
+        evidence = None
+        if request.evidence:
+            evidence = [shared_words(request.query, request.candidates[index]) for index in request.readable]
+        cut_tokens = [lost.get(index, 0) for index in request.readable]
+        return Ranking.from_scores(request, scored, tokenised.words, cut_tokens, evidence=evidence)

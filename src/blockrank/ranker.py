@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockrank.configfile import checked
 from blockrank.errors import is_out_of_memory
-from blockrank.layout import Memo, TokenisedRequest, pack, plan_batches
+from blockrank.layout import Memo, TokenisedRequest, forward_tokens, pack, plan_alike, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.reuse.memory import MemoryStore
 from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
@@ -27,16 +27,16 @@ from blockrank.types import (
     Evidence,
     InputError,
     ModelError,
+    RankerFacts,
     Ranking,
     RankRequest,
-    RequestRanker,
+    SteppedRanker,
 )
 
 if TYPE_CHECKING:
     from blockrank.layout import Segment
 
 DEFAULT_MAX_TOKENS = 32_768
-_ENCODE_TOKENS = 4096  # tokens of documents encoded in one forward by `remember`; larger ones are slower on a CPU
 _TOKENS_SHARE = 32  # documents' tokens may take this part of the memory for their keys, beside it
 _REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new in later calls takes the rest
 REQUEST_WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 Batch = tuple[Sequence[RankRequest], Sequence[TokenisedRequest]]
 
 
-class Ranker(RequestRanker):
+class Ranker(SteppedRanker[TokenisedRequest, Scored]):
     """Ranks documents in context with a language model.
 
         ranker = Ranker.from_pretrained()
@@ -102,6 +102,13 @@ class Ranker(RequestRanker):
     def spec(self) -> RankSpec:
         """How the model is read."""
         return self.model.spec
+
+    @property
+    def facts(self) -> RankerFacts:
+        """See `SteppedRanker.facts`."""
+        device, spec = self.model.device, self.spec
+        budget = forward_tokens(device.type)
+        return RankerFacts(str(device), budget, spec.max_segment_tokens, spec.max_query_tokens)
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order, packing as many into a forward as `max_tokens` allows."""
@@ -305,13 +312,15 @@ class Ranker(RequestRanker):
         self.model.store = self.model.memo = None
 
     def _encoding_groups(self, documents: Sequence[Document]) -> list[TokenisedRequest]:
-        """Distinct documents by length, as requests of a few thousand tokens; their query is a placeholder."""
+        """Distinct documents by length, as requests of one forward each; their query is a placeholder."""
         # Each behind a placeholder, so that one of which nothing can be read makes no request that is refused.
         frame, *_ = alone = [self.tokenise(RankRequest("q", ["q", document])) for document in documents]
         found = [segment for item in alone for segment in item.documents[1:]]
-        segments = sorted({segment.ids.tobytes(): segment for segment in found}.values(), key=_by_size)
-        groups = plan_batches([len(segment.ids) for segment in segments], _ENCODE_TOKENS)
-        return [TokenisedRequest((frame.segments[0], *segments[group], frame.segments[-1])) for group in groups]
+        # In an order of their own, so that groups are the same in whatever order documents come.
+        segments = [segment for _, segment in sorted({segment.ids.tobytes(): segment for segment in found}.items())]
+        groups = plan_alike([len(segment.ids) for segment in segments], forward_tokens(self.model.device.type))
+        first, last = frame.segments[0], frame.segments[-1]
+        return [TokenisedRequest((first, *(segments[i] for i in group), last)) for group in groups]
 
     def with_spec(self, **changes: object) -> Ranker:
         """A ranker over the same weights whose spec differs in the given fields (same layer or below).
@@ -340,10 +349,6 @@ def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> 
         request.query_id, index, request.candidates[index].doc_id, "about " if segment.cut_is_estimate else "",
         segment.body_tokens + segment.cut, segment.body_tokens, limit,
     )  # fmt: skip
-
-
-def _by_size(segment: Segment) -> tuple[int, bytes]:
-    return len(segment.ids), segment.ids.tobytes()
 
 
 def _evidence(request: RankRequest, tokenised: TokenisedRequest, shares_R: Tensor) -> list[tuple[Evidence, ...]]:

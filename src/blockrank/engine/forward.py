@@ -27,16 +27,12 @@ from blockrank.engine.parts import (
     token_mask,
 )
 from blockrank.engine.rows import RowBuffers
-from blockrank.layout import Ints, PackedLayout, plan_batches
+from blockrank.layout import Ints, PackedLayout, forward_tokens, plan_alike
 from blockrank.readout.exits import leave
 from blockrank.readout.signals import log_scores
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError
 
-# A large request whose documents stand alone runs in pieces of about so many tokens. On a processor always: its states
-# would take thirteen kilobytes a token with the embedded model, its keys take one and a half. Elsewhere where something
-# else may run in between.
-_PIECE_TOKENS, _PIECE_TOKENS_ELSEWHERE = 4096, 32_768
 _LEAST_SAVING = 1 / 16  # part of the stream that must be spared before its rows are copied together
 
 
@@ -72,11 +68,8 @@ def forward(
         (layer,) = wanted.layers
         if (found := graphs.forward(layout, layer, spec, backend)) is not None:
             return Capture((LayerCapture(layer, *found, decoders[0].blocks[layer].scale),), layout)
-    on_processor = decoders[0].device.type == "cpu"
-    piece_tokens = _PIECE_TOKENS if on_processor else _PIECE_TOKENS_ELSEWHERE
-    may_cut = len(decoders) == 1 and (on_processor or between is not None)
-    if may_cut and _goes_in_pieces(layout, wanted, spec, piece_tokens):
-        return _in_pieces(decoders[0], layout, wanted, spec, backend, piece_tokens, between)
+    if len(decoders) == 1 and _goes_in_pieces(decoders[0], layout, wanted, spec, between):
+        return _in_pieces(decoders[0], layout, wanted, spec, backend, between)
     return _at_once(decoders, layout, wanted, spec, backend, rows, between)
 
 
@@ -144,11 +137,15 @@ def _check_exits(wanted: Wanted, spec: RankSpec) -> None:
 # Pieces
 
 
-def _goes_in_pieces(layout: PackedLayout, wanted: Wanted, spec: RankSpec, piece_tokens: int) -> bool:
-    """Whether a layout runs piece by piece. Pieces repeat instruction and query, so a single request's alone do."""
+def _goes_in_pieces(
+    decoder: Decoder, layout: PackedLayout, wanted: Wanted, spec: RankSpec, between: Callable[[], None] | None
+) -> bool:
+    """Whether a layout runs piece by piece: on a processor, and elsewhere where something else may run in between.
+    Pieces repeat instruction and query, so a single request's alone do."""
+    kind = decoder.device.type
     alone = spec.reuses_documents and not layout.cached_rows and not wanted.whole and wanted.observer is None
-    large = layout.tokens > 2 * piece_tokens and len(layout.document_segment_C) > 1
-    return alone and large and layout.requests == 1
+    large = layout.tokens > 2 * forward_tokens(kind) and len(layout.document_segment_C) > 1
+    return alone and large and layout.requests == 1 and (kind == "cpu" or between is not None)
 
 
 def _in_pieces(
@@ -157,17 +154,18 @@ def _in_pieces(
     wanted: Wanted,
     spec: RankSpec,
     backend: AttentionBackend,
-    piece_tokens: int,
     between: Callable[[], None] | None,
 ) -> Capture:
     """One piece after the other, each some of the documents with the instruction and the query."""
-    owner_C = _alike((layout.ends_S - layout.starts_S)[layout.document_segment_C], piece_tokens)
-    pieces = int(owner_C.max()) + 1
+    sizes_C = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
+    owner_C, pieces = np.empty_like(sizes_C), plan_alike(sizes_C, forward_tokens(decoder.device.type))
+    for index, members in enumerate(pieces):
+        owner_C[members] = index
     blocks = [decoder.blocks[layer] for layer in wanted.layers]
     keys = [block.middle.weight_D.new_empty(layout.tokens, block.kv_heads, block.width) for block in blocks]
     layers: tuple[LayerCapture, ...] = ()
-    for index in range(pieces):
-        own, rows_T = own_layout(layout, owner_C, index, pieces, spec)
+    for index in range(len(pieces)):
+        own, rows_T = own_layout(layout, owner_C, index, len(pieces), spec)
         layers = _at_once([decoder], own, wanted, spec, backend, between=between).layers
         (rows_R,) = moved(decoder.device, rows_T)
         for k_PKH, layer in zip(keys, layers, strict=True):
@@ -183,15 +181,6 @@ def _wait_for(device: torch.device) -> None:
     """Until all that was launched has run, so that what comes next comes between."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-
-
-def _alike(sizes_C: Ints, piece_tokens: int) -> Ints:
-    """(C,) the piece that each document goes to: those of similar length together, so that little is padded."""
-    order = np.argsort(sizes_C, kind="stable")
-    piece_C = np.empty_like(sizes_C)
-    for index, members in enumerate(plan_batches(sizes_C[order].tolist(), piece_tokens)):
-        piece_C[order[members]] = index
-    return piece_C
 
 
 # What is handed out

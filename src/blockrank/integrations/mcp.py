@@ -14,13 +14,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from blockrank import __version__
-from blockrank.types import InputError, MissingExtraError
+from blockrank.types import InputError, MissingExtraError, ServedRanker
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
     from mcp.server.mcpserver.tools import Tool
 
-    from blockrank.ranker import Ranker
     from blockrank.serve.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ _DOCUMENT = {"anyOf": [{"type": "string"}, _OBJECT]}
 _COUNT = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "default": None}
 
 
-def create_mcp_server(ranker: "Ranker", settings: "ServeSettings | None" = None) -> "MCPServer[Any]":
+def create_mcp_server(ranker: "ServedRanker", settings: "ServeSettings | None" = None) -> "MCPServer[Any]":
     """A server with one tool, `rank`, within the limits of `settings`; `max_body_bytes` is that of a call's texts.
 
     Raises `MissingExtraError` without mcp.
@@ -119,7 +118,7 @@ def run_mcp_server(server: "MCPServer[Any]", port: int | None = None) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listen(_LOOPBACK, port)])
 
 
-def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -> dict[str, Any]:
+def _answer(ranker: "ServedRanker", limits: "ServeSettings", values: dict[str, Any]) -> dict[str, Any]:
     """What a call gets. Raises `BlockrankError` where it cannot be ranked."""
     from blockrank.serve.calls import Reading, read_call
     from blockrank.serve.dialects import TEI, warnings_of
@@ -138,8 +137,7 @@ def _answer(ranker: "Ranker", limits: "ServeSettings", values: dict[str, Any]) -
     except InputError as error:
         raise InputError(call.names.in_words(str(error))) from None
     ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0])
-    cuts = [segment.cut for segment in tokenised.documents]
-    read = Reading(tokenised.length, sum(cut > 0 for cut in cuts), max(cuts), tokenised.query_cut)
+    read = Reading.of(tokenised)
     warnings = warnings_of(call, ranking, read)
     return {"results": TEI.answer(call, ranking, read), **({"warnings": warnings} if warnings else {})}
 

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockrank.types import InputError, MissingExtraError
+from blockrank.types import InputError, MissingExtraError, ServedRanker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from blockrank.ranker import Ranker
     from blockrank.serve.settings import ServeSettings
 
 _HEALTH_PERIOD_S = 5
@@ -30,7 +29,7 @@ _LIMITS = {"served_name": str, "max_documents": int, "max_document_chars": int, 
 
 
 def deployment(
-    load: Callable[[], Ranker],
+    load: Callable[[], ServedRanker],
     settings: ServeSettings | None = None,
     *,
     min_replicas: int = 1,
@@ -78,7 +77,7 @@ def deployment(
     )(RankServer).bind()  # fmt: skip
 
 
-def loaded_app(settings: ServeSettings, load: Callable[[], Ranker]) -> FastAPI:
+def loaded_app(settings: ServeSettings, load: Callable[[], ServedRanker]) -> FastAPI:
     """The application of `create_app`, which has started only when its model is loaded."""
     from blockrank.serve.app import create_app
 

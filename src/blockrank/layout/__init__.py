@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockrank.layout.batches import plan_batches
+from blockrank.layout.batches import forward_tokens, plan_alike, plan_batches
 from blockrank.layout.encoding import Ints
 from blockrank.layout.memo import Memo
 from blockrank.layout.packed import PackedLayout, pack, ranges_flat
@@ -15,7 +15,9 @@ __all__ = [
     "PromptTokenizer",
     "Segment",
     "TokenisedRequest",
+    "forward_tokens",
     "pack",
+    "plan_alike",
     "plan_batches",
     "ranges_flat",
 ]

@@ -15,7 +15,7 @@ from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, s
 from blockrank.layout.memo import Memo
 from blockrank.layout.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
-from blockrank.types import InputError, RankRequest
+from blockrank.types import Cut, InputError, RankRequest
 
 _GROUP_CHARACTERS = 1 << 18  # encoded at once: a tokenizer's own record of a text takes a hundred times its size
 _QUERY_SLACK = 16  # tokens by which a query may differ alone and in its frame
@@ -73,6 +73,12 @@ class TokenisedRequest:
     def indices(self) -> Sequence[int]:
         """For each document segment its candidate's index in the request."""
         return range(len(self.documents)) if self.read is None else self.read
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The documents that lost tokens."""
+        found = zip(self.indices, self.documents, strict=True)
+        return tuple(Cut(index, segment.cut, segment.cut_is_estimate) for index, segment in found if segment.cut)
 
     @property
     def length(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +16,6 @@ from starlette.routing import Route
 from starlette.types import Receive
 
 from blockrank import __version__
-from blockrank.ranker import Ranker
 from blockrank.serve.dialects import likely_dialect
 from blockrank.serve.faults import Faults
 from blockrank.serve.fields import shown
@@ -29,6 +28,7 @@ from blockrank.serve.schema import TITLE, rerank_schema
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import OPEN_PATHS, ServeSettings
 from blockrank.serve.web import PAGE_PATHS, add_page
+from blockrank.types import ServedRanker
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _MOST_DIGITS = 20
@@ -48,7 +48,7 @@ def create_app(
     """
     settings = settings or ServeSettings()
     metrics = Metrics()
-    service = Service(settings, load or (lambda: [Ranker.from_pretrained()]), metrics, on_failure)
+    service = Service(settings, load or _embedded, metrics, on_failure)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,6 +76,13 @@ def create_app(
     app.add_middleware(Faults, metrics=metrics)
     app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes, open_paths=open_paths)
     return app
+
+
+def _embedded() -> Sequence[ServedRanker]:
+    """The one ranker that is named here: what is served where nobody says otherwise."""
+    from blockrank import Ranker
+
+    return [Ranker.from_pretrained()]
 
 
 def _add_rerank_routes(app: FastAPI, service: Service) -> None:
@@ -154,12 +161,13 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
     """The list of models, with the limits of this server."""
     settings, ranker = service.settings, service.ranker
     assert ranker is not None, "ready"
+    facts = ranker.facts
     limits = {
         "max_documents": settings.max_documents,
         "max_document_chars": settings.max_document_chars,
-        "max_document_tokens": ranker.spec.limits.max_segment_tokens,
+        "max_document_tokens": facts.max_segment_tokens,
         "max_query_chars": settings.max_query_chars,
-        "max_query_tokens": ranker.spec.limits.max_query_tokens,
+        "max_query_tokens": facts.max_query_tokens,
         "max_body_bytes": settings.max_body_bytes,
     }
     names = [settings.served_name, *settings.aliases]
@@ -169,7 +177,7 @@ def models_body(service: Service, created: int) -> dict[str, Any]:
             "object": "model",
             "created": created,
             "owned_by": "blockrank",
-            "max_model_len": ranker.spec.limits.max_segment_tokens,
+            "max_model_len": facts.max_segment_tokens,
             "limits": limits,
         }
         for name in names

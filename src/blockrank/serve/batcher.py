@@ -14,14 +14,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import TYPE_CHECKING
+from typing import Any
 
 from blockrank.serve.deadline import Deadline
-from blockrank.types import RankRequest
-
-if TYPE_CHECKING:
-    from blockrank.layout import TokenisedRequest
-    from blockrank.scorers import Scored
+from blockrank.types import RankRequest, Tokenised
 
 Clock = Callable[[], float]
 
@@ -34,10 +30,10 @@ class Job:
     """
 
     request: RankRequest
-    tokenised: TokenisedRequest
+    tokenised: Tokenised
     tokens: int
     deadline: Deadline
-    future: Future[Scored] = field(default_factory=Future)
+    future: Future[Any] = field(default_factory=Future)
     arrived: float = 0.0
     started: float = 0.0
     forward_s: float = 0.0
@@ -47,7 +43,7 @@ class Job:
         self.deadline.abandoned = True
         self.future.cancel()
 
-    def finish(self, scored: Scored) -> None:
+    def finish(self, scored: Any) -> None:
         """End it with scores, if it has not ended."""
         with contextlib.suppress(InvalidStateError):
             self.future.set_result(scored)

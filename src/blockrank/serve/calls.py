@@ -13,7 +13,7 @@ from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.spans import SpanOptions
 from blockrank.text.characters import is_readable
-from blockrank.types import Document, InputError, RankRequest
+from blockrank.types import Document, InputError, RankRequest, Tokenised
 
 # An id comes back with each document: as long as an address may be, or a number that every language can hold.
 _LONGEST_ID, _LEAST_ID, _MOST_ID = 2048, -(1 << 63), (1 << 64) - 1
@@ -75,6 +75,12 @@ class Reading:
     cut_documents: int = 0
     most_cut: int = 0
     query_cut: int = 0
+
+    @classmethod
+    def of(cls, tokenised: Tokenised) -> Reading:
+        """What is read of a request that is ready to be scored."""
+        lost = [cut.tokens for cut in tokenised.cuts]
+        return cls(tokenised.length, len(lost), max(lost, default=0), tokenised.query_cut)
 
 
 def read_call(

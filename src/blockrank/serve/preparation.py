@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from blockrank.layout import TokenisedRequest
-from blockrank.ranker import Ranker
-from blockrank.scorers import Scored
 from blockrank.serve.admission import Admission, Ticket
 from blockrank.serve.batcher import Job
 from blockrank.serve.calls import Call, Reading
@@ -20,7 +18,7 @@ from blockrank.serve.metrics import Metrics, Stage
 from blockrank.serve.parsing import read_json
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
-from blockrank.types import InputError, ModelError
+from blockrank.types import InputError, ModelError, ServedRanker, Tokenised
 
 _CHARS_PER_TOKEN = 4  # for estimates before anything is tokenised
 
@@ -58,7 +56,7 @@ class Prepared:
 class Preparation:
     """Reads bodies and writes answers for one ranker. Its methods run in any thread."""
 
-    def __init__(self, ranker: Ranker, settings: ServeSettings, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, ranker: ServedRanker, settings: ServeSettings, admission: Admission, metrics: Metrics) -> None:
         self._ranker, self._settings = ranker, settings
         self._admission, self._metrics = admission, metrics
 
@@ -76,27 +74,25 @@ class Preparation:
         except BaseException:
             ticket.release()
             raise
-        cuts = [segment.cut for segment in tokenised.documents]
-        read = Reading(tokenised.length, sum(cut > 0 for cut in cuts), max(cuts), tokenised.query_cut)
+        read = Reading.of(tokenised)
         ticket.settle(read.tokens)
         self._stage(trace, "tokenise", time.monotonic() - started)
         trace.fields |= {"tokens": read.tokens, "cut_documents": read.cut_documents}
         return Prepared(call, read, Job(call.request, tokenised, read.tokens, deadline), ticket)
 
-    def _tokenised(self, call: Call, deadline: Deadline) -> TokenisedRequest:
+    def _tokenised(self, call: Call, deadline: Deadline) -> Tokenised:
         try:
-            tokenised = self._ranker.tokenise(call.request, call.max_document_tokens, between=deadline.check)
+            tokenised: Tokenised = self._ranker.tokenise(call.request, call.max_document_tokens, between=deadline.check)
         except InputError as error:
             raise _refused(str(error), call) from None
-        if not call.may_cut:
-            for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
-                if segment.cut:
-                    over = f"{'about ' * segment.cut_is_estimate}{segment.cut} tokens over the limit"
-                    sentence = f"documents[{index}] is {over} and may not be cut."
-                    raise invalid(call.names.in_words(sentence), cause="limit")
+        if not call.may_cut and tokenised.cuts:
+            cut = tokenised.cuts[0]
+            over = f"{'about ' * cut.is_estimate}{cut.tokens} tokens over the limit"
+            sentence = f"documents[{cut.index}] is {over} and may not be cut."
+            raise invalid(call.names.in_words(sentence), cause="limit")
         return tokenised
 
-    def finish(self, prepared: Prepared, scored: Scored, trace: Trace) -> bytes:
+    def finish(self, prepared: Prepared, scored: Any, trace: Trace) -> bytes:
         """From scores to the body of the answer. Raises `Refusal` where the scores are no ranking."""
         started = time.monotonic()
         call, read, job = prepared.call, prepared.read, prepared.job
@@ -128,8 +124,8 @@ def give_back(future: Future[Prepared]) -> None:
         future.result().ticket.release()
 
 
-def _estimate(call: Call, ranker: Ranker) -> int:
+def _estimate(call: Call, ranker: ServedRanker) -> int:
     """About how many tokens of a call reach a device, from its characters."""
-    limit = ranker.spec.limits.max_segment_tokens
+    limit = ranker.facts.max_segment_tokens or sys.maxsize
     texts = (len(document.text) + len(document.title) for document in call.request.candidates)
     return sum(min(size // _CHARS_PER_TOKEN + 2, limit) for size in texts) + len(call.request.query) // _CHARS_PER_TOKEN

@@ -18,13 +18,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from blockrank.ranker import Ranker
 from blockrank.serve.app import create_app
 from blockrank.serve.connections import Connection, Connections
 from blockrank.serve.memory import share_arenas
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import ServeSettings
-from blockrank.types import BlockrankError
+from blockrank.types import BlockrankError, ServedRanker
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048  # connections that the system holds for us
@@ -154,7 +153,7 @@ def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
     def on_failure(sentence: str) -> None:
         servers[0].fail(sentence)
 
-    def load_for_good() -> Sequence[Ranker]:
+    def load_for_good() -> Sequence[ServedRanker]:
         """What is loaded stays: the collector need not walk through it ever again, which takes 0.2 s each time, in
         which no other thread runs."""
         rankers = load()

@@ -10,10 +10,8 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from threading import Thread
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from blockrank.ranker import Ranker
-from blockrank.scorers import Scored
 from blockrank.serve.admission import Admission
 from blockrank.serve.batcher import Batcher, Job
 from blockrank.serve.deadline import Deadline, over
@@ -23,14 +21,12 @@ from blockrank.serve.preparation import Preparation, Prepared, Trace, give_back
 from blockrank.serve.refusals import Refusal, draining
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.worker import Worker, devices_of, lost
-from blockrank.types import BlockrankError
+from blockrank.types import BlockrankError, ServedRanker
 
 Result = TypeVar("Result")
 State = Literal["loading", "ready", "draining", "failed"]
-Load = Callable[[], Sequence[Ranker]]
+Load = Callable[[], Sequence[ServedRanker]]
 _log = logging.getLogger(__name__)
-_BATCH_TOKENS = {"cpu": 4096}  # larger forwards are slower on a processor
-_BATCH_TOKENS_ELSEWHERE = 32_768
 _QUEUE_BATCHES = 16
 _DRAIN_STEP = 0.02  # seconds between two looks at what is under way
 _JOIN_S = 1.0
@@ -57,7 +53,7 @@ class Service:
         self._batcher: Batcher | None = None
         self._workers: list[Worker] = []
         self._loading: Thread | None = None
-        self._ranker: Ranker | None = None
+        self._ranker: ServedRanker | None = None
         self._preparation: Preparation
         self._lanes = Lanes(settings.max_body_bytes)
         self._end: asyncio.Future[None]
@@ -71,7 +67,7 @@ class Service:
         return self._state
 
     @property
-    def ranker(self) -> Ranker | None:
+    def ranker(self) -> ServedRanker | None:
         """The ranker that tokenises; None while loading."""
         return self._ranker
 
@@ -115,9 +111,8 @@ class Service:
     def _build(self) -> None:
         """Load the rankers and run the first forwards."""
         devices = devices_of(self._load())
-        kind = devices[0][1].model.device.type
         settings = self.settings
-        budget = settings.batch_tokens or _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ELSEWHERE)
+        budget = settings.batch_tokens or devices[0][1].facts.forward_tokens
         self._batcher = Batcher(budget, batching=settings.batching)
         self._admission.batch_tokens = budget
         self._admission.max_tokens = settings.max_queue_tokens or _QUEUE_BATCHES * budget
@@ -216,7 +211,7 @@ class Service:
         finally:
             del future  # see `_result`
 
-    async def _scores(self, prepared: Prepared, deadline: Deadline) -> Scored:
+    async def _scores(self, prepared: Prepared, deadline: Deadline) -> Any:
         """Wait for a device."""
         job, ticket = prepared.job, prepared.ticket
         job.future.add_done_callback(lambda _: ticket.release())  # with `prepared` in it, the future would keep itself

@@ -11,15 +11,11 @@ from functools import partial
 from threading import Thread
 from typing import TypeVar
 
-import torch
-
-from blockrank.errors import is_out_of_memory
-from blockrank.ranker import Ranker
-from blockrank.reuse.memory import MemoryStore
+from blockrank.errors import is_device_lost, is_out_of_memory
 from blockrank.serve.batcher import Batcher, Job, late, tokens_of
 from blockrank.serve.memory import FreedMemory
 from blockrank.serve.refusals import Refusal, invalid
-from blockrank.types import BlockrankError, CapacityError, InputError, RankRequest
+from blockrank.types import BlockrankError, CapacityError, InputError, KeyCache, RankRequest, ServedRanker
 
 _log = logging.getLogger(__name__)
 _MOST_FAULTS, _FAULT_PAUSE_S = 20, 0.05  # faults in a row that a worker outlives; seconds between them
@@ -64,7 +60,7 @@ class Worker:
     def __init__(
         self,
         name: str,
-        ranker: Ranker,
+        ranker: ServedRanker,
         batcher: Batcher,
         *,
         idle_s: float,
@@ -75,7 +71,7 @@ class Worker:
         self.name, self._ranker, self._batcher = name, ranker, batcher
         self._idle_s = idle_s
         self._on_forward, self._on_failure = on_forward, on_failure
-        self.store: MemoryStore | None = ranker.reuse(cache_bytes) if cache_bytes else None
+        self.store: KeyCache | None = ranker.reuse(cache_bytes) if cache_bytes else None
         self.last_success = 0.0
         self.busy_since: float | None = None
         self.failed = False
@@ -230,19 +226,12 @@ class Worker:
             _log.warning("%s: %s", self.name, error)
         else:
             _log.error("%s: a forward failed", self.name, exc_info=error)
-        if is_fatal(error) and not self.failed:
+        if is_device_lost(error) and not self.failed:
             self._lose(str(error).splitlines()[0] or type(error).__name__)
 
     def _lose(self, why: str) -> None:
         self.failed = True
         self._on_failure(f"{self.name} is lost: {why}")
-
-
-def is_fatal(error: Exception) -> bool:
-    """Whether a device is lost after an error: every later call of this process would fail too."""
-    if is_out_of_memory(error):
-        return False
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 def lost() -> Refusal:
@@ -259,14 +248,14 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(503, "memory", str(error))
     if is_out_of_memory(error):
         return Refusal(503, "memory", "there is not enough memory for this request now.")
-    if is_fatal(error):
+    if is_device_lost(error):
         return lost()
     if isinstance(error, InputError):
         return invalid(str(error))
     return Refusal(500, "internal", f"ranking failed: {type(error).__name__}; the server's log has more.")
 
 
-def devices_of(rankers: Sequence[Ranker]) -> list[tuple[str, Ranker]]:
+def devices_of(rankers: Sequence[ServedRanker]) -> list[tuple[str, ServedRanker]]:
     """Each device with its ranker, of rankers that may be loaded on several."""
     found = list(itertools.chain.from_iterable(ranker.on_each_device() for ranker in rankers))
-    return [(str(ranker.model.device), ranker) for ranker in found]
+    return [(ranker.facts.device, ranker) for ranker in found]

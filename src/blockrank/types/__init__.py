@@ -7,22 +7,28 @@ from __future__ import annotations
 
 from blockrank.errors import BlockrankError, CapacityError, InputError, MissingExtraError, ModelError
 from blockrank.types.documents import Document, DocumentLike, as_document
-from blockrank.types.rankers import RequestRanker
+from blockrank.types.rankers import Cut, KeyCache, RankerFacts, RequestRanker, ServedRanker, SteppedRanker, Tokenised
 from blockrank.types.rankings import Evidence, RankedDocument, Ranking
 from blockrank.types.requests import RankRequest
 
 __all__ = [
     "BlockrankError",
     "CapacityError",
+    "Cut",
     "Document",
     "DocumentLike",
     "Evidence",
     "InputError",
+    "KeyCache",
     "MissingExtraError",
     "ModelError",
     "RankRequest",
     "RankedDocument",
+    "RankerFacts",
     "Ranking",
     "RequestRanker",
+    "ServedRanker",
+    "SteppedRanker",
+    "Tokenised",
     "as_document",
 ]
