@@ -25,6 +25,7 @@ from blockrank.serve.app import create_app
 from blockrank.serve.server import listen, make_server
 from blockrank.serve.service import Service
 from blockrank.serve.settings import ServeSettings
+from blockrank.types import ServedRanker
 
 QUERY = "who wrote Dracula"
 TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula in 1897.", "The Irish coast is rainy."]
@@ -90,19 +91,24 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> No
 
 @contextmanager
 def running(
-    mini: Ranker,
+    mini: Ranker | None,
     settings: ServeSettings | None = None,
     *,
-    load: Callable[[], Sequence[Ranker]] | None = None,
+    load: Callable[[], Sequence[ServedRanker]] | None = None,
     headers: dict[str, str] | None = None,
     wait: bool = True,
     send_buffer: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """A server over the embedded model whose forwards pass a `Gate`. send_buffer: bytes of an answer that the system
-    takes for a client that does not read."""
+    """A server over the embedded model whose forwards pass a `Gate`, or over what `load` gives. send_buffer: bytes of
+    an answer that the system takes for a client that does not read."""
     gate = Gate()
-    app = create_app(settings, load or (lambda: [Ranker(mini.model, gate)]), **options)
+
+    def gated() -> Sequence[ServedRanker]:
+        assert mini is not None, "there is nothing to serve"
+        return [Ranker(mini.model, gate)]
+
+    app = create_app(settings, load or gated, **options)
     server, listener = make_server(app), listen("127.0.0.1", 0)
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -95,6 +95,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(f"they import each other: {' <- '.join(error.args[1])}")
 
 
+@pytest.mark.parametrize("path", sorted((SOURCE / "serve").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_server_knows_rankers_by_their_steps_alone(path: Path) -> None:
+    """Not by the class that this package has: what it needs of a ranker is `types.SteppedRanker`."""
+    found = {name.split(".")[1] for name in modules_imported(path) if "." in name}
+    assert found <= {"errors", "text", "types", "serve"}
+
+
 def module_name(path: Path) -> str:
     return ".".join(("blockrank", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
@@ -142,6 +149,7 @@ def test_files_and_functions_stay_small_and_silent(path: Path) -> None:
         "blockrank.evaluate",
         "blockrank.mine",
         "blockrank.bench",
+        "blockrank.serve.server",
         "blockrank.cli",
     ],
 )
