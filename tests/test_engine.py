@@ -244,7 +244,7 @@ def test_a_large_request_in_pieces_ranks_as_at_once(mini: Ranker, monkeypatch: p
 
     monkeypatch.setattr(mini.model.backend, "plan", counted)
     for tokens, pieces in ((100, 10), (1, len(texts)), (100_000, 1)):
-        monkeypatch.setattr(module, "_PIECE_TOKENS", tokens)
+        monkeypatch.setattr(module, "forward_tokens", lambda _, tokens=tokens: tokens)
         ran.clear()
         found = mini.rank_many([request])[0]
         assert [entry.doc_id for entry in found] == [entry.doc_id for entry in whole]
@@ -255,7 +255,7 @@ def test_a_large_request_in_pieces_ranks_as_at_once(mini: Ranker, monkeypatch: p
         for one, entry in zip(shares, whole, strict=True):
             assert one == pytest.approx([item.share for item in entry.evidence or ()], abs=TOLERANCE["float32"])
         assert len(ran) >= pieces
-    monkeypatch.setattr(module, "_PIECE_TOKENS", 100)
+    monkeypatch.setattr(module, "forward_tokens", lambda _: 100)
     ran.clear()
     mini.rank_many([request, request])
     assert len(ran) == 1  # requests that share a forward would run their queries once a piece

@@ -68,7 +68,7 @@ def test_the_command_serves_from_the_device(mini: Ranker) -> None:
 
 def test_small_requests_run_between_the_pieces_of_a_large_one(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward in pieces on the device, with others between them; scores are the host's, from kept keys too."""
-    monkeypatch.setattr(import_module("blockrank.engine.forward"), "_PIECE_TOKENS_ELSEWHERE", 400)
+    monkeypatch.setattr(import_module("blockrank.engine.forward"), "forward_tokens", lambda _: 400)
     monkeypatch.setattr(
         import_module("blockrank.engine.graphs"), "GRAPH_TOKENS", 800
     )  # what is one graph has no pieces

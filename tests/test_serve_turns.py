@@ -29,7 +29,7 @@ KINDS = ("pieces", "pieces, kept", "layers")  # how a large request runs, and wh
 
 def of_kind(mini: Ranker, kind: str, monkeypatch: pytest.MonkeyPatch) -> Ranker:
     """A ranker whose large requests run so."""
-    monkeypatch.setattr(import_module("blockrank.engine.forward"), "_PIECE_TOKENS", PIECE_TOKENS)
+    monkeypatch.setattr(import_module("blockrank.engine.forward"), "forward_tokens", lambda _: PIECE_TOKENS)
     changed = mini.with_spec(query_reads="all") if kind == "layers" else mini.with_spec()
     assert changed.spec.documents_stand_alone == (kind != "layers")
     return changed

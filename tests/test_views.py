@@ -138,7 +138,11 @@ def test_weights_are_held_once_whatever_views_there_are(mini: Ranker) -> None:
     ]  # fmt: skip
     assert all(view.weights is model.weights for view in views)
     assert all(view.module is model.module and view.tokenizer is model.tokenizer for view in views)
-    assert (views[0].spec.layer, views[1].spec.heads, model.spec.heads) == (3, (0, 1), mini.spec.heads)
+    assert (views[0].spec.readout.layer, views[1].spec.readout.heads, model.spec.readout.heads) == (
+        3,
+        (0, 1),
+        mini.spec.readout.heads,
+    )
     assert views[-1].decoder is None
     assert model.decoder is views[0].decoder is model.weights.decoder
 

@@ -108,7 +108,7 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         """See `SteppedRanker.facts`."""
         device, spec = self.model.device, self.spec
         budget = forward_tokens(device.type)
-        return RankerFacts(str(device), budget, spec.max_segment_tokens, spec.max_query_tokens)
+        return RankerFacts(str(device), budget, spec.limits.max_segment_tokens, spec.limits.max_query_tokens)
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order, packing as many into a forward as `max_tokens` allows."""
