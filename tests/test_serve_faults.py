@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import signal
@@ -153,7 +154,8 @@ def test_no_refusal_names_a_file_of_the_server(mini: Ranker) -> None:
     """The model's folder is known to whoever started the server, and to nobody else."""
     folder = "/srv/models/secret"
     model = mini.model.with_spec(mini.spec)
-    model.name = folder
+    model.weights = copy.copy(model.weights)
+    model.weights.name = folder
     model.spec = mini.spec.changed(max_segment_tokens=100_000)  # past the check at load
     long = Ranker(model)
     with running(mini, load=lambda: [long]) as server:

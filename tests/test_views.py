@@ -158,13 +158,13 @@ def test_what_is_done_to_weights_shows_in_every_view_of_them() -> None:
     assert library.decoder is None
     layout = random_layout([3, 5, 4, 3], spec)
     with torch.inference_mode():
-        torch.testing.assert_close(one.forward(layout).k_PKH, library.forward(layout).k_PKH)
+        torch.testing.assert_close(one.forward(layout).only.k_PKH, library.forward(layout).only.k_PKH)
 
 
 def test_the_way_back_to_a_spec_is_the_first_view(mini: Ranker) -> None:
     there = mini.with_spec(layer=2, length_norm=0.0, max_segment_tokens=7)
     back = there.with_spec(
-        **{name: getattr(mini.spec, name) for name in ("layer", "length_norm", "max_segment_tokens")}
+        **{name: mini.spec.fields[name] for name in ("layer", "length_norm", "max_segment_tokens")}
     )
     assert back.spec == mini.spec
     assert scores(back) == scores(mini)
