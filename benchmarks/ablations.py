@@ -40,7 +40,7 @@ from blockrank import Ranker, RankRequest, RankSpec
 from blockrank.decode import decode
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.layout import pack
-from blockrank.model import RankModel, load_model
+from blockrank.model import Needs, RankModel, load_model
 from blockrank.ranker import plan_batches
 from blockrank.readout.signals import log_scores
 from blockrank.spec import TEMPLATES, Template
@@ -232,7 +232,9 @@ def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path
     trainer.train()
     took = time.perf_counter() - began
     losses = [{k: round(v, 4) for k, v in row.items() if "loss" in k} for row in trainer.state.log_history]
-    module = load_model(start, head=True, dtype=torch.float32, device="cpu", probe=False, layers="library").module
+    module = load_model(
+        start, needs=Needs(logits=True), dtype=torch.float32, device="cpu", probe=False, layers="library"
+    ).module
     trained = {name: weight.cpu() for name, weight in trainer.rank_model.module.state_dict().items()}
     if variant.lm == 0:  # trained without its head and the layers above
         trained = {f"model.{name}": weight for name, weight in trained.items()}
@@ -251,7 +253,7 @@ def train(variant: Variant, seed: int, options: argparse.Namespace, folder: Path
 def attention_orders(ranker: Ranker, tests: Sequence[Test]) -> Iterator[list[int]]:
     """Candidates of each request, best first, by the attention read-out."""
     model = ranker.model
-    tokenised = [ranker.tokenise(test.request) for test in tests]
+    tokenised = [ranker.tokenise(test.request).only for test in tests]
     for batch in plan_batches([item.length for item in tokenised], 131_072):
         chunk = tokenised[batch]
         layout = pack(chunk, model.spec)
@@ -302,7 +304,7 @@ def measure(variant: Variant, folder: Path, tests: list[Test], options: argparse
     if variant.lm == 0:
         return found  # its upper layers were never trained
     cut = [test.cut(TESTED_ON, np.random.default_rng((TESTED_ON, row))) for row, test in enumerate(tests)]
-    headed = load_model(folder, head=True, device=device, dtype=dtype, probe=False)
+    headed = load_model(folder, needs=Needs(logits=True), device=device, dtype=dtype, probe=False)
     for beams in options.beams:
         began = time.perf_counter()
         found["decode"][beams] = measures(decoded_orders(headed, cut, beams), cut)

@@ -34,7 +34,7 @@ from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.measures import per_query
 from blockrank.retrieve.dense import DenseIndex
 from blockrank.retrieve.encoder import SentenceEncoder
-from blockrank.retrieve.feedback import Feedback, FeedbackRetriever, log_shares, refine
+from blockrank.retrieve.feedback import Feedback, FeedbackRetriever, refine
 
 MEASURES = ["R@100", "nDCG@10"]
 DEPTH, FUSION = 100, 60  # documents found; constant of reciprocal-rank fusion
@@ -92,7 +92,7 @@ def feedback_vectors(found: Searched, feedback: Feedback) -> Vectors:
     parts = []
     for query_D, ranking in zip(found.queries_QD, found.rankings, strict=True):
         best = ranking.doc_ids[: feedback.depth]
-        parts.append(refine(query_D, found.index.vectors(best), log_shares(ranking)[: feedback.depth], feedback))
+        parts.append(refine(query_D, found.index.vectors(best), ranking.logits()[: feedback.depth], feedback))
     return np.stack(parts)
 
 

@@ -36,8 +36,9 @@ from blockrank import Document, Ranker, RankRequest
 from blockrank.analyze.full import full_attention
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.measures import per_query
-from blockrank.layout import TokenisedRequest, pack, plan_batches
+from blockrank.layout import pack, plan_batches
 from blockrank.readout.signals import log_scores
+from blockrank.scorers import Prompts
 from blockrank.spec import EMBEDDED
 
 KEPT_BYTES = 2 << 30  # keys of documents that are encoded once, where a model allows it
@@ -53,7 +54,7 @@ class Subject:
     pattern: str
     ranker: Ranker
 
-    def scores(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> Scores:
+    def scores(self, requests: Sequence[RankRequest], tokenised: Sequence[Prompts]) -> Scores:
         """The scores of each request's documents."""
         found: Scores = []
         for batch in plan_batches([item.length for item in tokenised], self.ranker.max_tokens):
@@ -63,13 +64,13 @@ class Subject:
                 found += self._own(requests[batch], tokenised[batch])
         return found
 
-    def _own(self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest]) -> Scores:
+    def _own(self, requests: Sequence[RankRequest], tokenised: Sequence[Prompts]) -> Scores:
         return [scored.scores_C.float().numpy() for scored in self.ranker.score(requests, tokenised)]
 
-    def _full(self, tokenised: Sequence[TokenisedRequest]) -> Scores:
+    def _full(self, tokenised: Sequence[Prompts]) -> Scores:
         """Documents are read out where they stand, from a forward in which every token read its whole request."""
         spec, model = self.ranker.spec, self.ranker.model.in_library_layers()
-        layout = pack(tokenised, spec)
+        layout = pack([item.only for item in tokenised], spec)
         with model.inference():
             # No table of positions is long enough: they stay those of the block layout in every request.
             capture = model.forward(full_attention(layout, longest=0).layout)

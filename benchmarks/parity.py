@@ -72,7 +72,7 @@ def layout(requests: int, spec: RankSpec) -> PackedLayout:
 @torch.inference_mode()
 def scores(model: RankModel, packed: PackedLayout) -> np.ndarray[Any, Any]:
     """Scores of all documents, on the host."""
-    return AttentionScorer().score(model, packed).scores_C.float().cpu().numpy()
+    return AttentionScorer().read(model, packed).scores_C.float().cpu().numpy()
 
 
 def rows(family: str, device: torch.device, dtype: torch.dtype, requests: int) -> list[dict[str, Any]]:

@@ -28,7 +28,8 @@ from blockrank.data import open_collection
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.evaluate.measures import per_query
-from blockrank.layout import TokenisedRequest, pack, plan_batches
+from blockrank.layout import plan_batches
+from blockrank.scorers import Prompts
 
 GIVEN_RUN = Path("runs") / "bm25.trec"
 MEASURE = "nDCG@10"
@@ -78,7 +79,7 @@ class Judged:
 
     name: str
     requests: list[RankRequest]
-    tokenised: list[TokenisedRequest]
+    tokenised: list[Prompts]
     qrels: dict[str, dict[str, int]]
 
 
@@ -113,13 +114,13 @@ def load(variant: Variant, options: argparse.Namespace) -> Ranker:
     return ranker.with_spec(prune=variant.prune, prune_by=variant.prune_by)
 
 
-def scores(ranker: Ranker, tokenised: list[TokenisedRequest]) -> Iterator[np.ndarray[Any, Any]]:
+def scores(ranker: Ranker, tokenised: list[Prompts]) -> Iterator[np.ndarray[Any, Any]]:
     """The scores of each request's documents."""
     for batch in plan_batches([item.length for item in tokenised], ranker.max_tokens):
         chunk = tokenised[batch]
         with torch.inference_mode():
-            found = ranker.scorer.score(ranker.model, pack(chunk, ranker.spec)).scores_C.float().cpu().numpy()
-        yield from np.split(found, np.cumsum([len(item.documents) for item in chunk])[:-1])
+            found = ranker.scorer.score(ranker.model, chunk, max_tokens=ranker.max_tokens)
+        yield from (item.scores_C.float().numpy() for item in found)
 
 
 def measure(ranker: Ranker, judged: list[Judged]) -> dict[str, list[np.ndarray[Any, Any]]]:

@@ -20,6 +20,7 @@ ORDER = (
     {"text"},
     {"types"},
     {"configfile"},
+    {"registry"},
     {"spec"},
     {"layout"},
     {"attention"},
@@ -29,9 +30,8 @@ ORDER = (
     {"model"},
     {"decode"},
     {"scorers"},
-    {"strategies"},
     {"ranker"},
-    {"data", "fake", "report"},
+    {"data", "fake", "report", "strategies"},
     {"retrieve", "serve"},
     {"analyze", "bench", "evaluate", "integrations", "mine"},
     {"train"},  # a run is judged on a dev set, which is an evaluation

@@ -133,12 +133,28 @@ def checked(hint: Any, value: Any, name: str) -> Any:
     return found
 
 
+def parsed(hint: Any, text: str, name: str) -> Any:
+    """A value written as text, of the annotated type: in JSON, a list without its brackets too, else the text itself.
+
+    Raises `InputError` as `checked`.
+    """
+    for written in (text, f"[{text}]"):
+        try:
+            value = _plain(json.loads(written))
+        except (ValueError, RecursionError):
+            continue
+        if _fits(hint, value):
+            return value
+    return checked(hint, text, name)
+
+
 def check_fields(instance: Any, called: Callable[[str], str] | None = None) -> None:
     """Bring every field of a frozen dataclass into the form of `checked`; an `InputError` names class and field, or
     the field as `called` does."""
     kind: Any = type(instance)
-    for name, hint in _hints(kind).items():
-        value = checked(hint, getattr(instance, name), called(name) if called else f"{kind.__name__}.{name}")
+    hints = _hints(kind)
+    for name in (item.name for item in fields(kind)):
+        value = checked(hints[name], getattr(instance, name), called(name) if called else f"{kind.__name__}.{name}")
         object.__setattr__(instance, name, value)
 
 
@@ -196,7 +212,10 @@ def _words(hint: Any) -> str:
     if kind is dict:
         return "a table" if arguments[1] is Any else f"a table of which each value is {_words(arguments[1])}"
     names = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false", dict: "a table"}
-    return "a table" if is_dataclass(hint) else names.get(hint, "a string")
+    if is_dataclass(hint):
+        return "a table"
+    of_python = isinstance(hint, type) and not issubclass(hint, Enum)  # enumerations are written by their names
+    return names.get(hint, f"a {hint.__name__}" if of_python else "a string")
 
 
 def _called(value: object) -> str:

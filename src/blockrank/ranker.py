@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from torch import Tensor
 from blockrank.configfile import checked
 from blockrank.errors import is_out_of_memory
 from blockrank.layout import Memo, TokenisedRequest, forward_tokens, pack, plan_alike, plan_batches
-from blockrank.model import Devices, Layers, RankModel, load_model
+from blockrank.model import Devices, Layers, RankModel, load_model, resolve_spec
 from blockrank.reuse.memory import MemoryStore
-from blockrank.scorers import AttentionScorer, DecodeScorer, Scored, Scorer
+from blockrank.scorers import DEFAULT_SCORER, SCORERS, Prompts, PromptWriter, Scored, Scorer
 from blockrank.spec import RankSpec
 from blockrank.types import (
     CapacityError,
@@ -42,24 +42,30 @@ _REMEMBERED = 0.9  # share of the memory that `remember` may fill; what is new i
 REQUEST_WINDOW = 64  # requests tokenised ahead when batches are cut from a stream
 _log = logging.getLogger(__name__)
 
-Batch = tuple[Sequence[RankRequest], Sequence[TokenisedRequest]]
+Batch = tuple[Sequence[RankRequest], Sequence[Prompts]]
 
 
-class Ranker(SteppedRanker[TokenisedRequest, Scored]):
+class Ranker(SteppedRanker[Prompts, Scored]):
     """Ranks documents in context with a language model.
 
         ranker = Ranker.from_pretrained()
         ranking = ranker.rank("who wrote Dracula", ["Bram Stoker ...", "Mary Shelley ..."])
 
-    max_tokens: tokens of the requests packed into one forward; a larger single request still runs, alone.
+    scorer: what makes the prompts and reads them, by name (see `from_pretrained`) or as an object. max_tokens: tokens
+    of the prompts packed into one forward; a larger single one still runs, alone. Raises `InputError` and `ModelError`
+    where the scorer cannot read the model.
     """
 
-    def __init__(self, model: RankModel, scorer: Scorer | None = None, max_tokens: int = DEFAULT_MAX_TOKENS) -> None:
+    def __init__(
+        self, model: RankModel, scorer: str | Scorer = DEFAULT_SCORER, max_tokens: int = DEFAULT_MAX_TOKENS
+    ) -> None:
         max_tokens = checked(int, max_tokens, "max_tokens")
         if max_tokens < 1:
             raise InputError(f"max_tokens must be positive, not {max_tokens}.")
-        self.model, self.max_tokens = model, max_tokens
-        self.scorer: Scorer = scorer if scorer is not None else AttentionScorer()
+        self.scorer, self.max_tokens = SCORERS.make(scorer), max_tokens
+        spec = self.scorer.adapted(model.spec)
+        self.model = model if spec == model.spec else model.with_spec(spec)
+        self.scorer.check(self.model)
 
     @classmethod
     def from_pretrained(
@@ -73,7 +79,7 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         probe: bool = True,
         layers: Layers | None = None,
-        scorer: Scorer | Literal["attention", "decode"] = "attention",
+        scorer: str | Scorer = DEFAULT_SCORER,
     ) -> Ranker:
         """Load a checkpoint: a folder with `blockrank.json`, a hub name, or None for the embedded model.
 
@@ -82,17 +88,21 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
         compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run products in eight bits. probe: see
         `blockrank.model.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen.
-        scorer: "decode" lets the model write document ids, which needs all layers and its language-model head; a
-        `DecodeScorer(beams=..., form=...)` says how. Raises `ModelError` where the checkpoint cannot serve.
+        scorer: a name, with settings as in "decode:beams=1,form=list", or an object such as `DecodeScorer(beams=1)`. It
+        says what is loaded: "attention" takes the layers up to the scoring layer, "decode" all of them and the
+        language-model head. `blockrank.scorers.SCORERS.names` has the names.
+
+        Raises `InputError` on a scorer or a setting that there is not, `ModelError` where the checkpoint cannot serve.
         """
-        chosen = _scorer(scorer) if isinstance(scorer, str) else scorer
+        chosen = SCORERS.make(scorer)
+        adapted = chosen.adapted(resolve_spec(name_or_path, spec))
         model = load_model(
             name_or_path,
-            spec=spec,
+            spec=adapted,
             device=device,
             dtype=dtype,
             backend=backend,
-            head=chosen.needs_head,
+            needs=chosen.needs(adapted),
             probe=probe,
             layers=layers,
         )
@@ -126,9 +136,9 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
     def _batches(self, stream: Iterator[RankRequest]) -> Iterator[Batch]:
         """Requests that share a forward, with their tokens."""
         while window := list(islice(stream, REQUEST_WINDOW)):
-            tokenised = [self.tokenise(request) for request in window]
-            for batch in plan_batches([item.length for item in tokenised], self.max_tokens):
-                yield window[batch], tokenised[batch]
+            prompts = [self.tokenise(request) for request in window]
+            for batch in plan_batches([item.length for item in prompts], self.max_tokens):
+                yield window[batch], prompts[batch]
 
     def _rank_on_devices(self, batches: Iterable[Batch]) -> Iterator[Ranking]:
         """Each batch on the next device that is free; rankings in order."""
@@ -157,8 +167,8 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         request: RankRequest,
         max_segment_tokens: int | None = None,
         between: Callable[[], None] | None = None,
-    ) -> TokenisedRequest:
-        """The request's segments as tokens, within the limits of the spec; logs what was cut.
+    ) -> Prompts:
+        """The prompts that the scorer makes of a request, as tokens, within the limits of the spec; logs what was cut.
 
         max_segment_tokens: a limit on documents for this request alone; it acts where it is below the spec's. between:
         called now and then, between documents; what it raises ends the work.
@@ -168,27 +178,30 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         if max_segment_tokens is not None and max_segment_tokens < spec.limits.max_segment_tokens:
             spec = spec.changed(max_segment_tokens=max_segment_tokens)
         try:
-            tokenised = self.model.tokenizer.tokenise_request(request, spec, memo=self.model.memo, between=between)
+            if request.evidence:
+                self.scorer.check_evidence(spec)
+            writer = PromptWriter(self.model.tokenizer, spec, self.model.memo, between)
+            prompts = self.scorer.prompts(request, writer)
         except InputError as error:
             raise InputError(f"{error} (query_id {request.query_id!r})") from None
-        if tokenised.query_cut:
-            _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, tokenised.query_cut)
-        for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
+        if prompts.query_cut:
+            _log.warning("query_id %r: the query lost its last %d tokens.", request.query_id, prompts.query_cut)
+        for index, segment in zip(prompts.indices, prompts.documents, strict=True):
             if segment.cut:
                 _log_cut(request, index, segment, spec.limits.max_segment_tokens)
-        return tokenised
+        return prompts
 
     def _rank_batch(
-        self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
+        self, requests: Sequence[RankRequest], prompts: Sequence[Prompts], model: RankModel
     ) -> list[Ranking]:
         """Rankings of requests that were planned to share a forward."""
-        scored = self._score_apart(requests, tokenised, model)
-        return [self.ranking(*parts) for parts in zip(requests, tokenised, scored, strict=True)]
+        scored = self._score(requests, prompts, model, self.max_tokens)
+        return [self.ranking(*parts) for parts in zip(requests, prompts, scored, strict=True)]
 
     def score(
         self,
         requests: Sequence[RankRequest],
-        tokenised: Sequence[TokenisedRequest],
+        prompts: Sequence[Prompts],
         between: Callable[[], None] | None = None,
     ) -> list[Scored]:
         """The forward alone: what `ranking` makes a ranking of, for each of the requests that share it, on the host.
@@ -199,9 +212,11 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         single request does not fit into memory.
         """
         model = self.model if between is None else self.model.with_turns(between)
-        return self._score_apart(requests, tokenised, model)
+        # Several have been planned together by the caller, whatever the ranker's own budget.
+        tokens = sum(item.length for item in prompts) if len(requests) > 1 else 0
+        return self._score(requests, prompts, model, max(self.max_tokens, tokens))
 
-    def ranking(self, request: RankRequest, tokenised: TokenisedRequest, scored: Scored) -> Ranking:
+    def ranking(self, request: RankRequest, prompts: Prompts, scored: Scored) -> Ranking:
         """The ranking of a request from its scores. Raises `ModelError` where a score is not finite."""
         if not bool(scored.scores_C.isfinite().all()):
             raise ModelError(
@@ -209,51 +224,50 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
             )
         evidence = None
         if scored.shares_R is not None and request.evidence:
-            evidence = _evidence(request, tokenised, scored.shares_R)
-        documents = tokenised.documents
+            evidence = _evidence(request, prompts, scored.shares_R)
+        documents = prompts.documents
         ranking = Ranking.from_scores(
             request,
             scored.scores_C.tolist(),
             [segment.body_tokens for segment in documents],
             [segment.cut for segment in documents],
-            tokenised.query_cut,
+            prompts.query_cut,
             evidence,
-            read=tokenised.indices,
+            read=prompts.indices,
             estimated=[segment.cut_is_estimate for segment in documents],
+            kind=self.scorer.kind,
         )
         for warning in ranking.warnings:
             _log.warning("query_id %r: %s", request.query_id, warning)
         return ranking
 
-    def _score_apart(
-        self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], model: RankModel
-    ) -> list[Scored]:
-        """Scores of requests that share a forward, request by request."""
-        scored = self._score(requests, tokenised, any(request.evidence for request in requests), model)
-        return scored.apart([[len(segment.ids) for segment in item.documents] for item in tokenised])
-
     def _score(
-        self, requests: Sequence[RankRequest], tokenised: Sequence[TokenisedRequest], evidence: bool, model: RankModel
-    ) -> Scored:
-        """Packed requests scored, on the host: in one forward, or by halves where memory does not suffice."""
+        self, requests: Sequence[RankRequest], prompts: Sequence[Prompts], model: RankModel, max_tokens: int
+    ) -> list[Scored]:
+        """Requests scored, on the host: as many prompts to a forward as `max_tokens` allows, and by halves where memory
+        does not suffice."""
+        evidence = any(request.evidence for request in requests)
         try:
             with model.inference(), torch.autocast(model.device.type, enabled=False):
-                return self.scorer.score(model, pack(tokenised, self.spec), evidence=evidence).cpu()
+                return self.scorer.score(model, prompts, max_tokens=max_tokens, evidence=evidence)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if len(requests) == 1:
+            if len(requests) == 1 and prompts[0].longest >= min(prompts[0].length, max_tokens):
                 raise CapacityError(
-                    f"query_id {requests[0].query_id!r}: its {tokenised[0].length} tokens do not fit into the memory "
+                    f"query_id {requests[0].query_id!r}: its {prompts[0].longest} tokens do not fit into the memory "
                     f"of {model.device}; rank fewer documents at once or lower max_segment_tokens."
                 ) from None
         # Outside the handler: the traceback, which holds the tensors of the failed forward, is gone.
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
+        if len(requests) == 1:
+            _log.info("the prompts of a request do not fit into memory together; fewer share a forward.")
+            return self._score(requests, prompts, model, min(prompts[0].length, max_tokens) // 2)
         _log.info("%d requests do not fit into memory together; they run in two halves.", len(requests))
         half = len(requests) // 2
-        first = self._score(requests[:half], tokenised[:half], evidence, model)
-        return first.then(self._score(requests[half:], tokenised[half:], evidence, model))
+        first = self._score(requests[:half], prompts[:half], model, max_tokens)
+        return first + self._score(requests[half:], prompts[half:], model, max_tokens)
 
     def remember(
         self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
@@ -284,7 +298,7 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
     @property
     def can_reuse(self) -> bool:
         """Whether the keys of a document may serve many requests."""
-        return self.spec.reuses_documents
+        return self.scorer.reuses_keys and self.spec.reuses_documents
 
     def reuse(self, max_bytes: int) -> MemoryStore | None:
         """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be.
@@ -314,7 +328,7 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
     def _encoding_groups(self, documents: Sequence[Document]) -> list[TokenisedRequest]:
         """Distinct documents by length, as requests of one forward each; their query is a placeholder."""
         # Each behind a placeholder, so that one of which nothing can be read makes no request that is refused.
-        frame, *_ = alone = [self.tokenise(RankRequest("q", ["q", document])) for document in documents]
+        frame, *_ = alone = [self.tokenise(RankRequest("q", ["q", document])).only for document in documents]
         found = [segment for item in alone for segment in item.documents[1:]]
         # In an order of their own, so that groups are the same in whatever order documents come.
         segments = [segment for _, segment in sorted({segment.ids.tobytes(): segment for segment in found}.items())]
@@ -332,17 +346,6 @@ class Ranker(SteppedRanker[TokenisedRequest, Scored]):
         return Ranker(self.model.with_spec(spec), self.scorer, self.max_tokens)
 
 
-def _scorer(name: str) -> Scorer:
-    """The scorer of a name, as it is by default. Raises `InputError` where there is none."""
-    scorers: dict[str, type[AttentionScorer] | type[DecodeScorer]] = {
-        "attention": AttentionScorer,
-        "decode": DecodeScorer,
-    }
-    if name not in scorers:
-        raise InputError(f"scorer {name!r} is unknown; there are {sorted(scorers)}.")
-    return scorers[name]()
-
-
 def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:
     _log.warning(
         "query_id %r: documents[%d] (doc_id %r) was cut from %s%d to %d tokens of its own (max_segment_tokens %d).",
@@ -351,10 +354,10 @@ def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> 
     )  # fmt: skip
 
 
-def _evidence(request: RankRequest, tokenised: TokenisedRequest, shares_R: Tensor) -> list[tuple[Evidence, ...]]:
+def _evidence(request: RankRequest, prompts: Prompts, shares_R: Tensor) -> list[tuple[Evidence, ...]]:
     """Where the attention fell in each document of a request, token by token; frame tokens are left out."""
     evidence, row = [], 0
-    for index, segment in zip(tokenised.indices, tokenised.documents, strict=True):
+    for index, segment in zip(prompts.indices, prompts.documents, strict=True):
         document = request.candidates[index]
         assert segment.spans_L2 is not None, "tokenised for evidence"
         shares = shares_R[row : row + len(segment.ids)].tolist()

@@ -73,7 +73,7 @@ def analyze(
 
 def _tokenised(ranker: Ranker, request: RankRequest) -> TokenisedRequest:
     """A request as tokens. Raises `InputError` where nothing of one of its documents can be read."""
-    tokenised = ranker.tokenise(request)
+    tokenised = ranker.tokenise(request).only
     if unread := sorted(set(range(len(request.candidates))) - set(tokenised.indices)):
         doc_id = request.candidates[unread[0]].doc_id
         raise InputError(f"query_id {request.query_id!r}: the document {doc_id!r} yields no token of this tokenizer.")

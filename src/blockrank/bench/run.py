@@ -84,7 +84,7 @@ def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
     """The measured call: from the tokens of a request to the order of its documents, on the host."""
     from blockrank.scorers import AttentionScorer
 
-    scores_C = AttentionScorer().score(model, pack([request], model.spec)).scores_C
+    scores_C = AttentionScorer().read(model, pack([request], model.spec)).scores_C
     order: list[int] = scores_C.argsort(descending=True).tolist()
     return order
 

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
@@ -20,17 +21,30 @@ from typer.core import TyperCommand, TyperGroup
 from blockrank.cli.streams import tell
 from blockrank.data import atomic_file
 from blockrank.errors import is_out_of_memory
-from blockrank.types import BlockrankError
+from blockrank.types import BlockrankError, InputError
 
 if TYPE_CHECKING:
-    from blockrank.model.checking import RequestCheck
     from blockrank.ranker import Ranker
+    from blockrank.scorers.checking import RequestCheck
 
-_DEFAULT_BEAMS = 10  # the paper's, for lists; the package's own comes with torch
 _ARGUMENTS = {"long_queries='cut'": "cut_queries", "lower max_segment_tokens": "max_segment_tokens"}  # words -> option
+_REPLACED = {"--decode": "--scorer decode", "--beams": "--scorer decode:beams=N"}  # options of earlier versions
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _INVISIBLE = frozenset("\u200c\u200d\u200e\u200f\u061c")  # joiners, and marks of direction that reach no further
 _LEFT_OUT = frozenset("\u00ad\u200b\u2060\ufeff")  # places where a line may or may not break
+
+
+def _checked_scorer(given: str | None) -> str | None:
+    """A scorer that there is, with settings that it has; a usage error otherwise. Imports torch where one is named."""
+    if given is not None:
+        from blockrank.scorers import SCORERS
+
+        try:
+            SCORERS.make(given)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from None
+    return given
+
 
 ModelOption = Annotated[
     str | None,
@@ -51,12 +65,14 @@ PatternOption = Annotated[
     str | None,
     typer.Option("--pattern", metavar="block|causal", help="What reads what; causal is full attention, the baseline."),
 ]
-DecodeOption = Annotated[
-    bool, typer.Option("--decode", help="Let the model write document ids; it must have a language-model head.")
-]
-BeamsOption = Annotated[
-    int | None,
-    typer.Option("--beams", min=1, help="Beams of --decode; 1 is greedy.  [default: 10]", show_default=False),
+ScorerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        metavar="NAME[:KEY=VALUE,...]",
+        callback=_checked_scorer,
+        help="How documents are scored: attention (if left out), decode:beams=10, or one that is installed.",
+    ),
 ]
 CutQueriesOption = Annotated[
     bool, typer.Option("--cut-queries", help="Cut queries over the model's limit instead of refusing them.")
@@ -66,7 +82,16 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what h
 
 
 class Command(TyperCommand):
-    """A command whose numbers are numbers: what is not finite is no size, share or time."""
+    """A command whose numbers are numbers: what is not finite is no size, share or time. Of options that are gone it
+    says what is in their place."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line."""
+        if any(param.name == "scorer" for param in self.params):
+            for given in takewhile(lambda item: item != "--", args):
+                if now := _REPLACED.get(given.partition("=")[0]):
+                    raise typer.BadParameter(f"{given} is now {now}.")
+        return super().parse_args(ctx, args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """What was given on the command line, read."""
@@ -155,14 +180,6 @@ def logs(verbose: bool, level: int = logging.WARNING) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def scoring_options(pattern: str | None, decode: bool, beams: int | None) -> dict[str, Any]:
-    """What `load_ranker` takes of --pattern, --decode and --beams: nothing where none is given."""
-    if beams is not None and not decode:
-        raise typer.BadParameter("--beams is for --decode.")
-    found: dict[str, Any] = {"pattern": pattern} if pattern is not None else {}
-    return {**found, "beams": beams or _DEFAULT_BEAMS} if decode else found
-
-
 def load_ranker(
     model: str | None,
     *,
@@ -173,12 +190,12 @@ def load_ranker(
     max_segment_tokens: int | None = None,
     cut_queries: bool = False,
     pattern: str | None = None,
-    beams: int | None = None,
+    scorer: str | None = None,
     probe: bool = True,
 ) -> Ranker:
-    """The ranker that the options ask for; one that decodes where `beams` is given. Imports torch."""
+    """The ranker that the options ask for. Imports torch."""
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
-    from blockrank.scorers import AttentionScorer, DecodeScorer
+    from blockrank.scorers import DEFAULT_SCORER
 
     ranker = Ranker.from_pretrained(
         model,
@@ -187,7 +204,7 @@ def load_ranker(
         backend=backend,
         max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
         probe=probe,
-        scorer=AttentionScorer() if beams is None else DecodeScorer(beams),
+        scorer=scorer or DEFAULT_SCORER,
     )
     changes = spec_changes(max_segment_tokens=max_segment_tokens, cut_queries=cut_queries, pattern=pattern)
     return ranker.with_spec(**changes) if changes else ranker
@@ -206,11 +223,12 @@ def spec_changes(
     return changes
 
 
-def load_check(model: str | None, **options: Any) -> RequestCheck:
+def load_check(model: str | None, *, scorer: str | None = None, **options: Any) -> RequestCheck:
     """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a request."""
-    from blockrank.model.checking import RequestCheck
+    from blockrank.scorers import DEFAULT_SCORER
+    from blockrank.scorers.checking import RequestCheck
 
-    return RequestCheck.load(model, **spec_changes(**options))
+    return RequestCheck.load(model, spec_changes(**options), scorer or DEFAULT_SCORER)
 
 
 @contextmanager

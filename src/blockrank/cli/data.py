@@ -18,10 +18,9 @@ from blockrank.cli.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    ScorerOption,
     SegmentOption,
     VerboseOption,
-    load_check,
-    load_ranker,
     logs,
     note,
     write_data,
@@ -56,8 +55,9 @@ from blockrank.cli.data_options import (
     TokenizerOption,
 )
 from blockrank.cli.data_text import example_lines, statistics_lines
-from blockrank.cli.inputs import Check, check_requests
+from blockrank.cli.inputs import check_requests
 from blockrank.cli.progress import progress_bars
+from blockrank.cli.teaching import Models, check_scorer
 from blockrank.data import (
     TrainingRequest,
     packed_file,
@@ -67,10 +67,7 @@ from blockrank.data import (
     training_line,
 )
 from blockrank.mine import (
-    CrossEncoderTeacher,
     DropRule,
-    Encoder,
-    EncoderTeacher,
     Judged,
     RankerTeacher,
     RequestMaker,
@@ -95,45 +92,6 @@ if TYPE_CHECKING:
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at training requests.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Models:
-    """Which model teaches, and how models are loaded."""
-
-    teacher: str | None
-    cross_encoder: str | None
-    encoder: str | None
-    device: str | None = None
-    batch_size: int = 32
-    dtype: str | None = None
-    max_segment_tokens: int | None = None
-    cut_queries: bool = False
-
-    def load_encoder(self) -> Encoder | None:
-        """The bi-encoder, if one is named."""
-        return Encoder(self.encoder, device=self.device, batch_size=self.batch_size) if self.encoder else None
-
-    def check(self) -> Check | None:
-        """What tells without its weights whether the teacher takes a request; None for one that takes any."""
-        if self.teacher is None:
-            return None
-        return load_check(self.teacher, max_segment_tokens=self.max_segment_tokens, cut_queries=self.cut_queries)
-
-    def load_teacher(self, encoder: Encoder | None) -> Teacher | None:
-        """The teacher that is named: a ranker, a cross-encoder, else the bi-encoder."""
-        if self.teacher is not None:
-            ranker = load_ranker(
-                self.teacher,
-                device=self.device,
-                dtype=self.dtype,
-                max_segment_tokens=self.max_segment_tokens,
-                cut_queries=self.cut_queries,
-            )
-            return RankerTeacher(ranker, self.teacher)
-        if self.cross_encoder is not None:
-            return CrossEncoderTeacher(self.cross_encoder, device=self.device, batch_size=self.batch_size)
-        return EncoderTeacher(encoder) if encoder else None
-
-
 @data_app.command("requests")
 def requests_command(
     source: SourceArgument,
@@ -155,6 +113,7 @@ def requests_command(
     seed: SeedOption = 0,
     encoder: EncoderOption = None,
     teacher: TeacherOption = None,
+    scorer: ScorerOption = None,
     cross_encoder: CrossOption = None,
     drop_above: AboveOption = None,
     drop_margin: MarginOption = None,
@@ -169,8 +128,9 @@ def requests_command(
     plan = RequestPlan(candidates, parse_negatives(negatives), depth, skip_top, max_positives, max_queries, fill, seed)
     rule = _rule(drop_above, drop_margin)
     _check_requests(teacher, cross_encoder, encoder, rule)
+    check_scorer(scorer, teacher)
     _check_given(given, plan)
-    models = _Models(teacher, cross_encoder, encoder, device, batch_size, cut_queries=cut_queries)
+    models = Models(teacher, cross_encoder, encoder, device, batch_size, cut_queries=cut_queries, scorer=scorer)
     settings = _JudgedSettings(split, qrels, given, depth, min_relevance, _titles(titles))
     with (
         logs(verbose),
@@ -196,6 +156,7 @@ def teach_command(
     requests: RequestsArgument,
     output: OutputOption,
     teacher: TeacherOption = None,
+    scorer: ScorerOption = None,
     cross_encoder: CrossOption = None,
     encoder: EncoderOption = None,
     drop_above: AboveOption = None,
@@ -213,7 +174,8 @@ def teach_command(
     rule = _rule(drop_above, drop_margin)
     if sum(name is not None for name in (teacher, cross_encoder, encoder)) != 1:
         raise typer.BadParameter("give one of --teacher, --cross-encoder and --encoder.")
-    models = _Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries)
+    check_scorer(scorer, teacher)
+    models = Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries, scorer)
     with logs(verbose), rereadable(requests) as source, progress_bars() as progress:
         # A broken line, or a request that the teacher refuses, is told before a model is loaded.
         placed = ((place, item.request) for place, item in placed_training_requests(source, judged=False))

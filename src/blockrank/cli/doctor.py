@@ -16,6 +16,7 @@ from blockrank.cli.console import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    ScorerOption,
     VerboseOption,
     aligned,
     load_ranker,
@@ -64,13 +65,14 @@ def doctor_command(
     model: ModelOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
+    scorer: ScorerOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Show versions, devices and backends, then load a model, probe it and rank three documents."""
     with logs(verbose):
         report = {**_versions(), **_machine(device)}
-        checks = _checks(model, device, backend)
+        checks = _checks(model, device, backend, scorer)
     ok = all(check.ok for check in checks)
     if as_json:
         write_data(json.dumps({**report, "checks": [asdict(check) for check in checks], "ok": ok}, indent=2))
@@ -115,14 +117,14 @@ def _machine(device: str | None) -> dict[str, Any]:
     }
 
 
-def _checks(model: str | None, device: str | None, backend: str | None) -> list[Check]:
+def _checks(model: str | None, device: str | None, backend: str | None, scorer: str | None) -> list[Check]:
     """Load, probe, rank; the first failure ends it."""
     loaded: list[Ranker] = []
 
     from blockrank.engine import unfusable
 
     def load() -> str:
-        loaded.append(load_ranker(model, device=device, backend=backend, probe=False))
+        loaded.append(load_ranker(model, device=device, backend=backend, scorer=scorer, probe=False))
         found = loaded[0].model
         dtype = str(found.dtype).removeprefix("torch.")
         layers = "fused layers" if found.decoder is not None else f"the library's layers ({unfusable(found.module)})"

@@ -33,18 +33,19 @@ def plain_text(ranking: Ranking) -> str:
 def drawing(ranking: Ranking, width: int) -> Text:
     """The same for a terminal, with a bar for each score, relative to the best, and the evidence marked in the text.
 
-    Scores below zero, which decoding gives, have no bar.
+    A logit has the bar of its place in [0, 1]; scores that are an order have none.
     """
-    best = max(ranking[0].score, sys.float_info.min)
+    lengths = [0.0 if ranking.kind == "order" else max(entry.score, 0.0) for entry in ranking.in_unit_range()]
+    best = max(lengths[0], sys.float_info.min)
     rows = [
         (
             str(entry.rank),
             f"{entry.score:.4f}",
-            bar(max(entry.score, 0.0) / best),
+            bar(min(length / best, 1.0)),
             preview(entry.doc_id, _DOC_ID_WIDTH),
             "" if entry.evidence else preview(entry.document.content, width),
         )
-        for entry in ranking
+        for entry, length in zip(ranking, lengths, strict=True)
     ]
     drawn = Text(preview(ranking.query, width), "bold")
     for line, entry in zip(aligned(rows, right=(0,), width=width), ranking, strict=True):

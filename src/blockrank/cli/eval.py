@@ -14,20 +14,18 @@ import typer
 from blockrank.cli.cluster import RayCpusOption, RayOption, RayWorkersOption, Workers
 from blockrank.cli.console import (
     BackendOption,
-    BeamsOption,
     CutQueriesOption,
-    DecodeOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     PatternOption,
+    ScorerOption,
     SegmentOption,
     VerboseOption,
     aligned,
     load_check,
     logs,
     note,
-    scoring_options,
     write_data,
 )
 from blockrank.cli.inputs import named_source
@@ -119,8 +117,7 @@ def eval_command(
     max_segment_tokens: SegmentOption = None,
     cut_queries: CutQueriesOption = False,
     pattern: PatternOption = None,
-    decode: DecodeOption = False,
-    beams: BeamsOption = None,
+    scorer: ScorerOption = None,
     ray: RayOption = False,
     ray_workers: RayWorkersOption = None,
     ray_cpus: RayCpusOption = 1,
@@ -141,8 +138,10 @@ def eval_command(
             _measure_run(what, measures or [], per_query, with_ceiling, as_json)
         return
     folder = _checked(what, output, per_query or with_ceiling, qrels)
-    options = scoring_options(pattern, decode, beams) | {"device": device, "dtype": dtype, "backend": backend}
-    options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
+    options: dict[str, Any] = {
+        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
+        "cut_queries": cut_queries, "pattern": pattern, "scorer": scorer,
+    }  # fmt: skip
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
         from blockrank.evaluate.evaluation import evaluate

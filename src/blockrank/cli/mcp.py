@@ -12,6 +12,7 @@ from blockrank.cli.console import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    ScorerOption,
     SegmentOption,
     VerboseOption,
     load_ranker,
@@ -33,6 +34,7 @@ def mcp_command(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = None,
+    scorer: ScorerOption = None,
     max_documents: DocumentsLimit = 1000,
     max_document_chars: CharsLimit = 200_000,
     max_segment_tokens: SegmentOption = None,
@@ -51,6 +53,7 @@ def mcp_command(
             device=device,
             dtype=dtype,
             backend=backend,
+            scorer=scorer,
             max_segment_tokens=max_segment_tokens,
             cut_queries=cut_queries,
         )

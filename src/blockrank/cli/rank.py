@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,21 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from blockrank.cli.cluster import RayCpusOption, RayOption, RayWorkersOption, Workers
 from blockrank.cli.console import (
     BackendOption,
-    BeamsOption,
     CutQueriesOption,
-    DecodeOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     PatternOption,
+    ScorerOption,
     SegmentOption,
     VerboseOption,
     data_stream,
     load_check,
     load_ranker,
     logs,
-    scoring_options,
     terminal,
 )
 from blockrank.cli.cuts import Cuts
@@ -78,8 +76,7 @@ def rank_command(
     max_segment_tokens: SegmentOption = None,
     cut_queries: CutQueriesOption = False,
     pattern: PatternOption = None,
-    decode: DecodeOption = False,
-    beams: BeamsOption = None,
+    scorer: ScorerOption = None,
     resume: ResumeOption = False,
     ray: RayOption = False,
     ray_workers: RayWorkersOption = None,
@@ -87,12 +84,12 @@ def rank_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Rank documents for a query, or every request of a file."""
-    form = _form(as_json, as_trec, explain, decode)
-    scoring = scoring_options(pattern, decode, beams)
+    form = _form(as_json, as_trec, explain)
     inputs = Inputs(query, files or [], documents, requests, lines)
-    options = {
+    options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "max_tokens": max_tokens,
-        "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries, **scoring,
+        "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
+        "pattern": pattern, "scorer": scorer,
     }  # fmt: skip
     workers = Workers(ray, ray_workers, ray_cpus, device)
     if resume or ray:
@@ -104,20 +101,20 @@ def rank_command(
     with logs(verbose), inputs.opened() as read:
         if output is not None:
             check_writable(output)
+        if explain and scorer is not None:
+            load_check(model, **options).check_evidence()
         check = load_check(model, **options) if requests is not None else None
         count = sum(1 for _ in check_requests(read(), check, for_run=as_trec))
         stream = (replace(request, evidence=explain) for _, request in read())
         _rank(stream, partial(load_ranker, model, **options), form, output, top_k, count)
 
 
-def _form(as_json: bool, as_trec: bool, explain: bool, decode: bool) -> str:
+def _form(as_json: bool, as_trec: bool, explain: bool) -> str:
     """The name of a form. Raises `typer.BadParameter` where it cannot show what is asked for."""
     if as_json and as_trec:
         raise typer.BadParameter("--json and --trec exclude each other.")
     if explain and as_trec:
         raise typer.BadParameter("a TREC run cannot carry evidence: --explain takes no --trec.")
-    if explain and decode:
-        raise typer.BadParameter("a decoded ranking has no evidence: --explain takes no --decode.")
     return "json" if as_json else "trec" if as_trec else "text"
 
 

@@ -22,6 +22,7 @@ from blockrank.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    ScorerOption,
     VerboseOption,
     data_stream,
     load_check,
@@ -70,6 +71,7 @@ def search_command(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    scorer: ScorerOption = None,
     cut_queries: CutQueriesOption = False,
     all_passages: AllOption = False,
     rebuild: RebuildOption = False,
@@ -81,13 +83,15 @@ def search_command(
     check_query(query)
     with logs(verbose):
         if not no_rerank:  # before files are read, which takes longer than a query that is too long
-            load_check(model, cut_queries=cut_queries)(RankRequest(query, ["x"]))
+            load_check(model, scorer=scorer, cut_queries=cut_queries)(RankRequest(query, ["x"]))
         with _reading() as progress:
             limits = ReadLimits(seconds=file_timeout)
             index = PassageIndex.open(source, rebuild=rebuild, progress=progress, limits=limits)
         if (skipped := skipped_text(index.skipped)) and (index.is_new or verbose):
             note(f"skipped {skipped}.")
-        ranker = None if no_rerank else load_ranker(model, device=device, dtype=dtype, cut_queries=cut_queries)
+        ranker = None
+        if not no_rerank:
+            ranker = load_ranker(model, device=device, dtype=dtype, scorer=scorer, cut_queries=cut_queries)
         hits = index.search(query, ranker=ranker, depth=depth, top_k=top_k, all_passages=all_passages)
     if not hits:
         note(

@@ -16,6 +16,7 @@ from blockrank.cli.console import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    ScorerOption,
     SegmentOption,
     VerboseOption,
     load_ranker,
@@ -91,6 +92,7 @@ def serve_command(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = None,
+    scorer: ScorerOption = None,
     key_file: KeyFileOption = None,
     no_key: NoKeyOption = False,
     allowed_host: AllowedHostOption = None,
@@ -128,8 +130,8 @@ def serve_command(
         idle_timeout_s=idle_timeout, write_timeout_s=write_timeout,
     )  # fmt: skip
     options: dict[str, Any] = {
-        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
-        "cut_queries": cut_queries,
+        "device": device, "dtype": dtype, "backend": backend, "scorer": scorer,
+        "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
     }  # fmt: skip
     _serve(settings, partial(load_ranker, model, **options), host, port, log_format, verbose=verbose)
 

@@ -17,6 +17,7 @@ from blockrank.engine.capture import Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import Ints, PackedLayout, TokenisedRequest, pack, plan_batches
 from blockrank.model import RankModel
+from blockrank.spec import RankSpec
 from blockrank.types import InputError, ModelError, RankRequest
 
 DEFAULT_BEAMS = 10  # the paper's, for lists
@@ -54,11 +55,11 @@ def decode(
 ) -> list[Decoded]:
     """Generate document ids after the template's answer opening, for each request.
 
-    model: loaded with `head=True`; it may be in training, and is left as it was. requests: as texts or tokens; an
-    answer that follows the opening, as in training, is left out. beams: 1 decodes greedily. form: "first" generates the
-    first id alone, of which `beams` different ones are found (all, by probability, where there are as many beams as
-    candidates); "list" generates the best list, in which each id stands at most once and which ends where the model
-    ends it. max_tokens: of prompts packed into one forward.
+    model: loaded with `needs=Needs(generation=True)`; it may be in training, and is left as it was. requests: as texts
+    or tokens; an answer that follows the opening, as in training, is left out. beams: 1 decodes greedily. form: "first"
+    generates the first id alone, of which `beams` different ones are found (all, by probability, where there are as
+    many beams as candidates); "list" generates the best list, in which each id stands at most once and which ends where
+    the model ends it. max_tokens: of prompts packed into one forward.
 
     Raises `InputError` where the spec, the template or the tokenizer does not allow it, `ModelError` where the model
     has no head, or its logits are not finite.
@@ -117,19 +118,24 @@ def decode_layout(model: RankModel, layout: PackedLayout, *, beams: int, form: F
     return found
 
 
-def _check(model: RankModel, beams: int) -> None:
-    """Raise where a model or its spec does not allow decoding."""
-    spec, name = model.spec, model.name or "the model"
-    if beams < 1:
-        raise InputError(f"beams must be positive, not {beams}.")
-    if not model.weights.has_head:
-        raise ModelError(
-            f"{name} was loaded without a language-model head, which decoding needs: load it with head=True."
-        )
+def check_spec(spec: RankSpec) -> None:
+    """Raise `InputError` where a spec does not allow decoding."""
     spec.check_none_leaves("decoding needs every document in every layer")
     for field, needed in (("query_reads", "all"), ("query_attention", "causal")):
         if (value := getattr(spec.pattern, field)) != needed:
             raise InputError(f"decoding needs RankSpec.{field} {needed!r}; it is {value!r}.")
+
+
+def _check(model: RankModel, beams: int) -> None:
+    """Raise where a model or its spec does not allow decoding."""
+    if beams < 1:
+        raise InputError(f"beams must be positive, not {beams}.")
+    if not model.weights.has_head:
+        raise ModelError(
+            f"{model.name or 'the model'} was loaded without a language-model head, which decoding needs: load it with "
+            "needs=Needs(generation=True)."
+        )
+    check_spec(model.spec)
 
 
 def _logits(model: RankModel, layout: PackedLayout, at: Ints, rows: RowBuffers) -> torch.Tensor:

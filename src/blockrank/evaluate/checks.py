@@ -49,12 +49,12 @@ def check_works(works: Sequence[Work], plan: Plan, checks: Mapping[str, Check | 
 
 def check_of(ranker: RequestRanker) -> Check | None:
     """What a loaded ranker refuses; None where that cannot be known."""
-    from blockrank.model.checking import RequestCheck
     from blockrank.ranker import Ranker
+    from blockrank.scorers.checking import RequestCheck
 
     if not isinstance(ranker, Ranker) or ranker.model.tokenizer is None:
         return None
-    return RequestCheck(ranker.model.tokenizer, ranker.spec)
+    return RequestCheck(ranker.model.tokenizer, ranker.spec, ranker.scorer)
 
 
 def _accept(request: RankRequest) -> None:

@@ -138,7 +138,7 @@ def ranker_identity(ranker: RequestRanker) -> dict[str, Any]:
     model = ranker.model
     return {
         "spec": ranker.spec.to_dict(),
-        "scorer": {"name": ranker.scorer.name, **vars(ranker.scorer)},
+        "scorer": ranker.scorer.identity(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "backend": model.backend.name,

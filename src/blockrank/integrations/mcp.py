@@ -136,7 +136,7 @@ def _answer(ranker: "ServedRanker", limits: "ServeSettings", values: dict[str, A
         tokenised = ranker.tokenise(call.request)
     except InputError as error:
         raise InputError(call.names.in_words(str(error))) from None
-    ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0])
+    ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0]).in_unit_range()
     read = Reading.of(tokenised)
     warnings = warnings_of(call, ranking, read)
     return {"results": TEI.answer(call, ranking, read), **({"warnings": warnings} if warnings else {})}

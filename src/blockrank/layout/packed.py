@@ -59,6 +59,11 @@ class PackedLayout:
         return self.cached_rows + len(self.ids_T)
 
     @property
+    def last_B(self) -> Ints:
+        """(B,) stream position of each request's last token, behind which an answer would follow."""
+        return self.ends_S[np.flatnonzero([kind == "query" for kind in self.kinds_S])] - 1
+
+    @property
     def rows_read_S(self) -> Ints:
         """(S,) how many rows each segment reads before its own."""
         before_R1 = np.concatenate([[0], np.cumsum(self.reads_R2[:, 1] - self.reads_R2[:, 0])])

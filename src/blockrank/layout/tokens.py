@@ -15,7 +15,7 @@ from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, s
 from blockrank.layout.memo import Memo
 from blockrank.layout.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec
-from blockrank.types import Cut, InputError, RankRequest
+from blockrank.types import InputError, RankRequest
 
 _GROUP_CHARACTERS = 1 << 18  # encoded at once: a tokenizer's own record of a text takes a hundred times its size
 _QUERY_SLACK = 16  # tokens by which a query may differ alone and in its frame
@@ -73,12 +73,6 @@ class TokenisedRequest:
     def indices(self) -> Sequence[int]:
         """For each document segment its candidate's index in the request."""
         return range(len(self.documents)) if self.read is None else self.read
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """The documents that lost tokens."""
-        found = zip(self.indices, self.documents, strict=True)
-        return tuple(Cut(index, segment.cut, segment.cut_is_estimate) for index, segment in found if segment.cut)
 
     @property
     def length(self) -> int:
@@ -145,16 +139,18 @@ class PromptTokenizer:
         answer: tuple[int, ...] | None = None,
         memo: Memo[Segment] | None = None,
         between: Callable[[], None] | None = None,
+        read: Sequence[int] | None = None,
     ) -> TokenisedRequest:
         """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
 
         A document without a readable character, or of which this tokenizer makes no token, has no segment: `indices`
         says which have one. `answer`: see `blockrank.layout.prompt.segments`; `memo`: see `tokenise`. Raises
         `InputError` as `tokenise` does, where no document yields a token, and where one that the answer lists does not.
-        between: called before each group of segments; what it raises ends the work.
+        between: called before each group of segments; what it raises ends the work. read: indices of the candidates
+        that stand in this prompt, in this order; all that can be read if left out.
         """
         request, cut = self._within_limit(request, spec)
-        indices = request.readable
+        indices = request.readable if read is None else tuple(read)
         while True:
             texts = segments(spec.prompt, request, answer, indices)
             made = self._in_groups(texts, spec, request.evidence, memo, between)
@@ -247,7 +243,7 @@ class PromptTokenizer:
         joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
         if text.kind == "document":
             return self._document(joined, parts, text, spec, spans, is_last)
-        if _says_nothing(parts) or (text.kind == "query" and not len(joined)):
+        if _says_nothing(parts) or (text.kind == "query" and text.pieces and not len(joined)):
             raise InputError("query yields no token of this tokenizer: there is nothing to read.")
         body = int(_body_mask(parts).sum())
         if text.kind == "query" and body > spec.limits.max_query_tokens:

@@ -15,7 +15,6 @@ from blockrank.retrieve.encoder import load_sentence_model
 from blockrank.types import ModelError, RankRequest, RequestRanker
 
 _WINDOW = 64  # requests scored together
-_LEAST = 2.0**-149  # the smallest float32: what a share counts as that float32 rounds to zero
 
 
 class Teacher(Protocol):
@@ -29,24 +28,30 @@ class Teacher(Protocol):
 
 
 class RankerTeacher:
-    """A model that blockrank ranks with: the logarithm of each document's share, as the teacher `model` in training.
+    """A model that blockrank ranks with: of each document the logarithm of its share, as the teacher `model` in
+    training.
 
-    cut: how many documents and queries were cut to the model's limits so far.
+    Other kinds of scores are stored as `Ranking.logits` has them: the logarithm of a probability, a logit as it is,
+    minus the logarithm of the rank of an order. cut: how many documents and queries were cut to the model's limits so
+    far.
     """
-
-    are_logs = True
 
     def __init__(self, ranker: RequestRanker, name: str) -> None:
         self._ranker, self.name, self.cut = ranker, name, 0
+        self.are_logs = True  # until rankings say otherwise
 
     def scores(self, requests: Sequence[RankRequest]) -> list[list[float]]:
-        """Log shares. A share that float32 rounds to zero counts as the smallest that is not."""
+        """Scores as logits. A share that float32 rounds to zero counts as the smallest that is not.
+
+        Raises `InputError` where scores are not of the kind that the ranker says.
+        """
         found = []
         whole = [replace(request, top_k=None, evidence=False) for request in requests]
         for ranking in self._ranker.rank_many(whole):
             self.cut += (ranking.query_cut_tokens > 0) + sum(entry.cut_tokens > 0 for entry in ranking)
-            shares = sorted((entry.index, entry.score) for entry in ranking)
-            found.append([math.log(max(share, _LEAST)) for _, share in shares])
+            self.are_logs = ranking.kind != "logit"
+            pairs = sorted(zip((entry.index for entry in ranking), ranking.logits(), strict=True))
+            found.append([score for _, score in pairs])
         return found
 
 

@@ -20,6 +20,7 @@ from blockrank.model.loading import (
     resolve_types,
     runs_fused,
 )
+from blockrank.model.needs import Needs
 from blockrank.model.rank_model import RankModel
 from blockrank.model.seam import SEAM
 from blockrank.model.sources import EMBEDDED_MODEL, located
@@ -32,6 +33,7 @@ __all__ = [
     "Devices",
     "Layers",
     "LoadedModel",
+    "Needs",
     "RankModel",
     "check_layers",
     "load_config",

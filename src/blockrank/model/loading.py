@@ -27,6 +27,7 @@ from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
 from blockrank.model.adapters import chain_of, root_of, with_adapter
 from blockrank.model.loaded import LoadedModel
+from blockrank.model.needs import Needs
 from blockrank.model.parameters import check_finite, load_weights
 from blockrank.model.probe import probe_model
 from blockrank.model.rank_model import RankModel
@@ -101,22 +102,22 @@ def load_model(
     device: Devices = None,
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
-    head: bool = False,
+    needs: Needs | None = None,
     omit_dropout: bool = False,
     probe: bool = True,
     layers: Layers | None = None,
 ) -> RankModel:
-    """Load a checkpoint for ranking: layers up to the scoring layer, nothing above, safetensors only.
+    """Load a checkpoint for ranking: layers up to the deepest that is read, nothing above, safetensors only.
 
     name_or_path: a folder, a hub name, or None or "embedded" for the embedded model; adapters in a folder are
     added to their base.
-    head: keep every layer and the language-model head (training with the LM loss, generation), which stays in the type
-    of everything else where products are in eight bits. device None: the first
-    CUDA device, else the CPU; several devices (a sequence, or names with commas between) each get the model. dtype
-    None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are fused layers whose
-    products are in eight bits. omit_dropout: set every dropout of the config to 0. probe: check with a small forward
-    that the model does what the layout says; see `blockrank.model.probe`. layers: "library" runs transformers' own
-    layers, "fused" ours, which only infer; None fuses where the family allows it.
+    needs: what is read beside the scoring layer, such as `Needs(logits=True)`: every layer and the language-model head
+    (training with the LM loss, decoding), which stays in the type of everything else where products are in eight bits.
+    device None: the first CUDA device, else the CPU; several devices (a sequence, or names with commas between) each
+    get the model. dtype None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are
+    fused layers whose products are in eight bits. omit_dropout: set every dropout of the config to 0. probe: check with
+    a small forward that the model does what the layout says; see `blockrank.model.probe`. layers: "library" runs
+    transformers' own layers, "fused" ours, which only infer; None fuses where the family allows it.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -126,14 +127,15 @@ def load_model(
     places = resolve_devices(device)
     eight_bits, weight_type = resolve_types(dtype, places)
     check_layers(layers, dtype)
+    needs = needs or Needs()
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source, resolved)
-        if not head:
-            _cut(config, resolved.readout.layer + 1)
+        if not needs.every_layer:
+            _cut(config, needs.depth(resolved.readout.layer))
         if omit_dropout:
             _omit_dropout(config)
-        module, omitted = _module(source, config, head, weight_type)
+        module, omitted = _module(source, config, needs.head, weight_type)
         fused = runs_fused(module, layers, eight_bits)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]

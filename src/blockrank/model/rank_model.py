@@ -116,6 +116,11 @@ class RankModel:
         vars(found).update(changes)
         return found
 
+    def give_turn(self) -> None:
+        """Let others have a turn, if there are any: for those who run several forwards, between two of them."""
+        if self._between is not None:
+            self._between()
+
     def inference(self) -> AbstractContextManager[None]:
         """A context for forwards without gradients. Weights in shards do not take inference mode."""
         if is_sharded(self._outer):
@@ -250,7 +255,8 @@ class RankModel:
         wanted.check(layout, self.module.config.num_hidden_layers)
         if wanted.logits_R is not None and not self.weights.has_head:
             raise ModelError(
-                f"{name} was loaded without a language-model head, which logits need: load it with head=True."
+                f"{name} was loaded without a language-model head, which logits need: load it with "
+                "needs=Needs(logits=True)."
             )
         if wanted.whole and self.weights.omitted:
             raise ModelError(

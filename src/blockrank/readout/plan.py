@@ -10,6 +10,7 @@ from torch import Tensor
 from blockrank.attention.indices import moved
 from blockrank.layout import Ints, PackedLayout, ranges_flat
 from blockrank.spec import RankSpec
+from blockrank.types import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,10 @@ class ReadoutPlan:
 
 
 def plan_readout(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> ReadoutPlan:
-    """Prepare a read-out; arguments as in `log_scores`."""
+    """Prepare a read-out; arguments as in `log_scores`. Raises `InputError` where a request has no signal tokens."""
     per_request = np.bincount(layout.signal_request_G, minlength=layout.requests)
+    if not per_request.min():
+        raise InputError("the prompt ends in a document: there are no tokens of a query segment to read out.")
     first = np.cumsum(per_request) - per_request
     at_G = np.arange(per_request.max())
     mask = at_G < per_request[:, None]

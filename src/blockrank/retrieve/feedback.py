@@ -13,7 +13,7 @@ gradient descent suffices: nothing here needs a library for gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -35,7 +35,7 @@ class Feedback:
 
     depth: candidates that the ranker reads and that teach. steps: of gradient descent; with 0 the second retrieval is
     the first. rate: length of a step, as a share of the longest that provably never raises the objective.
-    temperature: of the retriever's scores, in their own unit. ranker_temperature: of the ranker's log shares.
+    temperature: of the retriever's scores, in their own unit. ranker_temperature: of the ranker's scores as logits.
     pull: towards the query's own vector; 0 leaves the number of steps to hold it back.
 
     Raises `InputError` on a value out of range.
@@ -64,8 +64,8 @@ class Feedback:
 def refine(query_D: ArrayLike, vectors_CD: ArrayLike, scores_C: ArrayLike, feedback: Feedback) -> Floats:
     """The query's vector moved towards the ranker's preference, (D,).
 
-    vectors_CD: of the candidates. scores_C: the ranker's, of which a softmax is taken: for shares, their logarithms.
-    With no steps the result is `query_D` as it is. The length of the result means nothing.
+    vectors_CD: of the candidates. scores_C: the ranker's as logits, of which a softmax is taken: for shares, their
+    logarithms. With no steps the result is `query_D` as it is. The length of the result means nothing.
 
     Raises `InputError` where shapes do not fit or a number is not finite.
     """
@@ -141,7 +141,7 @@ class FeedbackRetriever:
         retriever = FeedbackRetriever(DenseIndex.open(corpus, encoder), corpus, Ranker.from_pretrained())
         run = retriever.run({"q1": "who wrote Dracula"}, depth=100)
 
-    The ranker's scores must be shares, as those of every `RequestRanker` of this package.
+    Its scores may be of any kind, see `Ranking.logits`: of an order the shares are in proportion to 1/rank.
     """
 
     def __init__(
@@ -175,13 +175,4 @@ class FeedbackRetriever:
     def refined(self, query_D: Floats, ranking: Ranking) -> Floats:
         """The vector of a query after feedback from a ranking, (D,)."""
         vectors_CD = self.index.vectors(ranking.doc_ids)
-        return refine(query_D, vectors_CD, log_shares(ranking), self.feedback)
-
-
-def log_shares(ranking: Ranking) -> Doubles:
-    """Logarithms of a ranking's scores, (C,), in its order. Raises `InputError` where a score is negative."""
-    scores: Sequence[float] = [entry.score for entry in ranking]
-    if min(scores, default=0.0) < 0:
-        raise InputError(f"query_id {ranking.query_id!r}: feedback needs shares, and a score is {min(scores)}.")
-    logs: Doubles = np.log(np.maximum(np.array(scores, dtype=np.float64), _LEAST))
-    return logs
+        return refine(query_D, vectors_CD, ranking.logits(least=_LEAST), self.feedback)

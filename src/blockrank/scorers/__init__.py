@@ -1,9 +1,21 @@
-"""Scorers: from a packed layout and a model to one score a document."""
+"""Scorers: from a request to prompts, and from those and a model to one score a document."""
 
 from __future__ import annotations
 
 from blockrank.scorers.attention import AttentionScorer
-from blockrank.scorers.base import Scored, Scorer
+from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.scorers.registry import DEFAULT_SCORER, SCORERS
 
-__all__ = ["AttentionScorer", "DecodeScorer", "Scored", "Scorer"]
+__all__ = [
+    "DEFAULT_SCORER",
+    "SCORERS",
+    "AttentionScorer",
+    "DecodeScorer",
+    "LayoutScorer",
+    "PromptWriter",
+    "Prompts",
+    "Scored",
+    "Scorer",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 
@@ -11,19 +11,34 @@ from blockrank.layout import PackedLayout
 from blockrank.model import RankModel
 from blockrank.readout.exits import with_exits
 from blockrank.readout.signals import log_scores, token_shares
-from blockrank.scorers.base import Scored
+from blockrank.scorers.base import LayoutScorer, Scored
+from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.spec import RankSpec
+from blockrank.types import InputError, RankRequest
 
 
-class AttentionScorer:
+@dataclass(frozen=True)
+class AttentionScorer(LayoutScorer):
     """Share of the signal tokens' attention that each document gets, as the model's `RankSpec` says to read it."""
 
-    name: ClassVar[str] = "attention"
-    needs_head: ClassVar[bool] = False
+    name = "attention"
+    kind = "share"
+    reuses_keys = True
 
-    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+    def prompts(self, request: RankRequest, writer: PromptWriter) -> Prompts:
+        """See `Scorer.prompts`."""
+        if not (writer.spec.prompt.query or writer.spec.prompt.answer):
+            raise InputError("the template's query is empty: there are no signal tokens whose attention could be read.")
+        return super().prompts(request, writer)
+
+    def check_evidence(self, spec: RankSpec) -> None:
+        """See `Scorer.check_evidence`."""
+        spec.check_none_leaves("evidence needs every document at the scoring layer")
+
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         """Scores (C,) that sum to one over a request's documents (unless the spec's softmax is over all keys)."""
         if evidence:
-            model.spec.check_none_leaves("evidence needs every document at the scoring layer")
+            self.check_evidence(model.spec)
         capture = model.read(layout)
         layer = capture.only
         read = (layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)

@@ -1,21 +1,26 @@
-"""The scorer seam."""
+"""The scorer seam: from a request to prompts, and from those and a model to one score a document."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from blockrank.layout import PackedLayout
-from blockrank.model import RankModel
+from blockrank.configfile import check_fields
+from blockrank.layout import PackedLayout, TokenisedRequest, pack, plan_batches
+from blockrank.model import Needs, RankModel
+from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.spec import RankSpec
+from blockrank.types import InputError, ModelError, RankRequest, ScoreKind
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a scorer says of a packed layout, document after document.
+    """What a scorer says of some documents.
 
     scores_C: one score a document, float32. shares_R: where it was asked for, the part of its document's attention
     that each token of the documents received; the parts of a document sum to one.
@@ -28,8 +33,9 @@ class Scored:
         """The same on the host."""
         return Scored(self.scores_C.cpu(), self.shares_R.cpu() if self.shares_R is not None else None)
 
-    def apart(self, rows_BM: Sequence[Sequence[int]]) -> list[Scored]:
-        """The parts of several requests; `rows_BM`: of each request the number of tokens of each document."""
+    def apart(self, prompts: Sequence[TokenisedRequest]) -> list[Scored]:
+        """The parts of several prompts that follow each other in a layout."""
+        rows_BM = [[len(segment.ids) for segment in prompt.documents] for prompt in prompts]
         scores_BC = torch.split(self.scores_C, [len(rows) for rows in rows_BM])
         if self.shares_R is None:
             return [Scored(scores_C) for scores_C in scores_BC]
@@ -37,22 +43,117 @@ class Scored:
             Scored(*parts) for parts in zip(scores_BC, torch.split(self.shares_R, [*map(sum, rows_BM)]), strict=True)
         ]
 
-    def then(self, other: Scored) -> Scored:
-        """These documents followed by others."""
-        if self.shares_R is None or other.shares_R is None:
-            return Scored(torch.cat([self.scores_C, other.scores_C]))
-        return Scored(torch.cat([self.scores_C, other.scores_C]), torch.cat([self.shares_R, other.shares_R]))
 
+class Scorer(ABC):
+    """Makes its own prompts of a request, and scores the documents in them.
 
-class Scorer(Protocol):
-    """Scores the documents of a packed layout.
-
-    needs_head: whether the language-model head (and so every layer) must be loaded; a scorer that reads one layer
-    needs neither the head nor the layers above.
+    A subclass sets `name` and `kind` (see `ScoreKind`) and, as a frozen dataclass, has its settings as fields. It holds
+    nothing else: one serves many requests, from several threads. reuses_keys: whether it reads documents at the
+    spec's layer, so that their keys may be kept for later requests.
     """
 
     name: ClassVar[str]
-    needs_head: ClassVar[bool]
+    reuses_keys: ClassVar[bool] = False
 
-    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
-        """Score the documents in the order of the layout; `evidence`: also say which of their tokens made the score."""
+    def __post_init__(self) -> None:
+        """Check the settings of a dataclass, which alone comes here, against their annotations."""
+        check_fields(self)
+
+    @property
+    @abstractmethod
+    def kind(self) -> ScoreKind:
+        """What its scores are."""
+
+    def adapted(self, spec: RankSpec) -> RankSpec:
+        """The spec under which it reads a checkpoint: with a template, a pattern or limits of its own.
+
+        What it gives for a spec that it has adapted is that spec. The model is checked under it when it is loaded.
+        """
+        return spec
+
+    def needs(self, spec: RankSpec) -> Needs:
+        """What of a checkpoint is loaded for it: the spec's layer if nothing else is said."""
+        return Needs(layers=(spec.readout.layer,))
+
+    def check(self, model: RankModel) -> None:
+        """Raise `ModelError` or `InputError` where it cannot read a model, before any request comes."""
+        needs, there = self.needs(model.spec), model.weights.module.config.num_hidden_layers
+        if needs.head and not model.weights.has_head:
+            raise ModelError(
+                f"{model.name or 'the model'} has no language-model head, or was loaded without it: the scorer "
+                f"{self.name!r} needs it."
+            )
+        if (depth := needs.depth(model.spec.readout.layer)) > there:
+            raise ModelError(
+                f"{model.name or 'the model'} has {there} layers, and the scorer {self.name!r} reads layer {depth - 1}."
+            )
+
+    def check_evidence(self, spec: RankSpec) -> None:
+        """Raise `InputError` where it cannot say where a score comes from."""
+        del spec
+        raise InputError(f"the scorer {self.name!r} gives no evidence.")
+
+    def prompts(self, request: RankRequest, writer: PromptWriter) -> Prompts:
+        """The prompts of a request: one with all its documents if nothing else is said.
+
+        Raises `InputError` on what cannot be read.
+        """
+        return Prompts((writer.write(request),))
+
+    @abstractmethod
+    def score(
+        self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
+    ) -> list[Scored]:
+        """For the prompts of each request a score a document, on the host, in the order of their `indices`.
+
+        max_tokens: of prompts that share a forward; a longer one runs alone. evidence: whether the parts of each
+        document's tokens are wanted too.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from others in a record: its name and settings, JSON-ready."""
+        kind: Any = type(self)
+        keys = [item.name for item in fields(kind)] if is_dataclass(kind) else []
+        return {"name": self.name, **{key: getattr(self, key) for key in keys}}
+
+
+class LayoutScorer(Scorer):
+    """A scorer that reads packed layouts, each prompt for itself: mostly one forward and a read-out."""
+
+    @abstractmethod
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+        """Score the documents of a packed layout, in its order."""
+
+    def combined(self, prompts: Prompts, parts: Sequence[Scored]) -> Scored:
+        """The scores of a request from those of its prompts; of a document in several prompts the mean.
+
+        That is for scores that mean the same in every prompt. Where they do not, as shares and orders, a scorer of
+        several prompts combines them in its own way.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        assert self.kind in ("logit", "probability"), f"{self.kind} scores of several prompts have no mean"
+        at = torch.tensor([index for part in prompts.parts for index in part.indices])
+        places = torch.searchsorted(torch.tensor(prompts.indices), at)
+        sums, counts = torch.zeros(2, len(prompts.indices), dtype=torch.float64)
+        sums.index_add_(0, places, torch.cat([part.scores_C for part in parts]).double())
+        counts.index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
+        return Scored((sums / counts).float())
+
+    def score(
+        self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
+    ) -> list[Scored]:
+        """See `Scorer.score`."""
+        parts = [part for item in prompts for part in item.parts]
+        found: list[Scored] = []
+        for batch in plan_batches([part.length for part in parts], max_tokens):
+            if found:
+                model.give_turn()
+            layout = pack(parts[batch], model.spec)
+            found += self.read(model, layout, evidence=evidence).cpu().apart(parts[batch])
+        scored = iter(found)
+        return [self.combined(item, _next(scored, len(item.parts))) for item in prompts]
+
+
+def _next(scored: Iterator[Scored], count: int) -> list[Scored]:
+    return [next(scored) for _ in range(count)]

@@ -97,7 +97,7 @@ class Preparation:
         started = time.monotonic()
         call, read, job = prepared.call, prepared.read, prepared.job
         try:
-            ranking = self._ranker.ranking(call.request, job.tokenised, scored)
+            ranking = self._ranker.ranking(call.request, job.tokenised, scored).in_unit_range()
         except ModelError as error:
             raise Refusal(500, "not_finite", str(error)) from None
         answer = trace.dialect.answer(call, ranking, read)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from blockrank.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RankModel, load_model
+from blockrank.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Needs, RankModel, load_model
 from blockrank.model.adapters import import_peft, wrap
 from blockrank.train.config import LoraConfig
 from blockrank.types import InputError
@@ -39,7 +39,9 @@ def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: 
 
 def merge_saved(folder: Path, head: bool) -> None:
     """Replace the adapters in a checkpoint by weights that hold them. The folder is never without either."""
-    model: RankModel = load_model(folder, device="cpu", dtype=torch.float32, head=head, probe=False, layers="library")
+    model: RankModel = load_model(
+        folder, device="cpu", dtype=torch.float32, needs=Needs(logits=head), probe=False, layers="library"
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as place:
         model.module.save_pretrained(place)
         (folder / ADAPTER_CONFIG).unlink()  # from here on the weights alone count

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback
 
-from blockrank.model import ADAPTER_CONFIG, RankModel, load_model, resolve_spec
+from blockrank.model import ADAPTER_CONFIG, Needs, RankModel, load_model, resolve_spec
 from blockrank.ranker import Ranker
 from blockrank.spec import RankSpec
 from blockrank.train.adapters import merge_saved, with_adapters
@@ -136,7 +136,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         device=arguments.device,
         dtype=torch.float32,  # master weights; bf16=true in [trainer] computes in bfloat16
         backend=None,
-        head=wants_head(config, spec),
+        needs=Needs(logits=wants_head(config, spec)),
         omit_dropout=True,
         layers="library",  # fused ones do not differentiate, and their weights are shared views
     )

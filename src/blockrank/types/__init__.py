@@ -10,8 +10,10 @@ from blockrank.types.documents import Document, DocumentLike, as_document
 from blockrank.types.rankers import Cut, KeyCache, RankerFacts, RequestRanker, ServedRanker, SteppedRanker, Tokenised
 from blockrank.types.rankings import Evidence, RankedDocument, Ranking
 from blockrank.types.requests import RankRequest
+from blockrank.types.scores import SCORE_KINDS, ScoreKind, as_logits, in_unit_range
 
 __all__ = [
+    "SCORE_KINDS",
     "BlockrankError",
     "CapacityError",
     "Cut",
@@ -27,8 +29,11 @@ __all__ = [
     "RankerFacts",
     "Ranking",
     "RequestRanker",
+    "ScoreKind",
     "ServedRanker",
     "SteppedRanker",
     "Tokenised",
     "as_document",
+    "as_logits",
+    "in_unit_range",
 ]

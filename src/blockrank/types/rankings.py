@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from blockrank.errors import InputError
 from blockrank.types.documents import Document, as_json
 from blockrank.types.requests import RankRequest, ranked_last
+from blockrank.types.scores import LEAST_SHARE, ScoreKind, as_logits, in_unit_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,10 @@ class RankedDocument:
 class Ranking(Sequence[RankedDocument]):
     """Documents of one request, best first. Iterates and indexes like a list.
 
-    Scores of a complete ranking sum to one; they compare documents of the same request and nothing else. Where document
-    ids were decoded, a score is minus the rank. Documents of which nothing could be read are last, in the order of the
-    request, with score 0 (minus the rank where ids were decoded) and no tokens.
+    `kind` says what the scores are, see `ScoreKind`. Shares, those of attention, sum to one in a complete ranking; they
+    compare documents of the same request and nothing else. Where ids were decoded, scores are an order: minus the rank.
+    Documents of which nothing could be read are last, in the order of the request, with no tokens and score 0 or, where
+    there are scores below zero, one below the lowest.
     `query_cut_tokens` is how many tokens the query lost, where that was allowed (an estimate for one of over eight
     characters for each token of the limit). `warnings`: sentences about the request that the caller should see.
     """
@@ -88,6 +90,7 @@ class Ranking(Sequence[RankedDocument]):
     ranked: tuple[RankedDocument, ...]
     query_cut_tokens: int = 0
     warnings: tuple[str, ...] = ()
+    kind: ScoreKind = "share"
 
     @classmethod
     def from_scores(
@@ -101,6 +104,7 @@ class Ranking(Sequence[RankedDocument]):
         *,
         read: Sequence[int] | None = None,
         estimated: Sequence[bool] | None = None,
+        kind: ScoreKind = "share",
     ) -> Ranking:
         """Sort by score, descending; equal scores keep the order of the request.
 
@@ -122,14 +126,14 @@ class Ranking(Sequence[RankedDocument]):
                 evidence[place] if evidence else (),
                 estimated[place] if estimated else False,
             )
-            for place in sorted(range(len(scores)), key=lambda place: -scores[place])
+            for place in sorted(range(len(scores)), key=lambda place: (-scores[place], read[place]))
         ]
         for place, index in enumerate(unread, start=1):
             entries.append(RankedDocument(0, lowest and lowest - place, index, request.candidates[index]))
         ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
         silent = sorted(set(unread) & set(request.readable))
         warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
-        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings))
+        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings), kind)
 
     def __len__(self) -> int:
         return len(self.ranked)
@@ -150,6 +154,24 @@ class Ranking(Sequence[RankedDocument]):
             raise InputError(f"k must be positive, not {k}.")
         return replace(self, ranked=self.ranked[:k])
 
+    def logits(self, least: float = LEAST_SHARE) -> list[float]:
+        """Numbers whose softmax is what the scores say, in the order of the ranking; see `as_logits`.
+
+        Raises `InputError` where scores are not of their kind.
+        """
+        try:
+            return as_logits([entry.score for entry in self.ranked], self.kind, least)
+        except InputError as error:
+            raise InputError(f"query_id {self.query_id!r}: {error}") from None
+
+    def in_unit_range(self) -> Ranking:
+        """The same with scores in [0, 1], see `in_unit_range`: itself where they are."""
+        if self.kind in ("share", "probability"):
+            return self
+        scores = in_unit_range([entry.score for entry in self.ranked], self.kind)
+        ranked = (replace(entry, score=score) for entry, score in zip(self.ranked, scores, strict=True))
+        return replace(self, ranked=tuple(ranked))
+
     @property
     def doc_ids(self) -> list[str]:
         """Ids, best first."""
@@ -160,6 +182,8 @@ class Ranking(Sequence[RankedDocument]):
         entry: dict[str, Any] = {"query_id": self.query_id, "query": self.query}
         if self.query_cut_tokens:
             entry["query_cut_tokens"] = self.query_cut_tokens
+        if self.kind != "share":
+            entry["kind"] = self.kind
         if self.warnings:
             entry["warnings"] = list(self.warnings)
         return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}

@@ -1,0 +1,34 @@
+"""What of a checkpoint must be loaded for those who read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is read of a model; decides where it is cut when it is loaded.
+
+    layers: whose queries and keys; none above the deepest of them and the spec's is loaded. logits: of the next token,
+    which takes the language-model head and every layer. hidden: last hidden states, which take every layer. generation:
+    tokens are written one after the other, which takes the head too, and layers that keep their keys and values.
+    """
+
+    layers: tuple[int, ...] = ()
+    logits: bool = False
+    hidden: bool = False
+    generation: bool = False
+
+    @property
+    def head(self) -> bool:
+        """Whether the language-model head is read."""
+        return self.logits or self.generation
+
+    @property
+    def every_layer(self) -> bool:
+        """Whether no layer can be left out."""
+        return self.head or self.hidden
+
+    def depth(self, layer: int) -> int:
+        """How many layers must be there where not all are; `layer`: the spec's own."""
+        return 1 + max(layer, *self.layers, 0)

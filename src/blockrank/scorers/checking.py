@@ -1,0 +1,47 @@
+"""Whether a ranker will take a request, known without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blockrank.layout import PromptTokenizer
+from blockrank.model import load_tokenizer, resolve_spec
+from blockrank.scorers.base import Scorer
+from blockrank.scorers.prompts import PromptWriter
+from blockrank.scorers.registry import DEFAULT_SCORER, SCORERS
+from blockrank.spec import RankSpec
+from blockrank.types import RankRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCheck:
+    """Refuses what a ranker with this tokenizer, spec and scorer refuses, so that it is told before anything is ranked.
+
+    spec: as the scorer has adapted it.
+    """
+
+    tokenizer: PromptTokenizer
+    spec: RankSpec
+    scorer: Scorer
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path | None,
+        changes: Mapping[str, object] | None = None,
+        scorer: str | Scorer = DEFAULT_SCORER,
+    ) -> RequestCheck:
+        """The check of a checkpoint whose spec differs in the given fields. Raises as `load_tokenizer` does."""
+        made = SCORERS.make(scorer)
+        spec = made.adapted(resolve_spec(name_or_path, None)).changed(**(changes or {}))
+        return cls(load_tokenizer(name_or_path)[0], made.adapted(spec), made)
+
+    def check_evidence(self) -> None:
+        """Raise `InputError` where the scorer gives no evidence."""
+        self.scorer.check_evidence(self.spec)
+
+    def __call__(self, request: RankRequest) -> None:
+        """Raise `InputError` on a query over the limit, and on a query or a document that cannot be tokenised."""
+        self.scorer.prompts(replace(request, evidence=False), PromptWriter(self.tokenizer, self.spec))

@@ -1,0 +1,13 @@
+"""Strategies by name; `STRATEGIES.add` enters one's own."""
+
+from __future__ import annotations
+
+from blockrank.registry import Registry
+from blockrank.strategies.base import Strategy
+
+STRATEGIES: Registry[Strategy] = Registry(
+    "strategy",
+    Strategy,  # type: ignore[type-abstract]
+    group="blockrank.strategies",
+    passed=("ranker",),
+)
