@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from conftest import PATIENCE_S, exhaust
@@ -32,11 +32,10 @@ TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula in 1897.
 BODY: dict[str, Any] = {"query": QUERY, "documents": TEXTS}
 
 
-class Gate:
+class Gate(AttentionScorer):
     """A scorer that can be held, or made to fail, and otherwise scores as ever. Server tests count with it."""
 
-    name: ClassVar[str] = "gate"
-    needs_head: ClassVar[bool] = False
+    name = "gate"
 
     def __init__(self) -> None:
         self.open = Event()
@@ -45,13 +44,13 @@ class Gate:
         self.failure: Callable[[PackedLayout], Scored | None] | None = None
         self.requests: list[int] = []
 
-    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         self.requests.append(layout.requests)
         self.entered.set()
         assert self.open.wait(PATIENCE_S), "the gate was never opened"
         if self.failure is not None and (found := self.failure(layout)) is not None:
             return found
-        return AttentionScorer().score(model, layout, evidence=evidence)
+        return super().read(model, layout, evidence=evidence)
 
     def close(self) -> None:
         """Hold whatever comes next."""

@@ -199,7 +199,9 @@ def test_documents_read_both_ways_before_a_causal_query(backend: str) -> None:
 
 
 def test_shares_of_the_encoder_are_those_of_its_eager_attention(mini: Ranker) -> None:
-    request = mini.tokenise(RankRequest("who wrote Dracula", ["Bram Stoker.", "Mary Shelley wrote.", "The coast."]))
+    request = mini.tokenise(
+        RankRequest("who wrote Dracula", ["Bram Stoker.", "Mary Shelley wrote.", "The coast."])
+    ).only
     model = mini.model.in_library_layers().with_spec(mini.spec.changed(signal_tokens="query"))
     relevant = np.array([True, False, False])
     found = prompt_shares(model, request, relevant, 1000, np.random.default_rng(0))
@@ -211,7 +213,7 @@ def test_shares_of_the_encoder_are_those_of_its_eager_attention(mini: Ranker) ->
     expected = [expected_figures(item, layout, readable, relevant.tolist()) for item in weights[:-1]]  # the last is cut
     np.testing.assert_allclose(found.layers_LF[:-1], expected, atol=2e-6)
     assert found.layers_LF.shape == (7, 12)
-    long = mini.tokenise(RankRequest("who", ["word " * 250, "text " * 250, "coast " * 30]))
+    long = mini.tokenise(RankRequest("who", ["word " * 250, "text " * 250, "coast " * 30])).only
     assert prompt_shares(model, long, relevant, 8, np.random.default_rng(0)).positions == "restarting"
 
 
@@ -340,7 +342,7 @@ def test_the_own_column_of_the_grid_ranks_as_the_ranker(mini: Ranker, collection
     judged = judged_requests(collection, FirstStage("bm25"), SMALL)
     axes = Axes(7, 12, 2, (1, "query"))
     for item in judged:
-        layout = pack([mini.tokenise(item.request)], mini.spec)
+        layout = pack([mini.tokenise(item.request).only], mini.spec)
         reader = GridReader(layout, mini.spec, item, axes)
         observe(mini.model, layout, 6, reader)
         ranked = [entry.index for entry in mini.rank_many([item.request])[0]]

@@ -259,7 +259,7 @@ def test_every_further_device_gets_the_same_model(monkeypatch: pytest.MonkeyPatc
     request = random_request(Shape(20, 16), instruction=6, query=4, vocabulary=500, ragged=0.5)
     with torch.inference_mode():
         assert len(two._decoders(pack([request], two.spec))) == 2
-        found, expected = (AttentionScorer().score(model, pack([request], model.spec)).scores_C for model in (two, one))
+        found, expected = (AttentionScorer().read(model, pack([request], model.spec)).scores_C for model in (two, one))
     torch.testing.assert_close(found, expected, atol=TOLERANCE["float32"], rtol=0)
 
 

@@ -23,7 +23,7 @@ from blockrank.engine.block import Block
 from blockrank.engine.capture import Capture, LayerCapture, Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import PackedLayout, pack
-from blockrank.model import LoadedModel, RankModel, load_model
+from blockrank.model import LoadedModel, Needs, RankModel, load_model
 from blockrank.model.probe import probe_model, rows_apart
 
 LAYERS = 4
@@ -142,7 +142,7 @@ def test_pieces_of_a_large_request_hand_out_several_layers(
     mini: Ranker, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"river {n} " * (1 + n % 9) for n in range(40)]
-    layout = pack([mini.tokenise(RankRequest("which river", texts))], mini.spec)
+    layout = pack([mini.tokenise(RankRequest("which river", texts)).only], mini.spec)
     wanted = Wanted((1, 3, 6))
     expected = forward(mini.model.in_library_layers(), layout, wanted)
     monkeypatch.setitem(engine.forward.__globals__, "forward_tokens", lambda _: tokens)
@@ -328,7 +328,7 @@ def saved_golden(folder: Any, family: str = "qwen3") -> Any:
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_a_model_with_its_head_is_fused_and_decodes(tmp_path: Any, dtype: str) -> None:
-    model = load_model(saved_golden(tmp_path), device="cpu", dtype=dtype, head=True)
+    model = load_model(saved_golden(tmp_path), device="cpu", dtype=dtype, needs=Needs(logits=True))
     assert model.decoder is not None
     assert model.decoder.head is not None
     assert model.decoder.quantised is (dtype == "int8")

@@ -451,13 +451,23 @@ def test_the_command_line_decodes(folder: Path, tmp_path: Path) -> None:
     texts = [f"{WORDS[i % 6]} {i}" for i in range(12)]
     (tmp_path / "lines").write_text("\n".join(texts), encoding="utf-8")
     shown = run(
-        "rank", "red", "--lines", str(tmp_path / "lines"), "--model", str(folder), "--decode", "--beams", "2", "--json"
+        "rank",
+        "red",
+        "--lines",
+        str(tmp_path / "lines"),
+        "--model",
+        str(folder),
+        "--scorer",
+        "decode:beams=2",
+        "--json",
     )
     results = json.loads(shown.stdout)["results"]
     expected = Ranker.from_pretrained(folder, scorer=DecodeScorer(beams=2), device="cpu").rank("red", texts)
     assert [entry["index"] for entry in results] == [entry.index for entry in expected]
     assert [entry["score"] for entry in results] == [-float(rank) for rank in range(1, 13)]
-    assert "has no language-model head" in failed(run("rank", "red", "--lines", str(tmp_path / "lines"), "--decode"))
+    assert "has no language-model head" in failed(
+        run("rank", "red", "--lines", str(tmp_path / "lines"), "--scorer", "decode")
+    )
     wrong = run("rank", "red", "--lines", str(tmp_path / "lines"), "--beams", "2")
     assert (wrong.exit_code, "--beams" in wrong.stderr) == (2, True)
     causal = run(
@@ -474,7 +484,7 @@ def test_an_evaluation_decodes(folder: Path, tmp_path: Path) -> None:
     stage = {"q": {document.doc_id or "": -float(at) for at, document in enumerate(documents)}}
     write_run(tmp_path / "given.trec", stage)
     arguments = ["--model", str(folder), "--first-stage", str(tmp_path / "given.trec"), "--no-report"]
-    arguments += ["--latency-queries", "0", "--pattern", "causal", "--decode", "--beams", "6"]
+    arguments += ["--latency-queries", "0", "--pattern", "causal", "--scorer", "decode:beams=6"]
     done = run("eval", str(tmp_path / "small"), "--output", str(tmp_path / "out"), *arguments)
     assert done.exit_code == 0, done.output
     ranker = Ranker.from_pretrained(folder, scorer=DecodeScorer(beams=6), device="cpu").with_spec(pattern="causal")

@@ -86,7 +86,7 @@ def captured(model: RankModel, layout: PackedLayout) -> Capture:
 
 def scores(model: RankModel, layout: PackedLayout) -> torch.Tensor:
     with torch.inference_mode():
-        return AttentionScorer().score(model, layout).scores_C
+        return AttentionScorer().read(model, layout).scores_C
 
 
 # Fused layers
@@ -503,9 +503,9 @@ def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
     used: list[RankModel] = []
 
     class Counting(AttentionScorer):
-        def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+        def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
             used.append(model)
-            return super().score(model, layout, evidence=evidence)
+            return super().read(model, layout, evidence=evidence)
 
     requests = [RankRequest(f"question {i}", [f"text {j} of {i}" for j in range(1 + i % 4)]) for i in range(30)]
     requests = [replace(request, query_id=f"q{i}") for i, request in enumerate(requests)]
@@ -525,7 +525,9 @@ def test_many_requests_run_on_every_device_in_order(mini: Ranker) -> None:
 def test_a_query_that_reads_its_own_is_not_merged(mini: Ranker) -> None:
     decoder = mini.model.decoder
     assert decoder is not None
-    layout = pack([mini.tokenise(RankRequest("who wrote Dracula", [f"text {n} " * n for n in range(1, 9)]))], mini.spec)
+    layout = pack(
+        [mini.tokenise(RankRequest("who wrote Dracula", [f"text {n} " * n for n in range(1, 9)])).only], mini.spec
+    )
     with torch.inference_mode():
         capture = engine.forward([decoder] * 3, layout, Wanted.read_out(mini.spec), mini.spec, mini.model.backend)
         logs = log_scores(capture.only.q_GNH, capture.only.k_PKH, layout, mini.spec, capture.only.scale)

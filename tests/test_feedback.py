@@ -16,7 +16,7 @@ from blockrank import FakeRanker, InputError, Ranker
 from blockrank.data import open_collection, write_collection
 from blockrank.retrieve.dense import DenseIndex
 from blockrank.retrieve.encoder import SentenceEncoder
-from blockrank.retrieve.feedback import Feedback, FeedbackRetriever, log_shares, objective, refine
+from blockrank.retrieve.feedback import Feedback, FeedbackRetriever, objective, refine
 
 
 def drawn(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
@@ -109,7 +109,7 @@ def test_retrieval_follows_the_ranker(retrieval: tuple[DenseIndex, object]) -> N
         assert sorted(item.second) == sorted(item.first) == sorted(index.doc_ids), "ids are exactly the corpus's"
         assert next(iter(item.second)) == expected
         start, vectors = index.encoder.queries([queries[item.query_id]])[0], index.vectors(item.ranking.doc_ids)  # type: ignore[union-attr]
-        scores = log_shares(item.ranking)  # type: ignore[arg-type]
+        scores = item.ranking.logits()
         before, after = (objective(v, start, vectors, scores, retriever.feedback) for v in (start, item.vector_D))
         assert after < before
     assert retriever.run(queries, 4) == {item.query_id: item.second for item in rounds}

@@ -58,7 +58,7 @@ def _layout(spec: RankSpec) -> PackedLayout:
 
 def _scores(model: RankModel, layout: PackedLayout) -> torch.Tensor:
     with torch.inference_mode():
-        return AttentionScorer().score(model, layout).scores_C.float().cpu()
+        return AttentionScorer().read(model, layout).scores_C.float().cpu()
 
 
 def _golden_scores(family: str, backend: str, dtype: torch.dtype, spec: RankSpec, layout: PackedLayout) -> torch.Tensor:
@@ -301,7 +301,7 @@ def test_small_layouts_run_as_graphs_from_the_second_time_on(monkeypatch: pytest
             lengths = [7, *(int(n) for n in draw.integers(size - 3, size + 3, count)), 9]
             layout = random_layout(lengths, model.spec, seed)
             with torch.inference_mode():
-                found = AttentionScorer().score(model, layout).scores_C
+                found = AttentionScorer().read(model, layout).scores_C
                 capture = engine.forward([model.decoder], layout, model.spec, model.backend)  # type: ignore[list-item]
                 expected = log_scores(
                     capture.only.q_GNH, capture.only.k_PKH, layout, model.spec, capture.only.scale

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 from blockrank import BUILT_IN_SPECS, InputError, ModelError, Ranker, RankSpec
 from blockrank.layout import PromptTokenizer
-from blockrank.model import load_model, load_tokenizer, resolve_device, resolve_spec
+from blockrank.model import Needs, load_model, load_tokenizer, resolve_device, resolve_spec
 from blockrank.model.int8_file import WEIGHTS_FILE, is_int8, read_int8, write_int8
 from blockrank.spec import SPEC_FILE
 
@@ -118,7 +118,7 @@ def test_a_tokenizer_comes_without_weights(tmp_path: Path) -> None:
 
 def test_upper_layers_are_never_built_nor_read(tmp_path: Path) -> None:
     saved(tmp_path)
-    whole = load_model(tmp_path, device="cpu", head=True)
+    whole = load_model(tmp_path, device="cpu", needs=Needs(logits=True))
     assert whole.module.config.num_hidden_layers == 3
     expected = [entry.score for entry in Ranker(whole).rank("which text", DOCUMENTS)]
 
@@ -132,7 +132,7 @@ def test_upper_layers_are_never_built_nor_read(tmp_path: Path) -> None:
     assert not any("layers.2." in name or "lm_head" in name for name, _ in cut.module.named_parameters())
     found = [entry.score for entry in Ranker(cut).rank("which text", DOCUMENTS)]
     assert found == pytest.approx(expected, abs=1e-6)
-    assert "in another shape than its config says" in refusal(tmp_path, head=True)
+    assert "in another shape than its config says" in refusal(tmp_path, needs=Needs(logits=True))
 
 
 def test_upper_layers_may_be_missing(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
 import torch
@@ -27,27 +26,26 @@ def many(count: int) -> list[RankRequest]:
     return [RankRequest(QUERY, [f"{text} {'again ' * i}" for text in TEXTS], f"q{i}") for i in range(count)]
 
 
-class CrampedScorer:
+class CrampedScorer(AttentionScorer):
     """Runs out of memory above so many documents, like a small device."""
 
-    name: ClassVar[str] = "cramped"
-    needs_head: ClassVar[bool] = False
+    name = "cramped"
 
-    def __init__(self, room: int, kind: str = "cuda") -> None:
-        self.room, self.kind, self.batches = room, kind, list[int]()
+    def __init__(self, room: int, how: str = "cuda") -> None:
+        self.room, self.how, self.batches = room, how, list[int]()
 
-    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         documents = len(layout.document_segment_C)
         if documents > self.room:
-            exhaust(self.kind)
+            exhaust(self.how)
         self.batches.append(documents)
-        return AttentionScorer().score(model, layout, evidence=evidence)
+        return super().read(model, layout, evidence=evidence)
 
 
 class NotFiniteScorer(CrampedScorer):
     """Yields what a broken model would."""
 
-    def score(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         return Scored(torch.full((len(layout.document_segment_C),), float("nan")))
 
 

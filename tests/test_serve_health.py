@@ -12,7 +12,7 @@ import pytest
 from conftest import PATIENCE_S
 from serving import QUERY, TEXTS, Running, device_lost, not_finite, running, wait_until
 
-from blockrank import ModelError, Ranker
+from blockrank import AttentionScorer, ModelError, Ranker
 from blockrank.serve.settings import OPEN_PATHS, ServeSettings
 
 KEY = "correct-horse"
@@ -87,10 +87,10 @@ def test_loading_that_fails_is_told(mini: Ranker) -> None:
 def test_a_model_that_yields_nan_is_never_ready(mini: Ranker) -> None:
     told: list[str] = []
 
-    class Broken:
-        name, needs_head = "broken", False
+    class Broken(AttentionScorer):
+        name = "broken"
 
-        def score(self, model: Any, layout: Any, *, evidence: bool = False) -> Any:
+        def read(self, model: Any, layout: Any, *, evidence: bool = False) -> Any:
             return not_finite(layout)
 
     with running(mini, load=lambda: [Ranker(mini.model, Broken())], wait=False, on_failure=told.append) as server:
