@@ -302,7 +302,9 @@ def test_small_layouts_run_as_graphs_from_the_second_time_on(monkeypatch: pytest
             layout = random_layout(lengths, model.spec, seed)
             with torch.inference_mode():
                 found = AttentionScorer().read(model, layout).scores_C
-                capture = engine.forward([model.decoder], layout, model.spec, model.backend)  # type: ignore[list-item]
+                capture = engine.forward(
+                    [model.decoder], layout, Wanted.read_out(model.spec), model.spec, model.backend
+                )  # type: ignore[list-item]
                 expected = log_scores(
                     capture.only.q_GNH, capture.only.k_PKH, layout, model.spec, capture.only.scale
                 ).exp()
