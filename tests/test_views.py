@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from blockrank import Document, Ranker, RankRequest
 from blockrank.attention import get_backend
+from blockrank.engine import Graphs
 from blockrank.layout import plan_alike
 from blockrank.model import LoadedModel, RankModel
 from blockrank.reuse.keys import reuse_context
@@ -163,9 +165,7 @@ def test_what_is_done_to_weights_shows_in_every_view_of_them() -> None:
 
 def test_the_way_back_to_a_spec_is_the_first_view(mini: Ranker) -> None:
     there = mini.with_spec(layer=2, length_norm=0.0, max_segment_tokens=7)
-    back = there.with_spec(
-        **{name: mini.spec.fields[name] for name in ("layer", "length_norm", "max_segment_tokens")}
-    )
+    back = there.with_spec(**{name: mini.spec.fields[name] for name in ("layer", "length_norm", "max_segment_tokens")})
     assert back.spec == mini.spec
     assert scores(back) == scores(mini)
 
@@ -185,6 +185,34 @@ def test_views_over_the_same_weights_may_be_used_at_once(mini: Ranker, rememberi
         for found, wanted in zip(pool.map(work, views), expected, strict=True):
             for each in found:
                 assert each == pytest.approx(wanted, abs=TOLERANCE["float32"])
+
+
+def test_views_take_turns_in_captured_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All graphs write to the same place: what one thread is given stays its own."""
+    weights = LoadedModel(random_decoder("qwen3"))
+    weights.fuse()
+    assert weights.graphs is not None
+    place, spec, together = torch.empty(64, 1, 1), golden_spec(query_offset=64), Barrier(2)
+
+    class Replayed:
+        def replay(self, padded: Any, tables: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            place.fill_(float(padded.ids_T[0]))
+            time.sleep(0.01)
+            return place, place
+
+    monkeypatch.setattr(Graphs, "_fits", lambda *_: True)
+    monkeypatch.setattr(Graphs, "_capture", lambda self, size, *_: self._captured.update({size: Replayed()}))
+    backend = get_backend("sdpa", CPU, torch.float32)
+
+    def work(seed: int) -> bool:
+        layout, found = random_layout([3, 5, 4, 3], spec, seed), list[Any]()
+        together.wait()
+        for _ in range(8):
+            found.append(weights.graphs.forward(layout, 2, spec, backend))  # type: ignore[union-attr]
+        return all(bool(keys.eq(float(layout.ids_T[0])).all()) for _, keys in found[1:])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, (1, 2)))
 
 
 def test_a_store_is_whole_whatever_threads_do() -> None:

@@ -8,6 +8,7 @@ replayed. A size is captured when it comes by for the second time.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +38,13 @@ class Size(NamedTuple):
 
 
 class Graphs:
-    """The captured forwards of one decoder."""
+    """The captured forwards of one decoder. For use from several threads, which take turns."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._seen: Counter[Size] = Counter()
         self._captured: OrderedDict[Size, _Graph] = OrderedDict()
+        self._lock = Lock()  # a replay's outputs are copied before the next one writes to the same place
         self._pool: Any = None  # torch's handle, shared by all graphs: they never run at the same time
 
     def __len__(self) -> int:
@@ -59,15 +61,15 @@ class Graphs:
         block = self._decoder.blocks[0]
         tables = cut_tiles(padded, tile_tokens(block.heads, block.kv_heads, block.width, self._decoder.dtype)).padded()
         size = Size(layer, padded.tokens, rounded(len(layout.signal_G)), tables.sizes)
-        self._seen[size] += 1
-        if size not in self._captured:
-            if self._seen[size] < 2:
-                return None
-            self._capture(size, padded, tables, backend)
-        self._captured.move_to_end(size)
-        q_GNH, k_TKH = self._captured[size].replay(padded, tables)
-        # Copies: the next replay writes to the same place.
-        return q_GNH[: len(layout.signal_G)].clone(), k_TKH[: layout.tokens].clone()
+        with self._lock:
+            self._seen[size] += 1
+            if size not in self._captured:
+                if self._seen[size] < 2:
+                    return None
+                self._capture(size, padded, tables, backend)
+            self._captured.move_to_end(size)
+            q_GNH, k_TKH = self._captured[size].replay(padded, tables)
+            return q_GNH[: len(layout.signal_G)].clone(), k_TKH[: layout.tokens].clone()
 
     def _fits(self, layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> bool:
         weights = sum(linear.weight_ND.numel() for linear in self._decoder.blocks[0].linears)
