@@ -268,8 +268,9 @@ def _part(name: str, *arguments: object) -> Html:
 
 def _printable(value: object) -> object:
     """A value as a page may hold it: of texts, what is no character for readers becomes U+FFFD."""
-    is_text = isinstance(value, str) and not hasattr(value, "__html__")
-    return _UNPRINTABLE.sub("\ufffd", value) if is_text else value
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return _UNPRINTABLE.sub("\ufffd", value)
 
 
 @cache
