@@ -84,7 +84,7 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
     patterns = _drawn_signs(len(values_Q), resamples, seed) if drawn else _all_signs(len(values_Q))
     sums = np.concatenate([_rounded((signs_NQ * values_Q).sum(axis=1)) for signs_NQ in patterns])
     tail = min(int((sums <= observed).sum()), int((sums >= observed).sum()))
-    return min(1.0, 2 * (tail + drawn) / (len(sums) + drawn))
+    return float(min(1.0, 2 * (tail + drawn) / (len(sums) + drawn)))
 
 
 def _rounded(sums: Any) -> Any:
