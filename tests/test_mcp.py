@@ -109,6 +109,28 @@ def check(tools: list[Any], results: list[Any], mini: Ranker) -> None:
         assert (result.is_error, result.content[0].text) == (True, f"Error executing tool rank: {sentence}")
 
 
+def test_nothing_but_mcp_is_needed() -> None:
+    """Neither what the HTTP server needs nor what searches."""
+    code = """
+import sys
+for name in ("fastapi", "prometheus_client", "bm25s", "Stemmer", "bs4"): sys.modules[name] = None
+from blockrank import MissingExtraError, Ranker
+from blockrank.integrations.mcp import _answer, create_mcp_server
+from blockrank.serve.settings import ServeSettings
+import blockrank.serve.sockets
+ranker = Ranker.from_pretrained(device="cpu", probe=False)
+create_mcp_server(ranker)
+print(_answer(ranker, ServeSettings(), {"query": "rivers", "documents": ["a river", "a hill"]})["results"][0]["index"])
+for module in ("app", "server"):
+    try: __import__(f"blockrank.serve.{module}")
+    except MissingExtraError as error: print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", code], env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    assert found.stdout.splitlines() == ["0", *["serving needs fastapi: pip install 'blockrank[serve]'."] * 2], (
+        found.stderr
+    )
+
+
 def test_a_client_over_stdio(mini: Ranker) -> None:
     parameters = mcp.StdioServerParameters(
         command=sys.executable, args=[*COMMAND, "--max-segment-tokens", "100"], env=ENVIRONMENT

@@ -6,6 +6,9 @@ import gzip
 import json
 import lzma
 import math
+import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -76,6 +79,30 @@ def pairs(count: int = 12) -> list[dict[str, Any]]:
 def made(path: Path, plan: RequestPlan, **options: Any) -> list[TrainingRequest]:
     with open_judged(path) as judged:
         return list(RequestMaker(judged, plan, **options))
+
+
+def test_negatives_of_bm25_need_bm25_alone(tmp_path: Path) -> None:
+    """Of what the other extras bring, nothing; an encoder names its own."""
+    code = f"""
+import sys
+for name in ("sentence_transformers", "bs4", "pypdf", "markdown_it", "jinja2", "fastapi", "ir_measures", "accelerate"):
+    sys.modules[name] = None
+from blockrank import MissingExtraError
+from blockrank.mine import Encoder, RequestMaker, RequestPlan, open_judged
+with open_judged({str(write_rows(tmp_path / "pairs.jsonl", pairs()))!r}) as judged:
+    made = list(RequestMaker(judged, RequestPlan(4, {{"bm25": 1.0}}, depth=3, fill=False)))
+print(len(made), *{{origin for item in made for origin in item.origins}} - {{"positive"}})
+print("torch" in sys.modules)
+try: Encoder("anything")
+except MissingExtraError as error: print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    made, torch, missing = found.stdout.splitlines()
+    assert made == "12 bm25"
+    assert torch == "False"
+    assert missing.endswith("pip install 'blockrank[dense]'.")
 
 
 class Overlap:

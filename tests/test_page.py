@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -17,12 +18,13 @@ from blockrank.report.page import (
     Column,
     Html,
     Page,
+    _templates,
     code,
     details,
-    escape,
     facts,
     figure,
     items,
+    listing,
     number,
     paragraph,
     picture,
@@ -93,7 +95,7 @@ def test_no_text_becomes_markup(words: list[str], cells: list[float | str | None
         words[3],
         table([words[4], Column(words[5], best="high")], rows, words[6], last=[[words[7], (1.0, words[0])]]),
         figure(PNG, words[0], words[1]),
-        details(words[2], paragraph(words[3], code(words[4]))),
+        details(words[2], paragraph(words[3], code(words[4])), listing(words[5])),
         facts({words[5]: words[6]}),
         items(words),
     )
@@ -105,7 +107,7 @@ def test_no_text_becomes_markup(words: list[str], cells: list[float | str | None
         "",
         table(["", Column("")], [["", ""] for _ in cells], "", last=[["", ""]]),
         figure(PNG, "", ""),
-        details("", paragraph("", code(""))),
+        details("", paragraph("", code("")), listing("")),
         facts({"": ""}),
         items([""] * 8),
     )
@@ -118,8 +120,8 @@ def test_no_text_becomes_markup(words: list[str], cells: list[float | str | None
 def test_texts_are_read_as_they_were_given() -> None:
     read = Checker(Page("a < b & c", "quote \" and '").section("<h>", "1 < 2", paragraph("x ", code("y<z"))).html())
     assert all(given in read.text for given in ("a < b & c", "quote \" and '", "<h>", "1 < 2", "x y<z"))
-    assert escape("a\x00b\ud800") == "a\ufffdb\ufffd"
-    assert escape(Html("<b>x</b>")) == "<b>x</b>"
+    assert code("a\x00b\ud800") == "<code>a\ufffdb\ufffd</code>"
+    assert code(Html("<b>x</b>")) == "<code><b>x</b></code>"
 
 
 def test_table_names_rows_and_columns() -> None:
@@ -223,6 +225,20 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"blockrank\[eval\]"):
         picture(2, 2, lambda drawn: None, extra="eval")
+
+
+def test_missing_jinja_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    _templates.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"blockrank\[plot\]"):
+        paragraph("text")
+
+
+@pytest.mark.parametrize("make", [code, listing, paragraph, lambda text: items([text]), lambda text: facts({"": text})])
+def test_markup_of_the_kit_is_set_into_a_part_as_it_is(make: Callable[[str], Html]) -> None:
+    inner = code("a < b")
+    assert inner == "<code>a &lt; b</code>"
+    assert make(inner).count(inner) == 1
 
 
 @given(texts, st.integers(1, 40))

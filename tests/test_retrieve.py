@@ -143,6 +143,49 @@ def test_fenced_code_is_kept_together_and_holds_no_headings(tmp_path: Path) -> N
     assert any(code in passage.text for passage in passages)
 
 
+@pytest.mark.parametrize(
+    ("heading", "title"),
+    [
+        (
+            "# A *word* and `co*de` &amp; [a link](https://example.org) ![a picture](x.png)",
+            "A word and co*de & a link a picture",
+        ),
+        ('# <a name="x"></a>Anchored', "Anchored"),
+        ("Over two\nlines\n===", "Over two lines"),
+        ("# Windows\r", "Windows"),
+        ("#\tA tab ##", "A tab"),
+        ("> # quoted", None),
+        ("- # listed", None),
+        ("<!--\n# commented\n-->", None),
+        ("    # indented code", None),
+        ("`````\n```\n# in a longer fence\n`````", None),
+        ("- item\n\n  ```\n  # in the fence of a list\n  ```", None),
+        ("a | b\n--- | ---\nc | d", None),
+    ],
+)
+def test_headings_are_those_that_a_reader_of_markdown_sees(tmp_path: Path, heading: str, title: str | None) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(f"{heading}\n\nText.\n".encode())
+    assert {passage.title for passage in passages_of(path)} == {"a.md" if title is None else f"a.md > {title}"}
+    assert passages_of(path)[-1].text.endswith("Text.")
+
+
+def test_a_line_feed_alone_ends_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(b"# A\r\n\r\nold\rMac\r\n\r\n# B\r\nend\r\n")
+    found = [(passage.title, passage.first_line, passage.last_line) for passage in passages_of(path)]
+    assert found == [("a.md > A", 1, 3), ("a.md > B", 5, 6)]
+
+
+def test_missing_markdown_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockrank.retrieve.markdown import _reader, markdown_blocks
+
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    _reader.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"blockrank\[search\]"):
+        list(markdown_blocks("# A"))
+
+
 def test_front_matter_and_rules_are_no_headings(tmp_path: Path) -> None:
     path = written(tmp_path, "a.md", "---\ntitle: x\n---\n\n- list\n---\n\n|a|b|\n---\n\nlast\n")
     assert {passage.title for passage in passages_of(path)} == {"a.md"}

@@ -19,9 +19,9 @@ from conftest import PATIENCE_S
 from serving import Running, running, wait_until
 from typer.testing import CliRunner
 
+import blockrank.report
 from blockrank import Ranker
 from blockrank.cli import app
-from blockrank.report.page import _STYLE
 from blockrank.serve.settings import ServeSettings
 from blockrank.serve.web import PAGE_PATHS
 
@@ -124,6 +124,10 @@ def test_examples_are_those_of_the_demo_in_the_order_of_bm25() -> None:
         assert (example["query"], example["order"]) == (row["query"], "BM25")
 
 
+def report_style() -> str:
+    return (Path(blockrank.report.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+
+
 def variables(style: str) -> list[dict[str, str]]:
     """Colours of a style sheet: those for light, and those for dark."""
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
@@ -133,10 +137,10 @@ def variables(style: str) -> list[dict[str, str]]:
 
 def test_one_look() -> None:
     """The page and the reports share colours and type."""
-    for page, report in zip(variables(static("style.css")), variables(_STYLE), strict=True):
+    for page, report in zip(variables(static("style.css")), variables(report_style()), strict=True):
         assert {name: page[name] for name in report} == report
     family = re.compile(r"system-ui,[^;]*")
-    assert family.search(static("style.css"))[0] == family.search(_STYLE)[0]  # type: ignore[index]
+    assert family.search(static("style.css"))[0] == family.search(report_style())[0]  # type: ignore[index]
 
 
 def luminance(color: tuple[float, ...]) -> float:

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CPU
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from blockrank import InputError, Ranker, RankRequest, RankSpec
+from blockrank import Document, InputError, Ranker, RankRequest, RankSpec
 from blockrank.layout import PromptTokenizer, Segment
 from blockrank.layout.prompt import segments
 from blockrank.model import EMBEDDED_MODEL, load_model, load_tokenizer
 from blockrank.model.int8_file import is_int8, read_int8
+from blockrank.retrieve.bm25 import K1, Bm25Index
 from blockrank.spec import TEMPLATES, Template
 from blockrank.train.batch import collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
@@ -143,6 +146,19 @@ def test_bm25_of_a_hand_worked_pool() -> None:
     for absent in (3, 9, 60_000):  # below the largest token of the pool, and above it
         assert lexicon.scores(np.array([absent]), pool).tolist() == [0, 0, 0]
         np.testing.assert_allclose(lexicon.scores(np.array([6, 5, absent]), pool), [first, second, 0], rtol=1e-6)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.lists(st.integers(0, 9))
+)
+def test_bm25_over_tokens_is_that_of_the_index(pool: list[list[int]], query: list[int]) -> None:
+    words = [f"w{number}w" for number in range(10)]  # no stop words, no other forms of each other
+    index = Bm25Index.build(Document(" ".join(words[i] for i in row), str(at)) for at, row in enumerate(pool))
+    found = dict(index.positions(" ".join(words[i] for i in set(query)), len(pool)))
+    tokens = np.array([token for row in pool for token in row], dtype=np.uint16)
+    lexicon = Lexicon(tokens, np.cumsum([0, *map(len, pool)]))
+    scores = lexicon.scores(np.array(query, dtype=np.int64), [np.array(row, dtype=np.int64) for row in pool])
+    np.testing.assert_allclose(scores, [(K1 + 1) * found.get(at, 0.0) for at in range(len(pool))], rtol=1e-5)
 
 
 # Examples

@@ -24,7 +24,7 @@ def unused_weights(model: RankModel) -> list[str]:
     assert model.tokenizer is not None
     request = RankRequest("a question", ["one document", "another one"])
     layout = pack([model.tokenizer.tokenise_request(request, model.spec)], model.spec)
-    capture = model.forward(layout)
+    capture = model.forward(layout).only
     log_scores(capture.q_GNH, capture.k_PKH, layout, model.spec, capture.scale)[0].backward()
     return [name for name, weight in model.module.named_parameters() if weight.grad is None]
 

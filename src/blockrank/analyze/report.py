@@ -12,7 +12,7 @@ from blockrank.analyze.measures import MEASURES
 from blockrank.analyze.plots import pictures
 from blockrank.analyze.result import MAIN, Analysis, setting_name
 from blockrank.data import atomic_file
-from blockrank.report.page import Column, Html, Page, code, details, facts, figure, items, number, paragraph, table
+from blockrank.report.page import Column, Page, code, details, facts, figure, items, listing, number, paragraph, table
 from blockrank.spec import SPEC_FILE
 from blockrank.types import InputError
 
@@ -186,4 +186,4 @@ def _settings(analysis: Analysis) -> Iterator[str]:
         }
     )
     spec = json.dumps(analysis.spec.to_dict(), indent=1, ensure_ascii=False)
-    yield details(SPEC_FILE, Html("<pre>"), code(spec), Html("</pre>"))
+    yield details(SPEC_FILE, listing(spec))

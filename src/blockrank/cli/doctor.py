@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 _CORE = ("torch", "transformers", "numpy", "safetensors")
 _EXTRAS = {
     "accelerate": "train",
+    "jinja2": "plot",
     "matplotlib": "plot",
     "ir-measures": "eval",
-    "scipy": "eval",
     "bm25s": "search",
+    "markdown-it-py": "search",
+    "mcp": "mcp",
     "ir-datasets": "datasets",
     "mteb": "mteb",
     "fastapi": "serve",

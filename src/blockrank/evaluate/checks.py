@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from blockrank.data import Collection
-from blockrank.evaluate.compare import permutation_test
 from blockrank.evaluate.measures import too_high
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.work import Work
@@ -18,8 +17,7 @@ _TOGETHER = 256  # documents tokenised at once
 
 
 def check_measures(collections: Sequence[Collection], plan: Plan) -> None:
-    """Raise `InputError` where a measure cannot be computed for the judgements, `MissingExtraError` without scipy."""
-    permutation_test()
+    """Raise `InputError` where a measure cannot be computed for the judgements."""
     for collection in collections:
         error = too_high(collection.qrels, plan.measures)
         if error is not None and error.judgement is not None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.types import InputError, MissingExtraError
+from blockrank.types import InputError
 
 RESAMPLES = 10_000
 _DECIMALS = 9  # to which sums are compared, in units of the largest difference's power of ten
@@ -43,8 +43,7 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """Every pair of systems on one measure, each with the systems before it; p corrected over all of them (Holm).
 
-    systems: name -> query_id -> value, all over the same queries. Raises `InputError` where the queries differ,
-    `MissingExtraError` without scipy.
+    systems: name -> query_id -> value, all over the same queries. Raises `InputError` where the queries differ.
     """
     names = list(systems)
     queries = list(systems[names[0]]) if names else []
@@ -75,31 +74,37 @@ def randomisation_p(differences: NDArray[Any], resamples: int = RESAMPLES, seed:
     """Two-sided p of paired differences (Q,): how often random signs give a mean at least as far from zero.
 
     Exact over all 2^Q sign patterns where they are no more than `resamples`, else from so many random ones, drawn with
-    `seed`. Raises `MissingExtraError` without scipy.
+    `seed` as scipy's `permutation_test` draws them, the pattern that was observed counted in.
     """
-    test = permutation_test()
     if len(differences) < 2 or not differences.any():  # one pair, or no difference: every pattern is as far from zero
         return 1.0
     unit = 10.0 ** np.floor(np.log10(np.abs(differences).max()))
-    result = test(
-        (differences / unit,),
-        lambda sample, axis: np.round(sample.sum(axis=axis), _DECIMALS),  # sums that are equal but for rounding tie
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=_BATCH,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    values_Q = differences / unit
+    observed, drawn = _rounded(values_Q.sum()), 2 ** len(values_Q) > resamples
+    patterns = _drawn_signs(len(values_Q), resamples, seed) if drawn else _all_signs(len(values_Q))
+    sums = np.concatenate([_rounded((signs_NQ * values_Q).sum(axis=1)) for signs_NQ in patterns])
+    tail = min(int((sums <= observed).sum()), int((sums >= observed).sum()))
+    return float(min(1.0, 2 * (tail + drawn) / (len(sums) + drawn)))
 
 
-def permutation_test() -> Any:
-    """Scipy's test. Raises `MissingExtraError` without scipy."""
-    try:
-        from scipy.stats import permutation_test as test
-    except ImportError:
-        raise MissingExtraError("comparisons of systems need scipy: pip install 'blockrank[eval]'.") from None
-    return test
+def _rounded(sums: Any) -> Any:
+    """Sums as they are compared: those that are equal but for rounding tie."""
+    return np.round(sums, _DECIMALS)
+
+
+def _all_signs(count: int) -> Iterator[NDArray[Any]]:
+    """Every pattern of `count` signs, (N, count) at a time."""
+    for first in range(0, 2**count, _BATCH):
+        numbers_N1 = np.arange(first, min(first + _BATCH, 2**count))[:, None]
+        yield 1 - 2 * (numbers_N1 >> np.arange(count) & 1)
+
+
+def _drawn_signs(count: int, resamples: int, seed: int) -> Iterator[NDArray[Any]]:
+    """Random patterns of `count` signs, (N, count) at a time."""
+    generator = np.random.default_rng(seed)
+    pairs_NQ2 = np.tile(np.arange(2), (min(_BATCH, resamples), count, 1))
+    for first in range(0, resamples, _BATCH):
+        yield 1 - 2 * generator.permuted(pairs_NQ2, axis=-1)[: resamples - first, :, 0]
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ from blockrank.report.environment import installed, machine, versions
 from blockrank.types import InputError, RequestRanker
 
 _DECISIVE = ("torch", "transformers")  # another version may round otherwise
-_REPORTED = (*_DECISIVE, "numpy", "ir-measures", "bm25s", "scipy")
+_REPORTED = (*_DECISIVE, "numpy", "ir-measures", "bm25s")
 
 
 def evaluate(

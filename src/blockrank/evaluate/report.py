@@ -19,7 +19,6 @@ from blockrank.report.page import (
     Page,
     code,
     details,
-    escape,
     facts,
     figure,
     items,
@@ -89,13 +88,13 @@ def _environment(environment: Mapping[str, Any]) -> Iterator[Html]:
         yield details("All settings that decided the rankings", facts(settings))
 
 
-def _recorded(name: str, value: Any) -> Html:
+def _recorded(name: str, value: Any) -> str:
     """A recorded value; what can be typed again looks like it."""
     if name in ("command", "commit"):
         return code(" ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
     if isinstance(value, Mapping):  # what is not there, such as a package, was not recorded
-        return escape(", ".join(f"{key} {_plain(inner)}" for key, inner in value.items() if inner is not None))
-    return escape(_plain(value))
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items() if inner is not None)
+    return _plain(value)
 
 
 def _leaves(value: Any, name: str = "") -> str:

@@ -110,7 +110,7 @@ def run_mcp_server(server: "MCPServer[Any]", port: int | None = None) -> None:
     import uvicorn
     from mcp.server.transport_security import TransportSecuritySettings
 
-    from blockrank.serve.server import listen
+    from blockrank.serve.sockets import listen
 
     hosts = [f"{_LOOPBACK}:{port}", f"localhost:{port}"]
     security = TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=[f"http://{host}" for host in hosts])

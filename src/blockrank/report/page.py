@@ -1,23 +1,25 @@
 """One self-contained HTML page: text, tables and pictures in a single file that needs no network and no script.
 
-Every text is escaped here, once: a plain `str` is data, only `Html` is markup. The same input gives the same bytes.
+The markup is in `templates/`, rendered by Jinja2. Every text is escaped there, once: a plain `str` is data, only `Html`
+is markup. The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from blockrank.types import InputError, MissingExtraError
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -28,10 +30,10 @@ __all__ = [
     "Page",
     "code",
     "details",
-    "escape",
     "facts",
     "figure",
     "items",
+    "listing",
     "number",
     "paragraph",
     "picture",
@@ -42,6 +44,7 @@ __all__ = [
 _PNG = b"\x89PNG\r\n\x1a\n"
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 NOTHING = "–"  # printed where there is no value
+_CONTENTS = 4  # sections among which one may lose one's way: links to them stand at the top
 
 # Okabe and Ito's colours, told apart by colour-blind readers, without those too pale for a white card.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -68,66 +71,15 @@ _DRAWING: dict[str, object] = {
     "axes.facecolor": "#ffffff",
 }
 
-# Nothing outside the file is ever asked for, whatever a text contains.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --band: #f5f7f9;
-  --link: #0b5cad; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --ink: #e6e8eb; --soft: #9aa4af; --line: #3a424b; --band: #1f242a; --link: #7db7f0; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
-  overflow-wrap: break-word; }
-h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.75rem 0 .75rem; padding-top: .75rem;
-  border-top: 1px solid var(--line); }
-p, ul, dl { max-width: 44rem; }
-.lead { font-size: 1.1rem; color: var(--soft); margin: 0 0 1.25rem; }
-a { color: var(--link); }
-nav ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem;
-  max-width: none; }
-code { font: .92em ui-monospace, "SFMono-Regular", Consolas, "DejaVu Sans Mono", monospace; background: var(--band);
-  padding: .1em .3em; border-radius: 4px; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .3rem 1.25rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1.25rem 0; }
-table { border-collapse: collapse; font-size: .95rem; }
-caption { caption-side: top; text-align: left; color: var(--soft); padding: 0 0 .5rem; position: sticky; left: 0;
-  max-width: min(44rem, calc(100vw - 2rem)); }
-th, td { padding: .35rem .55rem; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } tbody th, tfoot th { font-weight: 500; min-width: 7rem; max-width: 24rem; }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
-thead .number { white-space: normal; }
-tbody tr:nth-child(even) { background: var(--band); }
-tfoot th, tfoot td { color: var(--soft); border-bottom: 0; }
-tfoot tr:first-child > * { border-top: 2px solid var(--line); }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.mark { display: inline-block; min-width: 1.1em; padding-left: .15em; text-align: left; }
-strong { font-weight: 750; }
-figure { margin: 1.5rem 0; }
-figure .card { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .75rem; overflow-x: auto;
-  max-width: max-content; }
-figure img { display: block; max-width: 100%; height: auto; min-width: 34rem; }
-figcaption { color: var(--soft); font-size: .95rem; margin-top: .5rem; max-width: 44rem; }
-details { margin: 1rem 0; } summary { cursor: pointer; color: var(--link); }
-footer { margin-top: 3rem; color: var(--soft); font-size: .9rem; }
-@media (max-width: 40rem) { body { padding: 1.25rem 1rem 3rem; } h1 { font-size: 1.5rem; }
-  th, td { padding: .3rem .5rem; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
-@media print {
-  :root { color-scheme: light; --page: #fff; --ink: #000; --soft: #444; --line: #bbb; --band: #f5f5f5; }
-  body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; } .wide, .card { overflow: visible; }
-  figure img { min-width: 0; }
-  details::details-content { content-visibility: visible; block-size: auto; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } thead { display: table-header-group; } }
-"""
-
 
 class Html(str):
     """Markup that is ready to stand in a page. Every other string is text, and escaped."""
 
     __slots__ = ()
+
+    def __html__(self) -> str:
+        """Itself: what a template sets into a page as it is."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +96,6 @@ class Column:
 Cell = str | float | tuple[float, str] | None
 
 
-def escape(text: str) -> Html:
-    """Text as markup; markup as it is. What no page may hold (control characters, lone surrogates) becomes U+FFFD."""
-    if isinstance(text, Html):
-        return text
-    return Html(html.escape(_UNPRINTABLE.sub("\ufffd", text)))
-
-
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
     """A number for readers: thousands grouped, a true minus sign, a dash where there is none or it is not finite."""
     if value is None or not math.isfinite(value):
@@ -163,28 +108,32 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
 
 def code(text: str) -> Html:
     """A command, a path, a name from a program."""
-    return Html(f"<code>{escape(text)}</code>")
+    return _part("code", text)
+
+
+def listing(text: str) -> Html:
+    """Lines of a file or a program, as they stand there."""
+    return _part("listing", text)
 
 
 def paragraph(*parts: str) -> Html:
     """One paragraph of texts and inline markup, set after each other."""
-    return Html(f"<p>{''.join(escape(part) for part in parts)}</p>\n")
+    return _part("paragraph", parts)
 
 
 def items(entries: Sequence[str]) -> Html:
     """A bulleted list; nothing where there are no entries."""
-    return Html("<ul>\n" + "".join(f"<li>{escape(entry)}</li>\n" for entry in entries) + "</ul>\n" if entries else "")
+    return _part("items", entries) if entries else Html()
 
 
 def facts(pairs: Mapping[str, str]) -> Html:
     """Names and what they are, side by side; nothing where there are none."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in pairs.items())
-    return Html(f"<dl>\n{rows}</dl>\n" if rows else "")
+    return _part("facts", list(pairs.items())) if pairs else Html()
 
 
 def details(summary: str, *parts: str) -> Html:
     """Something to open by a click; printed in full where the browser can."""
-    return Html(f"<details>\n<summary>{escape(summary)}</summary>\n{_blocks(parts)}</details>\n")
+    return _part("details", summary, _blocks(parts))
 
 
 def short(text: str, longest: int = 32) -> str:
@@ -230,8 +179,7 @@ def figure(picture: bytes, alt: str, caption: str) -> Html:
     else:
         raise InputError("a figure must be an SVG or a PNG picture.")
     data = base64.b64encode(picture).decode("ascii")
-    image = f'<img src="data:{kind};base64,{data}" alt="{escape(alt)}">'
-    return Html(f'<figure>\n<div class="card">{image}</div>\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n')
+    return _part("figure", f"data:{kind};base64,{data}", alt, caption)
 
 
 def table(
@@ -248,13 +196,20 @@ def table(
     marked = {place for row in (*rows, *last) for place, cell in enumerate(row) if isinstance(cell, tuple)}
     # Where one number has a mark, every number leaves room for one: the digits stay under each other.
     rows, last = ([_with_marks(row, marked) for row in part] for part in (rows, last))
-    heads = "".join(f'<th scope="col"{_class(column)}>{escape(_name(column))}</th>' for column in header)
-    body = "".join(_row(header, row, best) for row in rows)
-    foot = "".join(_row(header, row, [None] * len(header)) for row in last)
-    inner = f"<caption>{escape(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody>\n"
-    inner += f"<tfoot>\n{foot}</tfoot>\n" if foot else ""
-    # Reached by the keyboard, so that a wide table can be scrolled without a mouse.
-    return Html(f'<div class="wide" tabindex="0">\n<table>\n{inner}</table>\n</div>\n')
+    heads = [_Shown(_name(column), isinstance(column, Column)) for column in header]
+    body = [_shown(header, row, best) for row in rows]
+    foot = [_shown(header, row, [None] * len(header)) for row in last]
+    return _part("table", heads, body, foot, caption)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A cell as the template writes it. mark: stands behind a number; None where its column has no marks."""
+
+    text: str
+    is_number: bool
+    is_best: bool = False
+    mark: str | None = None
 
 
 def _with_marks(row: Sequence[Cell], places: Collection[int]) -> list[Cell]:
@@ -266,10 +221,6 @@ def _with_marks(row: Sequence[Cell], places: Collection[int]) -> list[Cell]:
 
 def _name(column: str | Column) -> str:
     return column.name if isinstance(column, Column) else column
-
-
-def _class(column: str | Column) -> str:
-    return ' class="number"' if isinstance(column, Column) else ""
 
 
 def _value(cell: Cell) -> float | None:
@@ -289,28 +240,55 @@ def _best(column: str | Column, cells: Sequence[Cell]) -> str | None:
     return number(max(values) if column.best == "high" else min(values), column.digits)
 
 
-def _row(header: Sequence[str | Column], row: Sequence[Cell], best: Sequence[str | None]) -> str:
-    cells = []
-    for place, (column, cell) in enumerate(zip(header, row, strict=True)):
-        tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
-        cells.append(f"<{tag}{scope}{_class(column)}>{_content(column, cell, best[place])}</{tag}>")
-    return f"<tr>{''.join(cells)}</tr>\n"
+def _shown(header: Sequence[str | Column], row: Sequence[Cell], best: Sequence[str | None]) -> list[_Shown]:
+    return [_cell(column, cell, top) for column, cell, top in zip(header, row, best, strict=True)]
 
 
-def _content(column: str | Column, cell: Cell, best: str | None) -> Html:
+def _cell(column: str | Column, cell: Cell, best: str | None) -> _Shown:
+    is_number = isinstance(column, Column)
     if isinstance(cell, str):
-        return escape(cell)
+        return _Shown(cell, is_number)
     digits, signed = (column.digits, column.signed) if isinstance(column, Column) else (3, False)
     value = _value(cell)
-    printed = number(value, digits, signed=signed)
-    bold = best is not None and value is not None and number(value, digits) == best
-    mark = f'<span class="mark">{escape(cell[1])}</span>' if isinstance(cell, tuple) else ""
-    return Html((f"<strong>{printed}</strong>" if bold else printed) + mark)
+    is_best = best is not None and value is not None and number(value, digits) == best
+    mark = cell[1] if isinstance(cell, tuple) else None
+    return _Shown(number(value, digits, signed=signed), is_number, is_best, mark)
 
 
-def _blocks(parts: Sequence[str]) -> str:
+def _blocks(parts: Sequence[str]) -> Html:
     """Markup as it is; a plain text becomes a paragraph."""
-    return "".join(part if isinstance(part, Html) else paragraph(part) for part in parts)
+    return Html("".join(part if isinstance(part, Html) else paragraph(part) for part in parts))
+
+
+def _part(name: str, *arguments: object) -> Html:
+    """A part of a page, by the macro of this name."""
+    part: Any = getattr(_templates().get_template("parts.html").module, name)
+    return Html(part(*arguments))
+
+
+def _printable(value: object) -> object:
+    """A value as a page may hold it: of texts, what is no character for readers becomes U+FFFD."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return _UNPRINTABLE.sub("\ufffd", value)
+
+
+@cache
+def _templates() -> Environment:
+    """Where the templates are and how they are rendered. Raises `MissingExtraError` without Jinja2."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise MissingExtraError("a page needs Jinja2: pip install 'blockrank[plot]'.") from None
+    return Environment(
+        loader=PackageLoader("blockrank.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 class Page:
@@ -318,7 +296,7 @@ class Page:
 
     def __init__(self, title: str, lead: str) -> None:
         self._title, self._lead = title, lead
-        self._sections: list[tuple[str, str]] = []
+        self._sections: list[tuple[str, Html]] = []
 
     def section(self, heading: str, *parts: str) -> Page:
         """Add a section; a plain text among `parts` becomes a paragraph. Returns the page, for the next call."""
@@ -327,27 +305,13 @@ class Page:
 
     def html(self) -> str:
         """The file's text, to be written as UTF-8."""
-        title = escape(self._title)
-        head = (
-            '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-            f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
+        return (
+            _templates()
+            .get_template("page.html")
+            .render(
+                title=self._title,
+                lead=self._lead,
+                sections=self._sections,
+                has_contents=len(self._sections) >= _CONTENTS,
+            )
         )
-        sections = "".join(
-            f'<section aria-labelledby="section-{place}">\n<h2 id="section-{place}">{escape(heading)}</h2>\n'
-            f"{body}</section>\n"
-            for place, (heading, body) in enumerate(self._sections, start=1)
-        )
-        header = f'<header>\n<h1>{title}</h1>\n<p class="lead">{escape(self._lead)}</p>\n{self._contents()}</header>\n'
-        body = f"{header}<main>\n{sections}</main>\n"
-        return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n<body>\n{body}</body>\n</html>\n'
-
-    def _contents(self) -> str:
-        """Links to the sections, where there are enough to lose one's way."""
-        if len(self._sections) < 4:
-            return ""
-        links = "".join(
-            f'<li><a href="#section-{place}">{escape(heading)}</a></li>\n'
-            for place, (heading, _) in enumerate(self._sections, start=1)
-        )
-        return f'<nav aria-label="Contents">\n<ul>\n{links}</ul>\n</nav>\n'

@@ -19,6 +19,7 @@ from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder
 from blockrank.retrieve.terms import TERMS_VERSION, Analyser, is_apart, libraries
 from blockrank.types import Document, InputError
 
+K1, B = 0.9, 0.4  # how soon a term's repetitions count no more; how much a document's length does
 _FORMAT = 2  # raised whenever what is written below changes
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Bm25Index:
         return len(self._doc_ids)
 
     @classmethod
-    def open(cls, corpus: Corpus, *, folder: Path | None = None, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
+    def open(cls, corpus: Corpus, *, folder: Path | None = None, k1: float = K1, b: float = B) -> Bm25Index:
         """The index of a corpus: loaded where it is fresh, else made and kept.
 
         folder: where indices are kept; None means the user's own cache folder. An index is fresh while the content of
@@ -62,7 +63,7 @@ class Bm25Index:
         return cls._loaded(kept.path) or index
 
     @classmethod
-    def build(cls, documents: Iterable[Document], *, k1: float = 0.9, b: float = 0.4) -> Bm25Index:
+    def build(cls, documents: Iterable[Document], *, k1: float = K1, b: float = B) -> Bm25Index:
         """The index of documents with ids, in memory. Raises as `open`."""
         analyser, postings, doc_ids = Analyser(), _Postings(), list[str]()
         for document in documents:

@@ -1,85 +1,90 @@
-"""Markdown to blocks: headings, fenced code, paragraphs."""
+"""Markdown to blocks: headings, code, paragraphs. Read by markdown-it-py, as CommonMark with tables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
 
-from blockrank.retrieve.passages import Block, heading_name
+from blockrank.retrieve.passages import Block, heading_name, paragraphs
+from blockrank.types import MissingExtraError
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".qmd", ".rmd"})
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:\s|$)")
-_FENCE = re.compile(r"\s*(?:[-*+>]\s+)*(`{3,}|~{3,})([^`]*)$")
-_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*\r?$")
-_NOT_A_TITLE = re.compile(r"\s*(?:[-*+>|#]|\d+[.)]\s)|.*\|")  # such a line above --- is a list, a quote or a table
-_LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?=[\w-]+:)(?:.*\n)*?(?:---|\.\.\.)[ \t]*\r?(?:\n|\Z)")
+_LONGEST_TITLE = 1000  # characters of a heading that are read
 
 
 def markdown_blocks(text: str) -> Iterator[Block]:
-    """Blocks of a Markdown text, in order: a heading, a fenced block, or lines up to a blank one."""
-    return _Parser(text).blocks()
+    """Blocks of a Markdown text, in order: a heading, a block of code, or lines up to a blank one.
+
+    Raises `MissingExtraError` without the extra.
+    """
+    match = _FRONT_MATTER.match(text)
+    at = match.end() if match else 0
+    if at:
+        yield Block(0, at)
+    headings: list[tuple[int, str]] = []
+    for block, level in _marked(text, at):
+        yield from _between(text, at, block.start, _path(headings))
+        if level:  # ends the headings of its own level and below
+            headings = [*((other, name) for other, name in headings if other < level), (level, block.headings[0])]
+        yield replace(block, headings=_path(headings))
+        at = block.end
+    yield from _between(text, at, len(text), _path(headings))
 
 
-@dataclass(slots=True)
-class _Parser:
-    """Goes through the lines once. `start`: where the open block begins, None where none is open."""
+def _path(headings: list[tuple[int, str]]) -> tuple[str, ...]:
+    return tuple(name for _, name in headings if name)
 
-    text: str
-    headings: list[tuple[int, str]] = field(default_factory=list)
-    start: int | None = None
-    lines: int = 0
-    fence: str = ""
 
-    def blocks(self) -> Iterator[Block]:
-        """The blocks."""
-        at = self._front_matter()
-        if at:
-            yield Block(0, at)
-        previous = ""
-        for match in re.compile(r"[^\n]*(?:\n|\Z)").finditer(self.text, at):
-            line, at = match.group().rstrip("\n"), match.start()
-            yield from self._line(line, previous, at, at + len(line))
-            previous = line
-        yield from self._close(len(self.text))
+def _between(text: str, start: int, end: int, headings: tuple[str, ...]) -> Iterator[Block]:
+    """The paragraphs of a part of a text."""
+    for block in paragraphs(text[start:end], headings):
+        yield replace(block, start=start + block.start, end=start + block.end)
 
-    def _front_matter(self) -> int:
-        """End of the YAML at the top, 0 where there is none."""
-        match = re.match(r"---[ \t]*\r?\n(?=[\w-]+:)(?:.*\n)*?(?:---|\.\.\.)[ \t]*\r?(?:\n|\Z)", self.text)
-        return match.end() if match else 0
 
-    def _line(self, line: str, previous: str, at: int, end: int) -> Iterator[Block]:
-        """What one line closes; opens a block where it begins one."""
-        if self.fence:
-            if line.strip().rstrip(self.fence[0]) == "" and line.strip().startswith(self.fence):
-                self.fence = ""
-                yield from self._close(end)
-        elif match := _FENCE.match(line):
-            yield from self._close(at)
-            self.start, self.fence = at, match.group(1)
-        elif match := _HEADING.match(line):
-            yield from self._close(at)
-            yield self._heading(len(match.group(1)), line[match.end() :].strip().rstrip("#"), at, end)
-        elif self.lines == 1 and (match := _UNDERLINE.match(line)) and not _NOT_A_TITLE.match(previous):
-            start, self.start, self.lines = self.start, None, 0
-            yield self._heading(1 if match.group(1)[0] == "=" else 2, previous, start or 0, end)
-        elif not line.strip():
-            yield from self._close(at)
-        else:
-            self.start = at if self.start is None else self.start
-            self.lines += 1
+def _marked(text: str, begin: int) -> Iterator[tuple[Block, int]]:
+    """Headings, each with its name and level, and blocks of code, with 0, from character `begin` on."""
+    body = text[begin:]
+    # A line feed alone ends a line, for the reader as for `Lines`.
+    tokens = _reader().parse(body.replace("\r\n", "\n").replace("\r", " "))
+    starts = [begin, *(begin + match.end() for match in re.finditer("\n", body)), len(text)]
+    for place, token in enumerate(tokens):
+        if token.map is None or token.type not in ("heading_open", "fence", "code_block"):
+            continue
+        first, last = token.map
+        block = Block(starts[first], starts[min(last, len(starts) - 1)])
+        if token.type != "heading_open":
+            yield block, 0
+        elif _is_title(token, title := tokens[place + 1].content):
+            yield replace(block, headings=(_name(title),), is_heading=True), int(token.tag[1:])
 
-    def _heading(self, level: int, title: str, start: int, end: int) -> Block:
-        """A heading; it ends those of its own level and below."""
-        title = _LINK.sub(r"\1", heading_name(title)).replace("`", "").replace("**", "").strip()
-        self.headings = [*((other, name) for other, name in self.headings if other < level), (level, title)]
-        return Block(start, end, self._path(), is_heading=True)
 
-    def _path(self) -> tuple[str, ...]:
-        return tuple(name for _, name in self.headings if name)
+def _is_title(token: Token, title: str) -> bool:
+    """Whether a heading heads what follows: not one in a list or a quote, and no row of a table over a line."""
+    return token.level == 0 and (token.markup.startswith("#") or "|" not in title)
 
-    def _close(self, end: int) -> Iterator[Block]:
-        """End the open block."""
-        if self.start is not None:
-            yield Block(self.start, end, self._path())
-        self.start, self.lines = None, 0
+
+def _name(title: str) -> str:
+    """A heading as it is read, without its markup."""
+    reader = _reader()
+    tokens: list[Token] = []
+    reader.inline.parse(title[:_LONGEST_TITLE], reader, {}, tokens)
+    read = (" " if token.type.endswith("break") else token.content for token in tokens if token.type != "html_inline")
+    return heading_name("".join(read))
+
+
+@cache
+def _reader() -> MarkdownIt:
+    """Reads blocks alone: what stands inside a line matters in headings only."""
+    try:
+        from markdown_it import MarkdownIt
+    except ImportError:
+        raise MissingExtraError("reading Markdown needs markdown-it-py: pip install 'blockrank[search]'.") from None
+    return MarkdownIt("commonmark").enable("table").disable("inline")

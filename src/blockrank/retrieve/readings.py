@@ -16,7 +16,7 @@ from blockrank.retrieve.reading import FileReader, LimitError, ReadLimits
 from blockrank.types import InputError
 
 Progress = Callable[[int, int], None]  # (files read, files in all)
-FORMAT = 2  # raised whenever passages are cut in another way or written in another form
+FORMAT = 3  # raised whenever passages are cut in another way or written in another form
 FILES, PASSAGES = "files", "passages"  # names of records in an index
 _log = logging.getLogger(__name__)
 

@@ -81,7 +81,8 @@ def libraries() -> tuple[Any, Any]:
         import Stemmer
     except ImportError as error:
         raise MissingExtraError(
-            f"searching needs bm25s and PyStemmer ({error.name} is missing): pip install 'blockrank[search]'."
+            f"BM25 needs bm25s and PyStemmer ({error.name} is missing): pip install 'blockrank[search]', "
+            "or 'blockrank[mine]' to mine training requests alone."
         ) from None
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
     return bm25s, Stemmer

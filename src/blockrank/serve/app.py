@@ -8,6 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
+import blockrank.serve.packages  # noqa: F401  # first: says what is missing
+
+# isort: split
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect

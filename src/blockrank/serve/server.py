@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import math
-import os
 import signal
 import socket
 import sys
@@ -15,6 +14,9 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import blockrank.serve.packages  # noqa: F401  # first: says what is missing
+
+# isort: split
 import uvicorn
 from fastapi import FastAPI
 
@@ -23,18 +25,14 @@ from blockrank.serve.connections import Connection, Connections
 from blockrank.serve.memory import share_arenas
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import ServeSettings
-from blockrank.types import BlockrankError, ServedRanker
+from blockrank.serve.sockets import BACKLOG, ServerError, listen
+from blockrank.types import ServedRanker
 
 _log = logging.getLogger(__name__)
-_BACKLOG = 2048  # connections that the system holds for us
 _ACCEPTED_A_TURN = 4  # few, so that what ends connections keeps up with those that come
 _SWEEP_TICKS = 5  # of uvicorn's loop, a tenth of a second each
 _SWITCH_S = 0.001  # threads that parse give way sooner than by default (5 ms): a forward waits hundreds of times
 _LAST_GRACE_S = 2  # for answers that are being sent when everything else has ended
-
-
-class ServerError(BlockrankError):
-    """The server could not start, or ended because it could serve no longer."""
 
 
 class Server(uvicorn.Server):
@@ -59,7 +57,7 @@ class Server(uvicorn.Server):
         """Begin to serve."""
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(_BACKLOG)  # asyncio has set it to what it accepts in a turn
+            listener.listen(BACKLOG)  # asyncio has set it to what it accepts in a turn
 
     async def on_tick(self, counter: int) -> bool:
         """See `uvicorn.Server`: called every tenth of a second."""
@@ -115,30 +113,6 @@ def make_server(app: FastAPI) -> Server:
         lifespan="on",
     )
     return Server(config, service, connections)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises `ServerError` where that cannot be."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol named: asyncio turns Nagle's algorithm off for such sockets alone, and with it an answer's
-        # body waits up to 40 ms for the acknowledgement of its head.
-        listener = socket.socket(family, kind, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from None
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(host, port, error) from None
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> ServerError:
-    return ServerError(f"cannot listen on {host}, port {port}: {error.strerror or error}.")
 
 
 def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:

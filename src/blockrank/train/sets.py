@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from blockrank.data import json_objects, named, training_request
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
 from blockrank.layout.prompt import Kind
+from blockrank.retrieve.bm25 import K1, B
 from blockrank.spec import RankSpec
 from blockrank.train.config import DataConfig, LossConfig
 from blockrank.train.sampling import sample_candidates
@@ -172,7 +173,11 @@ class TrainingSet:
 
 
 class Lexicon:
-    """BM25 (k1 0.9, b 0.4) over the tokens of a pool: the lexical teacher."""
+    """The lexical teacher: BM25 over a model's tokens, with the frequencies of a pool.
+
+    It searches nothing and needs no extra: it scores a request's candidates as they were cut, which no index holds.
+    Scores are `K1 + 1` times those of `Bm25Index`, whose library leaves this factor out.
+    """
 
     def __init__(self, tokens: NDArray[Any], starts: Ints) -> None:
         flat, size = tokens.astype(np.int64), int(tokens.max(initial=0)) + 1
@@ -189,8 +194,8 @@ class Lexicon:
         scores = np.zeros(len(bodies), dtype=np.float32)
         for index, body in enumerate(bodies):
             count = (body[:, None] == terms).sum(0)
-            norm = 0.9 * (0.6 + 0.4 * len(body) / self._mean_length)
-            scores[index] = (self._idf[terms] * count * 1.9 / (count + norm)).sum()
+            norm = K1 * (1 - B + B * len(body) / self._mean_length)
+            scores[index] = (self._idf[terms] * count * (K1 + 1) / (count + norm)).sum()
         return scores
 
 
