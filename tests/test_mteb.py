@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -351,23 +352,24 @@ def test_revision_follows_weights_and_settings(mini: Ranker, tmp_path: Path) -> 
         return BlockrankSearch(ranker).mteb_model_meta.revision
 
     def loaded_from(folder: Path) -> Ranker:
-        model = mini.model
-        return Ranker(RankModel(model.weights, model.spec, model.backend))
+        weights = copy.copy(mini.model.weights)
+        weights.name = str(folder)
+        return Ranker(RankModel(weights, mini.spec, mini.model.backend))
 
     assert revision(mini) == revision(mini)
     assert revision(mini) != revision(mini.with_spec(max_segment_tokens=64))
-    copy = tmp_path / "copy"
-    copy.mkdir()
+    elsewhere = tmp_path / "copy"
+    elsewhere.mkdir()
     for path in Path(mini.model.name).iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    assert revision(loaded_from(copy)) == revision(mini)
-    assert BlockrankSearch(loaded_from(copy)).mteb_model_meta.name == "blockrank/copy"
-    with (copy / "model.safetensors").open("r+b") as file:
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+    assert revision(loaded_from(elsewhere)) == revision(mini)
+    assert BlockrankSearch(loaded_from(elsewhere)).mteb_model_meta.name == "blockrank/copy"
+    with (elsewhere / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    assert revision(loaded_from(copy)) != revision(mini)
+    assert revision(loaded_from(elsewhere)) != revision(mini)
     nowhere = loaded_from(tmp_path / "nowhere")
     with pytest.raises(InputError, match="give BlockrankSearch a revision"):
         revision(nowhere)

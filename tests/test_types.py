@@ -233,7 +233,7 @@ def test_a_document_without_a_readable_character_is_ranked_last(text: str) -> No
     double = FakeRanker(lambda query, text: float(len(text)))
     ranking = double.rank("q", [text, "a", Document(text, "x"), "bbb"], evidence=True)
     assert [(entry.rank, entry.index, entry.score, entry.tokens) for entry in ranking] == [
-        (1, 3, 0.75, 0), (2, 1, 0.25, 0), (3, 0, 0.0, 0), (4, 2, 0.0, 0),
+        (1, 3, 0.75, 1), (2, 1, 0.25, 1), (3, 0, 0.0, 0), (4, 2, 0.0, 0),
     ]  # fmt: skip
     sentence = "documents[0] and documents[2] (doc_id 'x'): no readable character; ranked last."
     assert ranking.warnings == (sentence,)
