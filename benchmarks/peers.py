@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from blockrank import Ranking, RankRequest
+from blockrank.keep.identity import model_identity
 from blockrank.types import RequestRanker
 
 _BATCH = 32
@@ -39,7 +41,12 @@ class BiEncoder(RequestRanker):
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self._model = SentenceTransformer(str(folder), device=device, model_kwargs={"dtype": torch.float32})
+        self._folder = folder
         self._known: dict[str, NDArray[np.float32]] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """See `RequestRanker.identity`."""
+        return {"ranker": "BiEncoder", "files": model_identity(self._folder)}
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order."""

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from blockrank.cli import app
 from blockrank.cli.search import drawing, readable
+from blockrank.keep.folders import cache_folder
 from blockrank.retrieve import Hit, Passage, PassageIndex
-from blockrank.retrieve.kept import cache_folder
 
 DRACULA = "Bram Stoker wrote Dracula in 1897."
 

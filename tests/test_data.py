@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker, InputError, RankRequest
 from blockrank.data import (
-    atomic_file,
-    check_writable,
     json_line,
     packed_file,
     positives_of,
@@ -30,6 +28,7 @@ from blockrank.data import (
     rereadable,
     source_name,
 )
+from blockrank.keep.files import atomic_file, check_writable
 from blockrank.text.characters import is_readable
 
 GOOD = {"query": "a b", "documents": ["b", "c"]}

@@ -32,7 +32,7 @@ from blockrank.decode.answers import Grammar, State, answer_tokens
 from blockrank.decode.search import Beam, Search, searches_of, step_layout
 from blockrank.engine.capture import Wanted
 from blockrank.engine.rows import RowBuffers
-from blockrank.evaluate.settings import ranker_identity
+from blockrank.keep.identity import ranker_identity
 from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack
 from blockrank.model import LoadedModel, RankModel
 from blockrank.model.seam import SEAM

@@ -22,7 +22,7 @@ from blockrank import Document, FakeRanker, Ranking, RankRequest
 from blockrank.data import Collection, open_collection, read_run, write_collection, write_run
 from blockrank.evaluate import EvaluationResult, FirstStage, Plan, Reranker, aggregate, evaluate, per_query
 from blockrank.evaluate.journal import Journal, Outcome
-from blockrank.evaluate.settings import Settings
+from blockrank.evaluate.settings import RankingSettings
 from blockrank.evaluate.work import SHARD_QUERIES
 from blockrank.fake import word_overlap
 from blockrank.retrieve import Bm25Index
@@ -573,14 +573,14 @@ def test_a_restart_touches_nothing_else(collection: Collection, whole: Path, tmp
 
 def test_a_folder_that_is_no_evaluation_is_left_alone(folder: Path, collection: Collection) -> None:
     before = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    with pytest.raises(InputError, match="is not empty and holds no evaluation"):
+    with pytest.raises(InputError, match="is not empty and holds no settings of an evaluation"):
         evaluate([collection], plan(), folder, restart=True)
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == before
 
 
 def test_one_evaluation_at_a_time(collection: Collection, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from blockrank.evaluate.settings import locked\n"
+        "import sys; from pathlib import Path; from blockrank.keep.settings import locked\n"
         f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -656,7 +656,7 @@ def test_records_carry_checksums(tmp_path: Path) -> None:
 def test_settings_that_are_none(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "settings.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"settings\.json(:1)?: {sentence}") as error:
-        Settings(tmp_path)
+        RankingSettings(tmp_path)
     assert "\n" not in str(error.value)
 
 

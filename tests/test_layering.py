@@ -20,6 +20,7 @@ ORDER = (
     {"text"},
     {"types"},
     {"configfile"},
+    {"keep"},
     {"registry"},
     {"spec"},
     {"layout"},

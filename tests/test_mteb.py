@@ -133,6 +133,9 @@ class FixedRanker(RequestRanker):
     def __init__(self, score: float = 0.25) -> None:
         self.score = score
 
+    def identity(self) -> dict[str, Any]:
+        return {"ranker": "FixedRanker", "score": self.score}
+
     def rank_iter(self, requests: Iterator[RankRequest]) -> Iterator[Ranking]:
         for request in requests:
             yield Ranking.from_scores(request, [self.score] * len(request.candidates))

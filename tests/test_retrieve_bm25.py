@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from blockrank import Document, InputError, MissingExtraError
 from blockrank.data import CorpusFile
+from blockrank.keep.folders import KeptFolder
+from blockrank.keep.lines import Records, write_records
 from blockrank.retrieve import Bm25Index, matching_words
-from blockrank.retrieve.kept import KeptFolder, Records, write_records
 
 TEXTS = (
     "Bram Stoker wrote Dracula in 1897.",

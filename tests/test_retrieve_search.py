@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockrank import FakeRanker, InputError, Ranker
+from blockrank.keep.folders import KeptFolder, _checked
 from blockrank.retrieve import Hit, PassageIndex, ReadLimits, search
 from blockrank.retrieve.files import read_passages
-from blockrank.retrieve.kept import KeptFolder, _checked
 from blockrank.retrieve.reading import FileReader
 from blockrank.retrieve.readings import known_readings
 

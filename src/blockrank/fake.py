@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from blockrank.text.words import document_words, query_words, spans_of_words
 from blockrank.types import Cut, Document, Evidence, InputError, RankerFacts, Ranking, RankRequest, SteppedRanker
@@ -22,6 +23,14 @@ def shared_words(query: str, document: Document) -> tuple[Evidence, ...]:
     """The words of a document that the query holds too, each with an equal share."""
     found = spans_of_words(document.content, set(query_words(query)).__contains__)
     return tuple(Evidence(*document.locate(*span), 1 / len(found)) for span in found)
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    """Module, name and, of a function in Python, the line, which tells lambdas apart."""
+    code = getattr(function, "__code__", None)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    name = f"{getattr(named, '__module__', None) or 'builtins'}.{named.__qualname__}"
+    return name if code is None else f"{name}:{code.co_firstlineno}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,14 @@ class FakeRanker(SteppedRanker[FakeTokens, list[float]]):
     ) -> None:
         self._score, self._limit = score, max_segment_tokens
         self.calls: list[RankRequest] = []
+
+    def identity(self) -> dict[str, Any]:
+        """See `RequestRanker.identity`: its name, and what it was given; values that a function holds of its own are for
+        a subclass to tell."""
+        found: dict[str, Any] = {"ranker": type(self).__name__}
+        if self._score is not word_overlap:
+            found["score"] = _function_name(self._score)
+        return found if self._limit is None else found | {"max_segment_tokens": self._limit}
 
     @property
     def facts(self) -> RankerFacts:

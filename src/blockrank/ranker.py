@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from blockrank.configfile import checked
 from blockrank.errors import is_out_of_memory
+from blockrank.keep.identity import model_identity
 from blockrank.layout import Memo, TokenisedRequest, forward_tokens, pack, plan_alike, plan_batches
 from blockrank.model import Devices, Layers, RankModel, load_model, resolve_spec
 from blockrank.reuse.memory import MemoryStore
@@ -112,6 +113,22 @@ class Ranker(SteppedRanker[Prompts, Scored]):
     def spec(self) -> RankSpec:
         """How the model is read."""
         return self.model.spec
+
+    def identity(self) -> dict[str, Any]:
+        """See `RequestRanker.identity`. files: of the model's folder; a hub model has its revision instead."""
+        model, folder = self.model, Path(self.model.name)
+        found = {
+            "spec": self.spec.to_dict(),
+            "scorer": self.scorer.identity(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "products": model.eight_bits,
+            "device": model.device.type,
+            "backend": model.backend.name,
+            "max_tokens": self.max_tokens,
+            "revision": getattr(model.module.config, "_commit_hash", None),
+            "files": model_identity(folder) if model.name and folder.is_dir() else {},
+        }
+        return found if type(self) is Ranker else {"ranker": type(self).__name__, **found}
 
     @property
     def facts(self) -> RankerFacts:

@@ -11,7 +11,7 @@ import numpy as np
 from blockrank.analyze.measures import MEASURES
 from blockrank.analyze.plots import pictures
 from blockrank.analyze.result import MAIN, Analysis, setting_name
-from blockrank.data import atomic_file
+from blockrank.keep.files import atomic_file
 from blockrank.report.page import Column, Page, code, details, facts, figure, items, listing, number, paragraph, table
 from blockrank.spec import SPEC_FILE
 from blockrank.types import InputError

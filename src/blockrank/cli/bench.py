@@ -38,7 +38,7 @@ from blockrank.cli.console import (
     preview,
     write_data,
 )
-from blockrank.data import atomic_file
+from blockrank.keep.files import atomic_file
 from blockrank.types import InputError
 
 _DOCUMENTS, _LENGTHS = "10,30,100", "96,208"

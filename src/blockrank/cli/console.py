@@ -19,8 +19,8 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from blockrank.cli.streams import tell
-from blockrank.data import atomic_file
 from blockrank.errors import is_out_of_memory
+from blockrank.keep.files import atomic_file
 from blockrank.types import BlockrankError, InputError
 
 if TYPE_CHECKING:

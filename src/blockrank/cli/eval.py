@@ -275,7 +275,7 @@ def _plan(
 def rerankers(models: Sequence[str | None], options: dict[str, Any], workers: Workers) -> Iterator[Reranker]:
     """The rerankers that `--model` asks for. Raises `ModelError` where there is no such model."""
     from blockrank.evaluate.plan import Reranker
-    from blockrank.evaluate.settings import model_identity
+    from blockrank.keep.identity import model_identity
     from blockrank.model import located, resolve_spec
 
     for given in models:

@@ -23,7 +23,7 @@ from blockrank.cli.console import (
 )
 from blockrank.cli.inputs import DocumentsOption, FilesArgument, Inputs, LinesOption, QueryArgument, RequestsOption
 from blockrank.cli.pattern import blocks, draw, pairs_read, save_png
-from blockrank.data import atomic_file
+from blockrank.keep.files import atomic_file
 from blockrank.types import RankRequest
 
 if TYPE_CHECKING:

@@ -42,7 +42,8 @@ from blockrank.cli.inputs import (
     check_requests,
 )
 from blockrank.cli.resume import Job, ResumeOption
-from blockrank.data import check_writable, json_line, trec_lines
+from blockrank.data import json_line, trec_lines
+from blockrank.keep.files import check_writable
 from blockrank.types import Ranking, RankRequest
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import deque
@@ -19,7 +18,10 @@ from blockrank.cli.console import load_check
 from blockrank.cli.cuts import Cuts
 from blockrank.cli.inputs import Read, check_requests
 from blockrank.cli.progress import progress_bars
-from blockrank.data import RecordFile, atomic_file, check_writable
+from blockrank.keep.files import atomic_file, check_writable
+from blockrank.keep.identity import hashed, model_identity, ranker_identity
+from blockrank.keep.records import RecordFile
+from blockrank.keep.settings import Settings, locked
 from blockrank.types import Ranking, RankRequest
 
 ResumeOption = Annotated[
@@ -77,7 +79,7 @@ class Job:
 
     def run(self, model: str | None, options: dict[str, Any], workers: Workers, verbose: bool) -> None:
         """Rank what is missing, then write the output. Raises `InputError` where something differs from before."""
-        from blockrank.evaluate.settings import Settings, locked
+        from blockrank.evaluate.settings import RankingSettings
 
         check_writable(self.output)
         check = load_check(model, **options)
@@ -87,7 +89,7 @@ class Job:
         folder = self.output.with_name(f"{self.output.name}.resume")
         with locked(folder):
             advice = f"delete {folder} to begin again."
-            settings = Settings(folder, f"Give another --output, or {advice}")
+            settings = RankingSettings(folder, f"Give another --output, or {advice}")
             settings.claim("ranking", self.output.name, self._settings(model, options))
             finished = Finished(folder / "rankings.jsonl", advice)
             if any(identity not in finished for identity in identities):
@@ -99,7 +101,6 @@ class Job:
 
     def _settings(self, model: str | None, options: dict[str, Any]) -> dict[str, Any]:
         """What decides the output beside the requests, as far as it is known before a model is loaded."""
-        from blockrank.evaluate.settings import model_identity
         from blockrank.model import EMBEDDED_MODEL, resolve_spec
         from blockrank.report.environment import versions
 
@@ -115,12 +116,10 @@ class Job:
         }
 
     def _rank(
-        self, identities: Sequence[str], finished: Finished, settings: Any, load: Callable[[], Any],
+        self, identities: Sequence[str], finished: Finished, settings: Settings, load: Callable[[], Any],
         progress: Callable[[str, int, int], None],
     ) -> None:  # fmt: skip
         """Rank what is not finished, in groups that depend on that alone."""
-        from blockrank.evaluate.settings import ranker_identity
-
         done, underway = sum(identity in finished for identity in identities), deque[list[str]]()
         progress("ranking", done, len(identities))
         ranker = load()
@@ -158,4 +157,4 @@ def _identity(request: RankRequest) -> str:
     """What tells one request from another that would be ranked or written differently."""
     documents = [[item.doc_id, item.title, item.text, dict(item.metadata)] for item in request.candidates]
     values = [request.query_id, request.query, request.top_k, documents]
-    return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=12).hexdigest()
+    return hashed(json.dumps(values, default=str).encode())

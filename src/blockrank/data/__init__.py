@@ -13,8 +13,6 @@ from blockrank.data.collection import (
 )
 from blockrank.data.files import (
     Source,
-    atomic_file,
-    check_writable,
     json_objects,
     named,
     packed_file,
@@ -33,7 +31,6 @@ from blockrank.data.jsonl import (
     request_line,
 )
 from blockrank.data.problems import Kind, Problem, Report, validate, validate_run
-from blockrank.data.records import RecordFile
 from blockrank.data.training import (
     TrainingRequest,
     placed_training_requests,
@@ -65,15 +62,12 @@ __all__ = [
     "Kind",
     "Problem",
     "Qrels",
-    "RecordFile",
     "Report",
     "Run",
     "Source",
     "TrainingRequest",
     "as_request",
-    "atomic_file",
     "check_ids",
-    "check_writable",
     "evaluation_order",
     "json_array",
     "json_line",

@@ -1,4 +1,4 @@
-"""Sources of lines, and files that appear whole.
+"""Sources of lines, and files that are packed.
 
 A source is a path or an open binary stream such as `sys.stdin.buffer`; what is packed by gzip or xz is known by its
 first bytes, whatever its name. Every problem of a source is an `InputError` of the form `FILE:LINE: what is wrong`.
@@ -6,12 +6,9 @@ first bytes, whatever its name. Every problem of a source is an `InputError` of 
 
 from __future__ import annotations
 
-import errno
 import gzip
 import lzma
-import os
 import re
-import secrets
 import shutil
 import tempfile
 import zlib
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blockrank.configfile import json_object
+from blockrank.keep.files import atomic_file
 from blockrank.types import InputError
 
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
@@ -177,49 +175,6 @@ def decoded(number: int, line: bytes) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 (byte {error.start + 1} of the line).") from None
-
-
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name when the block ends well; on an error nothing is left behind.
-
-    It is written beside its place and moved there. What is no regular file (a pipe, a device) is written directly.
-    Raises `InputError` where the place cannot be written.
-    """
-    place = Path(os.path.realpath(path))
-    direct = place.exists() and not place.is_file()
-    part = place if direct else place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    with _writing(path):
-        stream = part.open("wb" if direct else "xb")
-    try:
-        with stream:
-            yield stream
-        if not direct:
-            os.replace(part, place)
-    except BaseException:
-        if not direct:
-            part.unlink(missing_ok=True)
-        raise
-
-
-def check_writable(path: str | Path) -> None:
-    """Raise `InputError` where `atomic_file` could not write, before there is anything to be written."""
-    place = Path(os.path.realpath(path))
-    if place.exists() and not place.is_file():
-        with _writing(path):
-            if place.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return
-    with _writing(path), tempfile.TemporaryFile(dir=place.parent):
-        pass
-
-
-@contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}.") from None
 
 
 @contextmanager

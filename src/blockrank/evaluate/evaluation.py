@@ -17,16 +17,19 @@ from itertools import product
 from pathlib import Path
 
 from blockrank import __version__
-from blockrank.data import Collection, atomic_file, read_run
+from blockrank.data import Collection, read_run
 from blockrank.evaluate.checks import check_measures, check_of, check_works
 from blockrank.evaluate.compare import compare
 from blockrank.evaluate.measures import aggregate, ideal, per_query, summary, without_failing
 from blockrank.evaluate.plan import Plan, Reranker
 from blockrank.evaluate.ranking import Progress, finished, rank_collection
 from blockrank.evaluate.results import CollectionResult, EvaluationResult, SystemResult
-from blockrank.evaluate.settings import Settings, locked, ranker_identity, safe_name
+from blockrank.evaluate.settings import RankingSettings
 from blockrank.evaluate.tables import text_table
 from blockrank.evaluate.work import SHARD_QUERIES, Work, prepare
+from blockrank.keep.files import atomic_file, safe_name
+from blockrank.keep.identity import ranker_identity
+from blockrank.keep.settings import Settings, locked
 from blockrank.report.environment import installed, machine, versions
 from blockrank.types import InputError, RequestRanker
 
@@ -57,7 +60,7 @@ def evaluate(
         raise InputError(f"two collections have the same name: {', '.join(sorted(names))}.")
     check_measures(collections, plan)
     with locked(folder):
-        settings = Settings(folder)
+        settings = RankingSettings(folder)
         if restart:
             settings.clear()
         _claim(plan, settings)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from blockrank.data import RecordFile
+from blockrank.keep.records import RecordFile
 from blockrank.types import Ranking
 
 

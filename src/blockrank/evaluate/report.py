@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockrank.data import atomic_file
 from blockrank.errors import listed
 from blockrank.evaluate import plots
 from blockrank.evaluate.compare import Comparison
 from blockrank.evaluate.results import SIGNIFICANT, CollectionResult, EvaluationResult, SystemResult
+from blockrank.keep.files import atomic_file
 from blockrank.report.page import (
     Cell,
     Column,

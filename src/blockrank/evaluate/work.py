@@ -14,7 +14,6 @@ from blockrank.data import (
     Collection,
     Qrels,
     Run,
-    atomic_file,
     check_ids,
     read_run,
     run_lines,
@@ -24,7 +23,9 @@ from blockrank.data import (
 )
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.plan import Plan
-from blockrank.evaluate.settings import Settings, digest, file_identity, safe_name
+from blockrank.keep.files import atomic_file, safe_name
+from blockrank.keep.identity import digest, file_identity
+from blockrank.keep.settings import Settings
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RankRequest
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from blockrank.evaluate.settings import ranker_identity
+from blockrank.keep.identity import ranker_identity
 from blockrank.types import BlockrankError, Document, MissingExtraError, ModelError, Ranking, RankRequest, RequestRanker
 
 if TYPE_CHECKING:
@@ -77,15 +77,9 @@ class RankWorker:
 
     def facts(self) -> dict[str, Any]:
         """What decides the scores of this worker; loads the model."""
-        from pathlib import Path
-
-        from blockrank.evaluate.settings import model_identity
         from blockrank.report.environment import versions
 
-        name = self.ranker.model.name
-        files = model_identity(Path(name)) if name and Path(name).is_dir() else {}
-        found = versions(("torch", "transformers"))
-        return {"identity": ranker_identity(self.ranker), "files": files, "versions": found}
+        return {"identity": ranker_identity(self.ranker), "versions": versions(("torch", "transformers"))}
 
     def rank(self, requests: Sequence[RankRequest], remembered: Remembered | None) -> list[Ranking]:
         """The rankings of a group. remembered: number, reference and memory of documents to be encoded before."""

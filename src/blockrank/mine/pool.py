@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.retrieve.kept import Records, write_records
+from blockrank.keep.lines import Records, write_records
 from blockrank.text.words import fold
 from blockrank.types import Document
 

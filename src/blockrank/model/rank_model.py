@@ -82,6 +82,13 @@ class RankModel:
         """The fused layers that inference runs in; None where this view runs in the library's own."""
         return self.weights.decoder if self._fused else None
 
+    @property
+    def eight_bits(self) -> str | None:
+        """The type of eight bits that products run in, None where they run in the model's own."""
+        blocks = self.decoder.blocks if self.decoder is not None else ()
+        kinds = {linear.takes for block in blocks for linear in block.linears} - {None}
+        return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or None
+
     def with_spec(self, spec: RankSpec) -> RankModel:
         """The same weights read in another way (at the same layer or below)."""
         changed = self._view(spec=spec, replicas=tuple(replica.with_spec(spec) for replica in self.replicas))

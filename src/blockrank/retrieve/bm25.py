@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from blockrank.data import Corpus, Run
-from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder, tell_of_former, write_records
+from blockrank.keep.folders import KeptFolder, index_folder, tell_of_former
+from blockrank.keep.identity import file_digest
+from blockrank.keep.lines import Records, write_records
 from blockrank.retrieve.terms import TERMS_VERSION, Analyser, is_apart, libraries
 from blockrank.types import Document, InputError
 
@@ -49,7 +51,7 @@ class Bm25Index:
         place = folder or index_folder()
         if corpus.path is None or place is None:
             return cls.build(corpus.documents(), k1=k1, b=b)
-        settings = [_FORMAT, versions(), k1, b, file_hash(corpus.path)]
+        settings = [_FORMAT, versions(), k1, b, file_digest(corpus.path)]
         kept = KeptFolder(place, "bm25", [str(corpus.path.resolve()), k1, b], settings)
         if kept.is_whole() and (index := cls._loaded(kept.path)):
             return index

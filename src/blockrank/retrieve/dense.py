@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.data import Corpus, Run
+from blockrank.keep.folders import KeptFolder, index_folder, tell_of_former
+from blockrank.keep.identity import file_digest
+from blockrank.keep.lines import Records, write_records
 from blockrank.retrieve.encoder import Encoder, Floats
-from blockrank.retrieve.kept import KeptFolder, Records, file_hash, index_folder, tell_of_former, write_records
 from blockrank.types import Document, InputError
 
 Progress = Callable[[int, int], None]  # (documents encoded, documents in all)
@@ -68,7 +70,7 @@ class DenseIndex:
             place,
             "dense",
             [str(corpus.path.resolve()), encoder.identity, dtype],
-            [_FORMAT, file_hash(corpus.path), encoder.identity, dtype],
+            [_FORMAT, file_digest(corpus.path), encoder.identity, dtype],
         )
         if kept.is_whole() and (index := cls._loaded(kept.path, encoder)):
             return index

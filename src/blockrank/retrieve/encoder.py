@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from blockrank.retrieve.kept import file_hash
+from blockrank.keep.identity import digest, file_digest
 from blockrank.types import MissingExtraError, ModelError
 
 Floats = NDArray[np.float32]
@@ -89,8 +88,8 @@ class SentenceEncoder:
 def _files_hash(folder: Path) -> str:
     """Of names and contents of the files that make an encoder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _FILES)
-    names = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
-    return hashlib.sha256(repr(names).encode()).hexdigest()[:24]
+    names = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in files]
+    return digest(names)
 
 
 def load_sentence_model(kind: str, name_or_path: str, device: str | None) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from blockrank.data import json_objects, named
+from blockrank.keep.folders import FORMER_FOLDER
 from blockrank.retrieve import html, markdown, pdf
-from blockrank.retrieve.kept import FORMER_FOLDER
 from blockrank.retrieve.passages import Block, Lines, Passage, paragraphs, spans
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, as_document

@@ -9,8 +9,10 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from blockrank.keep.folders import KeptFolder, is_whole
+from blockrank.keep.identity import file_digest
+from blockrank.keep.lines import Records
 from blockrank.retrieve.files import SourceFile, UnreadableError
-from blockrank.retrieve.kept import KeptFolder, Records, file_hash, is_whole
 from blockrank.retrieve.passages import Passage
 from blockrank.retrieve.reading import FileReader, LimitError, ReadLimits
 from blockrank.types import InputError
@@ -32,7 +34,7 @@ class Reading(NamedTuple):
 def file_state(file: SourceFile) -> list[Any]:
     """What changes when the file does: where it is, and what stands in it."""
     try:
-        content = file_hash(file.place)
+        content = file_digest(file.place)
     except InputError:  # reading it will say so
         content = None
     return [file.path, content, file.holds_documents]

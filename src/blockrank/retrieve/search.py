@@ -12,16 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blockrank.keep.folders import KeptFolder, index_folder, tell_of_former
+from blockrank.keep.identity import digest
+from blockrank.keep.lines import Records, write_records
 from blockrank.retrieve.bm25 import Bm25Index, versions
 from blockrank.retrieve.files import list_files
-from blockrank.retrieve.kept import (
-    KeptFolder,
-    Records,
-    digest,
-    index_folder,
-    tell_of_former,
-    write_records,
-)
 from blockrank.retrieve.passages import Passage
 from blockrank.retrieve.reading import ReadLimits
 from blockrank.retrieve.readings import (
@@ -311,7 +306,7 @@ def _kept(
 def _firsts(passages: Sequence[Passage]) -> NDArray[np.int64]:
     """Of each passage the position of the first one with its text but for white space."""
     positions: dict[str, int] = {}
-    keys = (digest(passage.text.split(), 32) for passage in passages)
+    keys = (digest(passage.text.split()) for passage in passages)
     return np.array([positions.setdefault(key, index) for index, key in enumerate(keys)], dtype=np.int64)
 
 

@@ -10,13 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import secrets
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +29,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from blockrank import __version__
+from blockrank.keep.files import new_folder
 from blockrank.model import quiet_libraries
 from blockrank.retrieve.encoder import SentenceEncoder
 from blockrank.train.divergence import FiniteTrainer
@@ -205,7 +201,7 @@ def distil(
     """
     settings = settings or Distillation()
     _check_device(device)
-    with _new_folder(Path(output)) as part:
+    with new_folder(Path(output)) as part:
         lists = read_lists(requests)
         torch.manual_seed(settings.seed)  # weights that the encoder's folder lacks begin at random
         student = SentenceEncoder(encoder, device=device)
@@ -221,23 +217,3 @@ def distil(
         }
         (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return found
-
-
-@contextmanager
-def _new_folder(place: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name at the end; on an error nothing is left behind.
-
-    Raises `InputError` where the place is taken or cannot be written.
-    """
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"{place} is there already: name a new folder, or an empty one.")
-    part = place.absolute().with_name(f".{place.absolute().name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{place}: cannot be written: {error.strerror}.") from None
-    try:
-        yield part
-        os.replace(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -19,6 +19,14 @@ class RequestRanker(ABC):
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """Rank a stream of requests lazily, in order."""
 
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the scores, ready for JSON: rankers of equal identity rank alike.
+
+        Work that is resumed goes on only under an equal one, and results are kept apart by it. A ranker over another
+        gives `{"ranker": its name, its own settings ..., "of": inner.identity()}`.
+        """
+
     def rank(
         self,
         query: str,

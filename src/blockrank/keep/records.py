@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blockrank.types import InputError
+from blockrank.errors import InputError
 
 _CHECK = re.compile(rb', "check": "([0-9a-f]{16})"}\n')
 

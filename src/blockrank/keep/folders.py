@@ -8,48 +8,31 @@ from anybody; what belongs to another user, or what others may write in, is not 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import stat
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from blockrank.types import InputError
+from blockrank.keep.files import part_of
+from blockrank.keep.identity import digest
 
 CACHE_VARIABLE = "BLOCKRANK_CACHE"  # names another cache folder
 FORMER_FOLDER = ".blockrank"  # beside the data, where indices were kept once
 _PRIVATE = 0o700
 _MANIFEST = "manifest.json"
 _ABANDONED_AFTER = 24 * 3600  # seconds until an unfinished folder is taken to be of a process that was killed
+_FORMER_DIGESTS = "-[0-9a-f]{16}-[0-9a-f]{32}"  # of names that are never looked for again
 _ATTEMPTS = 5  # to move a folder into place while other processes do the same
 _log = logging.getLogger(__name__)
-
-
-def digest(value: object, length: int = 16) -> str:
-    """Hex digest of a JSON-ready value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
-
-
-def file_hash(path: Path) -> str:
-    """Hash of a file's content. Raises `InputError` where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path | None:
@@ -113,7 +96,7 @@ class KeptFolder:
     @property
     def path(self) -> Path:
         """Where it is, if it is there."""
-        return self.place / f"{self._name}{digest(self.fingerprint, 32)}"
+        return self.place / f"{self._name}{digest(self.fingerprint)}"
 
     def is_whole(self) -> bool:
         """Whether it is there, this user's own, and as it was written."""
@@ -140,7 +123,7 @@ class KeptFolder:
         self.place.mkdir(_PRIVATE, parents=True, exist_ok=True)
         if not is_private(self.place):
             raise PermissionError(f"{self.place} belongs to another user, or others may write in it")
-        part = self.place / f".{self._name}{secrets.token_hex(8)}.part"
+        part = part_of(self.path)
         part.mkdir(_PRIVATE)
         try:
             fill(part)
@@ -164,7 +147,7 @@ class KeptFolder:
             if self.is_whole():
                 return
             with suppress(FileNotFoundError):
-                aside = part.with_name(f".{self._name}{secrets.token_hex(8)}.part")
+                aside = part_of(self.path)
                 os.rename(self.path, aside)
                 shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"{self.path} cannot be replaced")
@@ -173,14 +156,15 @@ class KeptFolder:
         """Folders of the same kind and owner in another state, none where others may write in the place."""
         if not is_private(self.place):
             return []
-        names = re.compile(re.escape(self._name) + "[0-9a-f]{32}")
+        names = re.compile(re.escape(self._name) + "[0-9a-f]{24}")
         with suppress(OSError):
             return [path for path in self.place.iterdir() if names.fullmatch(path.name) and path != self.path]
         return []
 
     def _tidy(self) -> None:
-        """Remove earlier states, and what killed processes left."""
-        for path in self.earlier():
+        """Remove earlier states, what earlier versions named otherwise, and what killed processes left."""
+        former = re.compile(re.escape(self.kind) + _FORMER_DIGESTS)
+        for path in (*self.earlier(), *(path for path in self.place.iterdir() if former.fullmatch(path.name))):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.place.glob(f".{self._name}*.part"):
             with suppress(OSError):
@@ -209,30 +193,3 @@ def _checked(path: Path) -> list[int]:
         while piece := stream.read(1 << 20):
             size, checksum = size + len(piece), zlib.crc32(piece, checksum)
     return [size, checksum]
-
-
-def write_records(folder: Path, name: str, values: Iterable[Any]) -> None:
-    """Write JSON-ready values to `name`.jsonl, a line each, with their offsets beside."""
-    offsets = [0]
-    with (folder / f"{name}.jsonl").open("xb") as stream:
-        for value in values:
-            offsets.append(offsets[-1] + stream.write(json.dumps(value, ensure_ascii=False).encode() + b"\n"))
-    np.save(folder / f"{name}.offsets.npy", np.array(offsets, dtype=np.int64))
-
-
-class Records:
-    """Values that `write_records` wrote, read from disk one at a time."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._offsets = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
-        self._bytes = np.memmap(folder / f"{name}.jsonl", dtype=np.uint8, mode="r")
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> Any:
-        start, end = self._offsets[index], self._offsets[index + 1]
-        return json.loads(self._bytes[start:end].tobytes())
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
