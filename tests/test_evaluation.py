@@ -241,6 +241,13 @@ class StopError(Exception):
     """What a ranker of these tests raises to end an evaluation."""
 
 
+class Stopping(FakeRanker):
+    """Scores as a `FakeRanker` until it fails, which changes no score."""
+
+    def identity(self) -> dict[str, Any]:
+        return FakeRanker().identity()
+
+
 def stopping(after: int) -> FakeRanker:
     """A ranker that scores so many documents and then fails."""
     left = iter(range(after))
@@ -250,7 +257,7 @@ def stopping(after: int) -> FakeRanker:
             raise StopError
         return word_overlap(query, text)
 
-    return FakeRanker(score)
+    return Stopping(score)
 
 
 @pytest.fixture(scope="module")

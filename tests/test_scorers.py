@@ -36,7 +36,7 @@ from blockrank import (
 )
 from blockrank.cli import app
 from blockrank.engine import Wanted
-from blockrank.evaluate.settings import ranker_identity
+from blockrank.keep.identity import ranker_identity
 from blockrank.layout import PackedLayout, pack
 from blockrank.mine import DropRule, RankerTeacher
 from blockrank.model import Needs, RankModel, load_model

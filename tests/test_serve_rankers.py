@@ -22,6 +22,9 @@ LONG = "one two three four five six"
 class Lengths(SteppedRanker["Sized", int]):
     """As little as a ranker can be: the longest document wins."""
 
+    def identity(self) -> dict[str, Any]:
+        return {"ranker": "Lengths"}
+
     def tokenise(
         self, request: RankRequest, max_segment_tokens: int | None = None, between: Callable[[], None] | None = None
     ) -> Sized:

@@ -23,7 +23,7 @@ from blockrank import (
     Readout,
     Template,
 )
-from blockrank.evaluate.settings import Settings
+from blockrank.evaluate.settings import RankingSettings
 from blockrank.model.sources import EMBEDDED_MODEL
 from blockrank.spec import SPEC_FILE, TEMPLATES, rewritten
 
@@ -296,7 +296,7 @@ def test_settings_saved_with_version_1_go_on(name: str, tmp_path: Path) -> None:
     spec = RankSpec.from_dict(VERSION_1[name])
     earlier = {"depth": 10, "of": {"ranker": "Window", "spec": VERSION_1[name]}, "spec": VERSION_1[name]}
     (tmp_path / "settings.json").write_text(json.dumps({"systems": {"a": earlier}}), encoding="utf-8")
-    settings, now = Settings(tmp_path), spec.to_dict()
+    settings, now = RankingSettings(tmp_path), spec.to_dict()
     settings.claim("systems", "a", {"depth": 10, "of": {"ranker": "Window", "spec": now}, "spec": now})
     other = spec.changed(max_segment_tokens=7).to_dict()
     with pytest.raises(InputError, match=r"spec\.limits\.max_segment_tokens was \d+, now 7"):

@@ -59,8 +59,8 @@ class FakeRanker(SteppedRanker[FakeTokens, list[float]]):
         self.calls: list[RankRequest] = []
 
     def identity(self) -> dict[str, Any]:
-        """See `RequestRanker.identity`: its name, and what it was given; values that a function holds of its own are for
-        a subclass to tell."""
+        """See `RequestRanker.identity`: its name, and what it was given; values that a function holds of its
+        own are for a subclass to tell."""
         found: dict[str, Any] = {"ranker": type(self).__name__}
         if self._score is not word_overlap:
             found["score"] = _function_name(self._score)

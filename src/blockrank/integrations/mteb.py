@@ -9,8 +9,6 @@ away. Its search protocol hands over a query's candidates together: one request 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockrank import __version__
 from blockrank.data import Run, strictly_decreasing
+from blockrank.keep.identity import digest, file_digest, json_ready, ranker_identity
 from blockrank.text.characters import is_readable
 from blockrank.types import InputError, MissingExtraError, RankRequest, RequestRanker
 
@@ -33,6 +32,7 @@ __all__ = ["BlockrankSearch"]
 _log = logging.getLogger(__name__)
 # What the files of the embedded model do not say. No `training_datasets`: its sources touch MTEB's in part (NQ among
 # them), and a list that is not complete would let MTEB call the model zero-shot where it is not.
+_FILES = (".json", ".safetensors")  # of a model's folder, that a revision stands for
 _EMBEDDED = {
     "name": "blockrank/mini",
     "n_parameters": 22_861_056,
@@ -215,9 +215,10 @@ def _model_meta(ranker: RequestRanker, given: Mapping[str, Any]) -> ModelMeta:
     from blockrank.ranker import Ranker
 
     unknown = dict.fromkeys(name for name, field in ModelMeta.model_fields.items() if field.is_required())
-    facts: dict[str, Any] = {"name": f"blockrank/{type(ranker).__name__}", "revision": __version__, "framework": []}
+    facts: dict[str, Any] = {"name": f"blockrank/{type(ranker).__name__}", "framework": []}
     if isinstance(ranker, Ranker):
-        facts = _facts(ranker) | {"revision": given.get("revision") or _digest(ranker)}
+        facts = _facts(ranker)
+    facts["revision"] = given.get("revision") or _revision(ranker)
     # MTEB has no kind for models that read candidates together; cross-encoder is its kind for rerankers.
     fixed = {"use_instructions": False, "model_type": ["cross-encoder"]}
     try:
@@ -250,8 +251,15 @@ def _folder(ranker: Ranker) -> Path | None:
     return folder if ranker.model.name and folder.is_dir() else None
 
 
+def _revision(ranker: RequestRanker) -> str:
+    """What tells results of this ranker from those of others, which MTEB keeps under name and revision."""
+    from blockrank.ranker import Ranker
+
+    return _digest(ranker) if isinstance(ranker, Ranker) else digest([__version__, ranker_identity(ranker)])
+
+
 def _digest(ranker: Ranker) -> str:
-    """Twelve hexadecimal digits of what a score depends on: weights, tokenizer, spec, scorer, dtype.
+    """Digest of what a score depends on: weights, tokenizer, spec, scorer, dtype.
 
     Files are read, not parameters: layers that no read-out touches may hold chance values.
     """
@@ -259,11 +267,8 @@ def _digest(ranker: Ranker) -> str:
     commit = getattr(model.module.config, "_commit_hash", None)
     if folder is None and commit is None:
         raise InputError("this ranker's model comes from no folder and no hub commit: give BlockrankSearch a revision.")
-    scorer = [type(ranker.scorer).__name__, *vars(ranker.scorer).values()]
-    settings = [ranker.spec.to_dict(), *scorer, str(model.dtype), commit]
-    digest = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=6)
-    for path in sorted(folder.iterdir()) if folder else ():
-        if path.suffix in (".json", ".safetensors"):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
+    settings = [ranker.spec.to_dict(), ranker.scorer.identity(), str(model.dtype), model.eight_bits, commit]
+    weights = (
+        {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.suffix in _FILES} if folder else {}
+    )
+    return digest([json_ready(settings, "the ranker's settings"), weights])

@@ -88,10 +88,7 @@ class Strategy(RequestRanker):
 
 
 def _identity(value: Any) -> Any:
-    if not isinstance(value, RequestRanker):
-        return value
-    known = getattr(value, "identity", None)
-    return known() if known is not None else {"ranker": type(value).__name__}
+    return value.identity() if isinstance(value, RequestRanker) else value
 
 
 def part(request: RankRequest, indices: Sequence[int]) -> RankRequest:
