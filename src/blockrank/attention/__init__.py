@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from blockrank.attention.backend import (
     AttentionBackend,
-    AttentionPlan,
     MergingBackend,
     available_backends,
     default_backends,
@@ -14,7 +13,6 @@ from blockrank.attention.backend import (
 
 __all__ = [
     "AttentionBackend",
-    "AttentionPlan",
     "MergingBackend",
     "available_backends",
     "default_backends",

@@ -31,19 +31,14 @@ DEFAULTS: dict[tuple[str, bool, bool], tuple[str, ...]] = {
 _ELSEWHERE = ("sdpa",)
 
 
-class AttentionPlan(Protocol):
-    """What a backend prepares once for a layout on a device; opaque to everyone else."""
-
-
 class AttentionBackend(Protocol):
     """Attention over a packed layout.
 
-    name: how it is asked for. honours: attention extras of a model it can serve (beyond causality and scaling);
-    anything else a model passes is refused by the seam. differentiates: whether gradients flow through `attend`.
+    name: how it is asked for. differentiates: whether gradients flow through `attend`. It serves causality and scaling;
+    anything else that a model asks of attention is refused by the seam.
     """
 
     name: str
-    honours: frozenset[str]
     differentiates: bool
 
     @staticmethod
@@ -51,7 +46,7 @@ class AttentionBackend(Protocol):
         """Why the backend cannot run there, as a sentence; None when it can."""
 
     def plan(self, layout: PackedLayout, device: torch.device) -> Any:
-        """Prepare index tensors for one forward."""
+        """What is prepared once a forward for a layout on a device; opaque to everyone else."""
 
     def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Any, scale: float) -> Tensor:
         """Attention output (T, N, H). N is a multiple of K (grouped query heads); `scale` multiplies the logits."""

@@ -30,7 +30,6 @@ class ReferenceBackend:
     """Dense masked attention in at least float32."""
 
     name: ClassVar[str] = "reference"
-    honours: ClassVar[frozenset[str]] = frozenset()
     differentiates: ClassVar[bool] = True
 
     @staticmethod

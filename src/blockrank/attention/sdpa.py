@@ -55,7 +55,6 @@ class SdpaBackend:
     """`torch.nn.functional.scaled_dot_product_attention`, bucket by bucket."""
 
     name: ClassVar[str] = "sdpa"
-    honours: ClassVar[frozenset[str]] = frozenset()
     differentiates: ClassVar[bool] = True
 
     @staticmethod

@@ -22,7 +22,6 @@ class TritonBackend:
     """Tiles over rows, one launch a layer and a second one where tiles were split."""
 
     name: ClassVar[str] = "triton"
-    honours: ClassVar[frozenset[str]] = frozenset()
     differentiates: ClassVar[bool] = False
 
     @staticmethod

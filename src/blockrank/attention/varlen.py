@@ -53,7 +53,6 @@ class VarlenBackend:
     """Flash attention over ragged sequences, gathered by row."""
 
     name: ClassVar[str] = "varlen"
-    honours: ClassVar[frozenset[str]] = frozenset()
     differentiates: ClassVar[bool] = True
 
     @staticmethod

@@ -115,7 +115,7 @@ def _at_once(
 
 
 def _check_windows(decoder: Decoder, layout: PackedLayout, wanted: Wanted) -> None:
-    """Raise `ModelError` where a sliding window would bind: no backend honours one."""
+    """Raise `ModelError` where a sliding window would bind: no backend has one."""
     longest = int(layout.positions_T.max())
     for block in decoder.blocks if wanted.whole else decoder.blocks[: wanted.layers[-1] + 1]:
         if block.window is not None and block.window <= longest:

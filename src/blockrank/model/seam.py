@@ -111,14 +111,14 @@ def _computing(states: Tensor) -> Tensor:
 def _refuse_extras(
     module: nn.Module, current: Pass, attention_mask: Tensor | None, dropout: float, extras: dict[str, Any]
 ) -> None:
-    """Raise `ModelError` for anything that would change attention and that the backend does not declare."""
+    """Raise `ModelError` for anything that would change attention: backends know causality and scaling alone."""
     name = type(module).__name__
     if attention_mask is not None:
         raise ModelError(f"{name} builds an attention mask of its own beside the layout.")
     if dropout:
         raise ModelError(f"{name} asks for attention dropout {dropout}; set it to 0 in the model's config.")
     for key, value in extras.items():
-        if value is None or value is False or key in _HARMLESS or key in current.backend.honours:
+        if value is None or value is False or key in _HARMLESS:
             continue
         if key == "sliding_window" and value > current.longest_position:
             continue  # the window is wider than the prompt: it never binds
