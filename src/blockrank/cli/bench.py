@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from blockrank.bench import (
     HF_FULL,
@@ -26,7 +23,6 @@ from blockrank.bench import (
     read_shapes,
     whole_numbers,
 )
-from blockrank.bench.run import Progress as Reporter
 from blockrank.cli.console import (
     BackendOption,
     DeviceOption,
@@ -38,6 +34,7 @@ from blockrank.cli.console import (
     preview,
     write_data,
 )
+from blockrank.cli.progress import progress_bars
 from blockrank.keep.files import atomic_file
 from blockrank.types import InputError
 
@@ -141,7 +138,7 @@ def bench_command(
         raise typer.BadParameter(str(error)) from None
     # The record is opened first: a place that cannot be written is told before anything is measured.
     with logs(verbose), atomic_file(output) if output is not None else nullcontext() as stream:
-        with _progress_bars() as progress:
+        with progress_bars(stay=False, draw_between=True) as progress:
             result = bench(settings, progress)
         record = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
         if stream is not None:
@@ -165,24 +162,6 @@ def _check_schedule(settings: BenchSettings) -> None:
         from blockrank.bench.subject import find_subject  # imports torch
 
         find_subject(settings.model, **settings.spec_changes)
-
-
-@contextmanager
-def _progress_bars() -> Iterator[Reporter]:
-    """A bar for each system on standard error, where that is a terminal; drawn between measurements only, because a
-    bar that draws itself would take time from what is measured."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    bars = Progress(*columns, console=console, disable=not console.is_terminal, auto_refresh=False, transient=True)
-    tasks: dict[str, object] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(preview(what, 40))
-        bars.update(tasks[what], completed=done, total=total, refresh=True)  # type: ignore[arg-type]
-
-    with bars:
-        yield report
 
 
 def result_text(result: BenchResult) -> str:

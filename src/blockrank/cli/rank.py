@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from blockrank.cli.cluster import RayCpusOption, RayOption, RayWorkersOption, Workers
 from blockrank.cli.console import (
@@ -41,6 +39,7 @@ from blockrank.cli.inputs import (
     RequestsOption,
     check_requests,
 )
+from blockrank.cli.progress import progress_bars
 from blockrank.cli.resume import Job, ResumeOption
 from blockrank.data import json_line, trec_lines
 from blockrank.keep.files import check_writable
@@ -144,12 +143,10 @@ def _rank(
 
 def _with_progress(rankings: Iterator[Ranking], count: int) -> Iterator[Ranking]:
     """Count rankings on standard error, where that is a terminal."""
-    columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("ranking", total=count)
-        for ranking in rankings:
-            progress.advance(task)
+    with progress_bars(stay=False) as report:
+        report("ranking", 0, count)
+        for done, ranking in enumerate(rankings, start=1):
+            report("ranking", done, count)
             yield ranking
 
 

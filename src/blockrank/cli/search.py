@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from blockrank.cli.console import (
@@ -33,6 +32,7 @@ from blockrank.cli.console import (
     printable,
     terminal,
 )
+from blockrank.cli.progress import progress_bars
 from blockrank.retrieve import Hit, PassageIndex, ReadLimits, check_query, matching_words, skipped_text
 from blockrank.types import RankRequest
 
@@ -84,9 +84,9 @@ def search_command(
     with logs(verbose):
         if not no_rerank:  # before files are read, which takes longer than a query that is too long
             load_check(model, scorer=scorer, cut_queries=cut_queries)(RankRequest(query, ["x"]))
-        with _reading() as progress:
+        with progress_bars(stay=False) as bars:
             limits = ReadLimits(seconds=file_timeout)
-            index = PassageIndex.open(source, rebuild=rebuild, progress=progress, limits=limits)
+            index = PassageIndex.open(source, rebuild=rebuild, progress=partial(bars, "reading"), limits=limits)
         if (skipped := skipped_text(index.skipped)) and (index.is_new or verbose):
             note(f"skipped {skipped}.")
         ranker = None
@@ -104,16 +104,6 @@ def search_command(
             console.print(drawing(hit, query))
     else:
         _write(plain_lines(hits))
-
-
-@contextmanager
-def _reading() -> Iterator[Callable[[int, int], None]]:
-    """Count files on standard error as they are read, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _write(lines: Iterable[str]) -> None:
