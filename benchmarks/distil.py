@@ -33,7 +33,7 @@ from blockrank import Ranker, RankRequest
 from blockrank.data import Qrels, Run, TrainingRequest, open_collection
 from blockrank.evaluate.compare import randomisation_p
 from blockrank.evaluate.measures import per_query
-from blockrank.mine import Encoder, RankerTeacher, RequestMaker, RequestPlan, open_unjudged, teach
+from blockrank.mine import CachingEncoder, RankerTeacher, RequestMaker, RequestPlan, open_unjudged, teach
 from blockrank.mine.unjudged import Taken
 from blockrank.retrieve.dense import DenseIndex
 from blockrank.retrieve.encoder import SentenceEncoder
@@ -74,7 +74,7 @@ def prepare(name: str, takes: Iterable[Taken], options: argparse.Namespace) -> P
     ranker = Ranker.from_pretrained(device=options.device).with_spec(long_queries="cut")
     if options.reuse_gib:
         ranker.remember(documents, options.reuse_gib << 30)
-    encoder = Encoder(str(packaged_encoder()), device=options.device)
+    encoder = CachingEncoder(str(packaged_encoder()), device=options.device)
     requests = {take: taught(folder, take, encoder, ranker, options) for take in takes}
     texts = {str(document.doc_id): document for document in documents}
     asked = [
@@ -87,7 +87,7 @@ def prepare(name: str, takes: Iterable[Taken], options: argparse.Namespace) -> P
 
 
 def taught(
-    folder: Path, take: Taken, encoder: Encoder, ranker: Ranker, options: argparse.Namespace
+    folder: Path, take: Taken, encoder: CachingEncoder, ranker: Ranker, options: argparse.Namespace
 ) -> list[TrainingRequest]:
     """Requests with queries taken from the documents, scored by the ranker."""
     kinds = {"bm25": 1.0, "dense": 1.0}

@@ -19,7 +19,7 @@ from torch import Tensor
 from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, Template, engine
 from blockrank.attention import get_backend
 from blockrank.decode import decode
-from blockrank.engine.block import Block
+from blockrank.engine.block import FusedLayer
 from blockrank.engine.capture import Capture, LayerCapture, Wanted
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import PackedLayout, pack
@@ -187,9 +187,11 @@ def test_graphs_are_asked_for_the_capture_of_one_layer_alone() -> None:
 
 
 def test_of_the_last_layer_only_wanted_rows_go_through_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows, finish = model_of("mistral"), list[int](), Block.finish
+    model, rows, finish = model_of("mistral"), list[int](), FusedLayer.finish
     layout = layout_of(model.spec, [7, 3])
-    monkeypatch.setattr(Block, "finish", lambda self, stream, out: (rows.append(len(out)), finish(self, stream, out)))
+    monkeypatch.setattr(
+        FusedLayer, "finish", lambda self, stream, out: (rows.append(len(out)), finish(self, stream, out))
+    )
     forward(model, layout, Wanted((1,), np.array([4, 9, 4]), np.array([9, 2])))
     assert rows == [layout.tokens] * (LAYERS - 1) + [3]
     rows.clear()

@@ -28,7 +28,7 @@ from blockrank.attention.reference import dense_mask
 from blockrank.cli import app
 from blockrank.data import read_run, write_collection, write_run
 from blockrank.decode import Decoded, decode
-from blockrank.decode.answers import Grammar, State, answer_tokens
+from blockrank.decode.answers import AnswerState, Grammar, answer_tokens
 from blockrank.decode.search import Beam, Search, searches_of, step_layout
 from blockrank.engine.capture import Wanted
 from blockrank.engine.rows import RowBuffers
@@ -166,7 +166,7 @@ def exhaustive(model: RankModel, request: RankRequest, form: Any) -> dict[tuple[
     grammar = Grammar(answer_tokens(model.tokenizer, TEMPLATE, count), count, form)
     found: dict[tuple[int, ...], float] = {}
 
-    def walk(state: State, read: tuple[int, ...], score: float) -> None:
+    def walk(state: AnswerState, read: tuple[int, ...], score: float) -> None:
         if state.done:
             assert state.ids not in found
             found[state.ids] = score
@@ -270,7 +270,7 @@ def test_steps_equal_recomputation(family: str, backend: str, pattern: str, monk
     model, requests = model_of(family, pattern, backend), [many(12), many(3, "oak")]
     found: list[Tensor] = []
     seen: list[tuple[int, tuple[int, ...]]] = []
-    answers: dict[State, tuple[int, ...]] = {}
+    answers: dict[AnswerState, tuple[int, ...]] = {}
     forward, child_of = RankModel.forward, Search._child
 
     def recorded(self: RankModel, layout: PackedLayout, *args: Any, **kwargs: Any) -> Any:

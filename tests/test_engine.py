@@ -139,9 +139,9 @@ def test_only_what_the_score_needs_runs_in_the_last_layer(monkeypatch: pytest.Mo
     expected = scores(model, layout)
     model.weights.fuse()
     rows: list[int] = []
-    finish = blocks.Block.finish
+    finish = blocks.FusedLayer.finish
     monkeypatch.setattr(
-        blocks.Block, "finish", lambda self, stream, out: (rows.append(len(out)), finish(self, stream, out))
+        blocks.FusedLayer, "finish", lambda self, stream, out: (rows.append(len(out)), finish(self, stream, out))
     )
     torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-5)
     assert rows == [30, 2 + 3 + 2], "documents and signal tokens alone"

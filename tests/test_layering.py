@@ -126,6 +126,16 @@ def test_each_package_says_in_one_line_what_is_in_it(path: Path) -> None:
     assert first.endswith("."), f"{path} has no line of its own"
 
 
+def test_no_two_public_classes_have_the_same_name() -> None:
+    """A name that is met anywhere in the package means one thing."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module_name(path))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_files_and_functions_stay_small_and_silent(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -33,9 +33,9 @@ from blockrank.data import (
     write_collection,
 )
 from blockrank.mine import (
+    CachingEncoder,
     CrossEncoderTeacher,
     DropRule,
-    Encoder,
     EncoderTeacher,
     Judged,
     RankerTeacher,
@@ -88,12 +88,12 @@ import sys
 for name in ("sentence_transformers", "bs4", "pypdf", "markdown_it", "jinja2", "fastapi", "ir_measures", "accelerate"):
     sys.modules[name] = None
 from blockrank import MissingExtraError
-from blockrank.mine import Encoder, RequestMaker, RequestPlan, open_judged
+from blockrank.mine import CachingEncoder, RequestMaker, RequestPlan, open_judged
 with open_judged({str(write_rows(tmp_path / "pairs.jsonl", pairs()))!r}) as judged:
     made = list(RequestMaker(judged, RequestPlan(4, {{"bm25": 1.0}}, depth=3, fill=False)))
 print(len(made), *{{origin for item in made for origin in item.origins}} - {{"positive"}})
 print("torch" in sys.modules)
-try: Encoder("anything")
+try: CachingEncoder("anything")
 except MissingExtraError as error: print(error)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
@@ -474,8 +474,8 @@ def test_broken_training_requests_name_their_line(tmp_path: Path, changes: dict[
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder(ENCODER, device="cpu")
+def encoder() -> CachingEncoder:
+    return CachingEncoder(ENCODER, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -493,7 +493,7 @@ PLANETS = ("Iron oxide colours Mars.", "Venus is the hottest planet.", "", "Satu
 
 
 def test_the_nearest_are_those_of_all_products(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: CachingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_collection(
         tmp_path, [Document(text, f"d{at}") for at, text in enumerate(PLANETS)], {"q": "x"}, {"q": {"d0": 1}}, "train"
@@ -511,15 +511,15 @@ def test_the_nearest_are_those_of_all_products(
     assert reported == [("encoding", 2, 4), ("encoding", 4, 4)]
 
 
-def test_vectors_are_kept_within_their_memory(encoder: Encoder) -> None:
-    small = Encoder(ENCODER, device="cpu", kept_bytes=2 * 384 * 4)
+def test_vectors_are_kept_within_their_memory(encoder: CachingEncoder) -> None:
+    small = CachingEncoder(ENCODER, device="cpu", kept_bytes=2 * 384 * 4)
     texts = ["one", "two", "three", "one"]
     for wanted in (texts, texts[::-1], ["four"]):
         np.testing.assert_allclose(small.documents(wanted), encoder.documents(wanted), atol=1e-6)
         assert len(small._kept) <= 2
 
 
-def test_dense_negatives_are_the_nearest(tmp_path: Path, encoder: Encoder) -> None:
+def test_dense_negatives_are_the_nearest(tmp_path: Path, encoder: CachingEncoder) -> None:
     rows = [{"query": question, "positives": [text]} for question, text in zip(QUESTIONS, PLANETS, strict=False)]
     rows[0]["negatives"] = ["Mars has two moons.", "The bakery sells bread.", "Bread needs an oven."]
     path = write_rows(tmp_path / "in.jsonl", rows)
@@ -528,7 +528,7 @@ def test_dense_negatives_are_the_nearest(tmp_path: Path, encoder: Encoder) -> No
     assert sorted(first.origins) == ["dense", "positive"]
 
 
-def test_teachers_give_what_their_models_give(mini: Ranker, encoder: Encoder, cross_encoder: str) -> None:
+def test_teachers_give_what_their_models_give(mini: Ranker, encoder: CachingEncoder, cross_encoder: str) -> None:
     from sentence_transformers import CrossEncoder
 
     documents = [Document(text, title="A planet") for text in PLANETS if text]
@@ -550,7 +550,7 @@ def test_teachers_give_what_their_models_give(mini: Ranker, encoder: Encoder, cr
     assert [len(scores) for scores in crossed] == [4, 2]
 
 
-@pytest.mark.parametrize("kind", [Encoder, CrossEncoderTeacher])
+@pytest.mark.parametrize("kind", [CachingEncoder, CrossEncoderTeacher])
 def test_models_that_are_not_there(tmp_path: Path, kind: Any) -> None:
     with pytest.raises(ModelError, match="none: sentence-transformers cannot load it: "):
         kind(str(tmp_path / "none"))

@@ -27,7 +27,7 @@ from blockrank.train.config import DataConfig, LossConfig, TrainConfig
 from blockrank.train.objective import training_loss
 from blockrank.train.run import build_trainer
 from blockrank.train.sets import Example, answer_of, open_sources
-from blockrank.train.teacher import Teacher
+from blockrank.train.teacher import TeacherEnsemble
 
 SPEC = golden_spec(query_offset=64)
 RUN_SPEC = RankSpec.of(
@@ -66,7 +66,7 @@ def model() -> RankModel:
 
 def parts_of(model: RankModel, **config: Any) -> dict[str, torch.Tensor]:
     found = LossConfig(teachers={"a": 1.0}, **config)
-    return training_loss(model, golden_batch(), found, Teacher(found.teachers))
+    return training_loss(model, golden_batch(), found, TeacherEnsemble(found.teachers))
 
 
 @pytest.mark.parametrize("name", get_args(HINTS["distil_loss"]))
@@ -87,7 +87,7 @@ def test_temperatures_divide_scores(model: RankModel) -> None:
     def distil(teacher: list[list[float]], **config: Any) -> float:
         batch = replace(golden_batch(), teachers={"a": torch.tensor(teacher)})
         found = LossConfig(contrastive_weight=0.0, lm=0.0, distil=1.0, teachers={"a": 1.0}, **config)
-        return float(training_loss(model, batch, found, Teacher(found.teachers))["distil"].detach())
+        return float(training_loss(model, batch, found, TeacherEnsemble(found.teachers))["distil"].detach())
 
     whole, half = [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]], [[0.5, 0.0, 1.0], [0.0, 0.5, 0.0]]
     for name in ("list_kl", "margin_mse", "lambda"):
@@ -99,8 +99,8 @@ def test_temperatures_divide_scores(model: RankModel) -> None:
 
 def test_labels_are_a_teacher() -> None:
     batch = golden_batch()
-    assert Teacher({"labels": 1.0}).scores(batch, CPU).tolist() == [[0, 0, 1], [0, 1, 0]]
-    both = Teacher({"labels": 1.0, "a": 1.0}).scores(batch, CPU)
+    assert TeacherEnsemble({"labels": 1.0}).scores(batch, CPU).tolist() == [[0, 0, 1], [0, 1, 0]]
+    both = TeacherEnsemble({"labels": 1.0, "a": 1.0}).scores(batch, CPU)
     assert both.argmax(1).tolist() == [2, 1]
 
 

@@ -19,7 +19,7 @@ from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 from blockrank import InputError, MissingExtraError
 from blockrank.retrieve import Passage
 from blockrank.retrieve.files import UnreadableError, list_files, read_passages
-from blockrank.retrieve.passages import MOST, Block, paragraphs, size, spans
+from blockrank.retrieve.passages import MOST, TextBlock, paragraphs, size, spans
 
 
 def passages_of(path: Path) -> list[Passage]:
@@ -100,7 +100,7 @@ def test_every_character_lies_in_one_passage_at_its_line(
 @given(SOURCE)
 @settings(max_examples=60, deadline=None)
 def test_spans_do_not_cross_a_heading(text: str) -> None:
-    blocks = [Block(b.start, b.end, (str(i),), is_heading=i % 3 == 0) for i, b in enumerate(paragraphs(text))]
+    blocks = [TextBlock(b.start, b.end, (str(i),), is_heading=i % 3 == 0) for i, b in enumerate(paragraphs(text))]
     starts = {block.start + len(text[block.start : block.end]) - len(text[block.start : block.end].lstrip())
               for block in blocks if block.is_heading}  # fmt: skip
     for span in spans(text, blocks):

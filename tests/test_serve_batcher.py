@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from blockrank import RankRequest
 from blockrank.serve.admission import Admission
-from blockrank.serve.batcher import Batcher, Job, late, tokens_of
+from blockrank.serve.batcher import Batcher, QueuedRequest, late, tokens_of
 from blockrank.serve.deadline import Deadline
 from blockrank.serve.refusals import Refusal
 
 REQUEST = RankRequest("q", ["a"])
 
 
-def job(tokens: int, deadline: float = 1e9) -> Job:
-    return Job(REQUEST, cast(Any, None), tokens, Deadline(deadline))
+def job(tokens: int, deadline: float = 1e9) -> QueuedRequest:
+    return QueuedRequest(REQUEST, cast(Any, None), tokens, Deadline(deadline))
 
 
-def sizes(jobs: list[Job]) -> list[int]:
+def sizes(jobs: list[QueuedRequest]) -> list[int]:
     return [item.tokens for item in jobs]
 
 
@@ -87,7 +87,7 @@ def test_abandoned_and_late_jobs_are_dropped_before_dispatch() -> None:
 
 def test_closing_fails_what_waits_and_what_comes() -> None:
     batcher, waiting = Batcher(100), job(10)
-    taken: list[list[Job]] = []
+    taken: list[list[QueuedRequest]] = []
     batcher.put(waiting)
     batcher.close(lambda: Refusal(503, "draining", "the end."))
     with pytest.raises(Refusal, match="the end"):

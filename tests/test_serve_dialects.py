@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from serving import QUERY, TEXTS, Running, running
 
 from blockrank import FakeRanker, InputError, Ranker
-from blockrank.serve.calls import Reading
+from blockrank.serve.calls import TokenCounts
 from blockrank.serve.dialects import COHERE, JINA, SCORE, TEI, VOYAGE, Dialect, dialect_of
 from blockrank.serve.fields import Fields
 from blockrank.serve.parsing import read_json
@@ -42,11 +42,11 @@ def results(dialect: Dialect, answer: Any) -> list[dict[str, Any]]:
     return found
 
 
-def answered(dialect: Dialect, body: dict[str, Any], read: Reading | None = None) -> Any:
+def answered(dialect: Dialect, body: dict[str, Any], read: TokenCounts | None = None) -> Any:
     """What a body gets, over `FakeRanker`, through JSON."""
     call = dialect.read(body, SETTINGS, "r1")
     [ranking] = FakeRanker().rank_many([call.request])
-    return json.loads(json.dumps(dialect.answer(call, ranking, read or Reading(10))))
+    return json.loads(json.dumps(dialect.answer(call, ranking, read or TokenCounts(10))))
 
 
 def refused(dialect: Dialect, body: dict[str, Any]) -> tuple[int, str]:
@@ -215,7 +215,7 @@ def test_an_empty_document_is_ranked_last_and_told(dialect: Dialect, empty: Any)
 
 def test_the_shapes_of_answers() -> None:
     body = {"query": "a", "documents": ["a", "b"]}
-    read = Reading(10, cut_documents=1, most_cut=4, query_cut=2)
+    read = TokenCounts(10, cut_documents=1, most_cut=4, query_cut=2)
     jina, cohere = answered(JINA, body, read), answered(COHERE, body, read)
     assert {*jina} == {"id", "model", "usage", "results", "meta"}, "infinity's client takes no object but its own"
     assert jina["usage"] == {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10}

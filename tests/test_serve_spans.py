@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving import QUERY, TEXTS, Running, running
 
 from blockrank import Document, FakeRanker, Ranker
-from blockrank.serve.calls import Reading
+from blockrank.serve.calls import TokenCounts
 from blockrank.serve.dialects import COHERE
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.settings import ServeSettings
@@ -73,7 +73,7 @@ def test_spans_lie_in_the_text_best_first(words: list[tuple[str, float]], thresh
 def answer(body: dict[str, Any]) -> Any:
     call = COHERE.read({"query": "mars", "documents": ["on Mars", "x"], **body}, SETTINGS, "r1")
     [ranking] = FakeRanker().rank_many([call.request])
-    return json.loads(json.dumps(COHERE.answer(call, ranking, Reading(10))))
+    return json.loads(json.dumps(COHERE.answer(call, ranking, TokenCounts(10))))
 
 
 def test_spans_are_given_where_they_are_asked_for() -> None:

@@ -16,7 +16,7 @@ from conftest import PATIENCE_S, TOLERANCE
 from serving import QUERY, TEXTS, device_lost, running, wait_until
 
 from blockrank import Ranker, RankRequest
-from blockrank.serve.batcher import Batcher, Job
+from blockrank.serve.batcher import Batcher, QueuedRequest
 from blockrank.serve.deadline import Deadline
 from blockrank.serve.refusals import Refusal, draining
 from blockrank.serve.settings import ServeSettings
@@ -139,10 +139,10 @@ class Bench:
         steps.wait_for(1)
         self.small = self.put(TEXTS)
 
-    def put(self, texts: list[str]) -> Job:
+    def put(self, texts: list[str]) -> QueuedRequest:
         request = RankRequest(QUERY, texts)
         tokenised = self.ranker.tokenise(request)
-        job = Job(request, tokenised, tokenised.length, Deadline(float("inf")))
+        job = QueuedRequest(request, tokenised, tokenised.length, Deadline(float("inf")))
         self.batcher.put(job)
         return job
 
@@ -240,7 +240,7 @@ def test_time_counts_once(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_turns_take_half_of_the_time() -> None:
-    turns = Turns(Job(RankRequest("q", ["a"]), None, 1, Deadline(1e9)), since=10.0)  # type: ignore[arg-type]
+    turns = Turns(QueuedRequest(RankRequest("q", ["a"]), None, 1, Deadline(1e9)), since=10.0)  # type: ignore[arg-type]
     assert turns.are_due(10.0), "the first one waits for nothing"
     turns.note(10.0, 13.0)
     assert [turns.are_due(now) for now in (13.0, 15.9, 16.0)] == [False, False, True]

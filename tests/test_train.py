@@ -29,7 +29,7 @@ from blockrank.train.objective import is_checkpointing, training_loss
 from blockrank.train.run import build_trainer, train_from_config
 from blockrank.train.sampling import sample_candidates
 from blockrank.train.sets import Example, RequestFile, open_sources
-from blockrank.train.teacher import Teacher, standardised
+from blockrank.train.teacher import TeacherEnsemble, standardised
 
 RECOMPUTE = "activation_checkpointing"  # the name until transformers 5 was another
 if not hasattr(PreTrainedModel, f"{RECOMPUTE}_enable"):
@@ -69,13 +69,13 @@ def test_teachers_are_standardised_and_added() -> None:
     torch.testing.assert_close(standardised(scores, present), expected)
     assert bool((standardised(torch.ones(1, 3), mask([1, 1, 1])) == 0).all())
     batch = collate([example([3, 4, 5, 6, 2], seed=i, teachers={"a": [1, 2, 3], "b": [3, 2, 1]}) for i in (0, 1)], SPEC)
-    both = Teacher({"a": 1.0, "b": 0.5}).scores(batch, CPU)
+    both = TeacherEnsemble({"a": 1.0, "b": 0.5}).scores(batch, CPU)
     torch.testing.assert_close(both, 0.5 * standardised(batch.teachers["a"], batch.present_BM))
-    assert Teacher({"b": 2.0}).scores(batch, CPU).tolist() == [[3, 2, 1], [3, 2, 1]]
+    assert TeacherEnsemble({"b": 2.0}).scores(batch, CPU).tolist() == [[3, 2, 1], [3, 2, 1]]
     with pytest.raises(InputError, match=r"names 'c', but the data holds only \['a', 'b'\]"):
-        Teacher({"c": 1.0}).scores(batch, CPU)
+        TeacherEnsemble({"c": 1.0}).scores(batch, CPU)
     with pytest.raises(InputError, match="teacher_checkpoint is not set"):
-        Teacher({"model": 1.0})
+        TeacherEnsemble({"model": 1.0})
 
 
 # Candidates
@@ -189,7 +189,7 @@ def gradients(family: str, backend: str, checkpointing: bool) -> dict[str, Tenso
     model = RankModel(LoadedModel(module, name=family), SPEC, get_backend(backend, CPU, torch.float32))
     examples = [example([5, 4, 7, 3, 6], 1, 3, {"a": [1, 0, 2]}), example([4, 6, 2, 5], 2, 2, {"a": [0, 1]})]
     config = LossConfig(contrastive_weight=1.0, lm=0.5, distil=0.7, teachers={"a": 1.0}, teacher_temperature=1.0)
-    parts = training_loss(model, collate(examples, SPEC), config, Teacher(config.teachers))
+    parts = training_loss(model, collate(examples, SPEC), config, TeacherEnsemble(config.teachers))
     assert set(parts) == {"contrastive", "lm", "distil", "loss"}
     parts["loss"].backward()
     return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}

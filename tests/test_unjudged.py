@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from blockrank import Document, InputError
 from blockrank.cli import app
 from blockrank.data import CorpusFile, open_corpus, read_training_requests
-from blockrank.mine import Encoder, RequestMaker, RequestPlan, open_unjudged
+from blockrank.mine import CachingEncoder, RequestMaker, RequestPlan, open_unjudged
 from blockrank.mine.pool import text_key
 from blockrank.mine.unjudged import QueryTaking, Taken, read_query_file
 
@@ -162,7 +162,7 @@ def test_candidates_of_a_query_without_judgements_are_the_best_of_each_kind(corp
     (tmp_path / "q.txt").write_text("rings of ice\n")
     plan = RequestPlan(3, {"bm25": 1.0, "dense": 1.0}, depth=2, fill=False)
     with open_unjudged(corpus, tmp_path / "q.txt") as judged:
-        [item] = RequestMaker(judged, plan, encoder=Encoder(ENCODER, device="cpu"))
+        [item] = RequestMaker(judged, plan, encoder=CachingEncoder(ENCODER, device="cpu"))
     assert item.positives == ()
     assert "saturn" in [document.doc_id for document in item.request.candidates]
     assert set(item.origins) <= {"bm25", "dense"}

@@ -12,7 +12,7 @@ from blockrank.analyze.choice import Choice, choose, split_halves, whole_layers
 from blockrank.analyze.judged import JudgedRequest, judged_requests
 from blockrank.analyze.loading import Analysed
 from blockrank.analyze.measures import measure
-from blockrank.analyze.reading import Progress, Reading
+from blockrank.analyze.reading import Progress, ReadoutSweep
 from blockrank.analyze.result import Analysis, setting_name
 from blockrank.analyze.settings import AnalysisSettings
 from blockrank.analyze.shares import AttentionShares, mean_shares, prompt_shares
@@ -45,7 +45,7 @@ def analyze(
     tokenised = [_tokenised(ranker, item.request) for item in judged]
     shares = _shares(ranker, judged, settings, report)
     is_dev = split_halves(len(judged), settings.seed)
-    reading = Reading(analysed, judged, tokenised, settings.single_tokens)
+    reading = ReadoutSweep(analysed, judged, tokenised, settings.single_tokens)
     curves = reading.development(is_dev, report)
     closer = reading.rest(is_dev, curves, report)
     values = {**whole_layers(reading.grid), **closer}

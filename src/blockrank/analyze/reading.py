@@ -18,7 +18,7 @@ from blockrank.layout import PackedLayout, TokenisedRequest, pack
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
-class Reading:
+class ReadoutSweep:
     """Reads judged requests out: first every layer, token and head of the development half, from which it follows what
     deserves a closer look; then that, together with the test half.
 

@@ -29,7 +29,7 @@ _INSTRUCTION = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Benchmark:
     """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order."""
 
     settings: BenchSettings
@@ -89,7 +89,7 @@ def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
     return order
 
 
-def _prepare(settings: BenchSettings, progress: Progress) -> Job:
+def _prepare(settings: BenchSettings, progress: Progress) -> Benchmark:
     """Find the model, make the requests and check that they fit: all that can fail before anything is measured."""
     from blockrank.bench.subject import arithmetic, find_subject, position_table, skeleton
     from blockrank.model import resolve_devices
@@ -114,10 +114,10 @@ def _prepare(settings: BenchSettings, progress: Progress) -> Job:
                 "positions: take fewer or shorter documents."
             )
         flops[shape] = useful_flops(layout, counted) if counted is not None else None
-    return Job(settings, subject, devices, requests, flops, progress)
+    return Benchmark(settings, subject, devices, requests, flops, progress)
 
 
-def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Timing]]:
+def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shape, Timing]]:
     """The ceiling, what was loaded, and the times of the model, which nothing refers to afterwards."""
     import torch
 
@@ -145,7 +145,7 @@ def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Tim
     return max(before, after, key=lambda found: found.flops_per_second), facts, timings
 
 
-def _measure_full(job: Job) -> dict[Shape, Timing]:
+def _measure_full(job: Benchmark) -> dict[Shape, Timing]:
     """Times of the plain peer: one prefill of the same tokens through every layer, every token reading all before.
 
     On the first device alone.

@@ -55,7 +55,7 @@ _BEST = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Trial:
     """One thing that was tried."""
 
     name: str
@@ -119,7 +119,7 @@ def _machine(device: str | None) -> dict[str, Any]:
     }
 
 
-def _checks(model: str | None, device: str | None, backend: str | None, scorer: str | None) -> list[Check]:
+def _checks(model: str | None, device: str | None, backend: str | None, scorer: str | None) -> list[Trial]:
     """Load, probe, rank; the first failure ends it."""
     loaded: list[Ranker] = []
 
@@ -139,7 +139,7 @@ def _checks(model: str | None, device: str | None, backend: str | None, scorer: 
         probe_model(loaded[0].model)
         return "every layer uses the layout, documents are isolated, states equal eager attention"
 
-    checks: list[Check] = []
+    checks: list[Trial] = []
     for name, step in (("load", load), ("probe", probe), ("rank", lambda: _rank(loaded[0]))):
         checks.append(_tried(name, step))
         if not checks[-1].ok:
@@ -147,12 +147,12 @@ def _checks(model: str | None, device: str | None, backend: str | None, scorer: 
     return checks
 
 
-def _tried(name: str, step: Callable[[], str]) -> Check:
+def _tried(name: str, step: Callable[[], str]) -> Trial:
     """Run one step; its failure is a result, not an error."""
     try:
-        return Check(name, True, step())
+        return Trial(name, True, step())
     except BlockrankError as error:
-        return Check(name, False, str(error))
+        return Trial(name, False, str(error))
 
 
 def _rank(ranker: Ranker) -> str:
@@ -164,7 +164,7 @@ def _rank(ranker: Ranker) -> str:
     return f"the document that answers came first (scores {scores})"
 
 
-def _text(report: dict[str, Any], checks: list[Check], ok: bool) -> str:
+def _text(report: dict[str, Any], checks: list[Trial], ok: bool) -> str:
     """The report, a line a fact."""
     rows = [(name, found or "missing") for name, found in report["versions"].items()]
     for item in report["extras"]:

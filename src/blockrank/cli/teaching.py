@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from blockrank.cli.console import load_check, load_ranker
-from blockrank.mine import CrossEncoderTeacher, Encoder, EncoderTeacher, RankerTeacher
+from blockrank.mine import CachingEncoder, CrossEncoderTeacher, EncoderTeacher, RankerTeacher
 
 if TYPE_CHECKING:
     from blockrank.cli.inputs import Check
@@ -29,9 +29,9 @@ class Models:
     cut_queries: bool = False
     scorer: str | None = None
 
-    def load_encoder(self) -> Encoder | None:
+    def load_encoder(self) -> CachingEncoder | None:
         """The bi-encoder, if one is named."""
-        return Encoder(self.encoder, device=self.device, batch_size=self.batch_size) if self.encoder else None
+        return CachingEncoder(self.encoder, device=self.device, batch_size=self.batch_size) if self.encoder else None
 
     def check(self) -> Check | None:
         """What tells without its weights whether the teacher takes a request; None for one that takes any."""
@@ -44,7 +44,7 @@ class Models:
             cut_queries=self.cut_queries,
         )
 
-    def load_teacher(self, encoder: Encoder | None) -> Teacher | None:
+    def load_teacher(self, encoder: CachingEncoder | None) -> Teacher | None:
         """The teacher that is named: a ranker, a cross-encoder, else the bi-encoder."""
         if self.teacher is not None:
             ranker = load_ranker(

@@ -111,7 +111,7 @@ _KINDS_BY_FIELDS: dict[int, Kind] = {6: "run", 4: "qrels", 3: "qrels"}
 
 
 @dataclass(slots=True)
-class Check(ABC):
+class LineCheck(ABC):
     """Looks at the lines of one file, one after the other."""
 
     report: Report
@@ -134,7 +134,7 @@ class Entry:
 
 
 @dataclass(slots=True)
-class RunCheck(Check):
+class RunCheck(LineCheck):
     """A TREC run."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
@@ -213,7 +213,7 @@ _DIGITS = 10
 
 
 @dataclass(slots=True)
-class QrelsCheck(Check):
+class QrelsCheck(LineCheck):
     """Judgements."""
 
     parser: JudgementParser = field(default_factory=JudgementParser)
@@ -231,7 +231,7 @@ class QrelsCheck(Check):
 
 
 @dataclass(slots=True)
-class RequestsCheck(Check):
+class RequestsCheck(LineCheck):
     """Requests in JSON lines, with the relevant candidates where they are named."""
 
     lines: dict[str, int] = field(default_factory=dict)
@@ -254,7 +254,7 @@ class RequestsCheck(Check):
 
 
 @dataclass(slots=True)
-class DocumentsCheck(Check):
+class DocumentsCheck(LineCheck):
     """Documents in JSON lines."""
 
     lines: dict[str | None, int] = field(default_factory=dict)
@@ -271,7 +271,7 @@ class DocumentsCheck(Check):
             self.report.add(number, "warning", f"the doc_id {document.doc_id!r} is that of line {first}.")
 
 
-_CHECKS: dict[Kind, type[Check]] = {
+_CHECKS: dict[Kind, type[LineCheck]] = {
     "run": RunCheck,
     "qrels": QrelsCheck,
     "requests": RequestsCheck,

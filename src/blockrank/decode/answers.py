@@ -85,7 +85,7 @@ def trie(sequences: Sequence[Tokens]) -> Node:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AnswerState:
     """How far an answer is: the ids it holds, where in the trie its next one is, tokens that the model has not read
     yet, and whether it is complete."""
 
@@ -100,7 +100,7 @@ class Option:
     """One way on: the tokens that take it (their probabilities add up), and the state there, but for what is forced."""
 
     tokens: Tokens
-    state: State
+    state: AnswerState
     closes: bool = False
 
 
@@ -110,7 +110,7 @@ class Grammar:
     def __init__(self, tokens: AnswerTokens, count: int, form: Form) -> None:
         self.count, self.form, self._tokens = count, form, tokens
         self._later = trie(tokens.later[:count])
-        self.start = State((), trie(tokens.first[:count]))
+        self.start = AnswerState((), trie(tokens.first[:count]))
 
     @property
     def longest_step(self) -> int:
@@ -126,25 +126,25 @@ class Grammar:
     def _longest_id(self) -> int:
         return max(map(len, (*self._tokens.first[: self.count], *self._tokens.later[: self.count])))
 
-    def options(self, state: State) -> list[Option]:
+    def options(self, state: AnswerState) -> list[Option]:
         """All ways on from a state that is not complete; at least one."""
         node, end, separator = state.node, self._tokens.end, self._tokens.separator
         options = [
-            Option((token,), State(state.ids, child, (token,)))
+            Option((token,), AnswerState(state.ids, child, (token,)))
             for token, child in node.children.items()
             if any(index not in state.ids for index in child.below)
         ]
         if node.index is None or node.index in state.ids:
             return options
         ids = (*state.ids, node.index)
-        done = State(ids, node, done=True)
+        done = AnswerState(ids, node, done=True)
         if self.form == "first":
             return [*options, Option((end[0], *separator[: self.count > 1]), done, closes=True)]
         if len(ids) < self.count:
-            options.append(Option((separator[0],), State(ids, self._later, separator)))
+            options.append(Option((separator[0],), AnswerState(ids, self._later, separator)))
         return [*options, Option((end[0],), done, closes=True)]
 
-    def settle(self, state: State) -> State:
+    def settle(self, state: AnswerState) -> AnswerState:
         """Go on from a state for as long as there is one way: nothing has to be asked for that."""
         while not state.done and len(options := self.options(state)) == 1:
             state = replace(options[0].state, unread=state.unread + options[0].state.unread)

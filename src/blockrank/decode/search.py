@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blockrank.decode.answers import Grammar, Option, State
+from blockrank.decode.answers import AnswerState, Grammar, Option
 from blockrank.layout import Ints, PackedLayout
 from blockrank.types import ModelError
 
@@ -29,7 +29,7 @@ class Beam:
     """An answer in the making. score: its log-probability; marks: what that was when each of its ids was complete.
     slot: which of its request's places its rows are in; rows: how many they are."""
 
-    state: State
+    state: AnswerState
     score: float = 0.0
     marks: tuple[float, ...] = ()
     slot: int = 0

@@ -54,7 +54,7 @@ class Stream:
 
 
 @dataclass(slots=True)
-class Block:
+class FusedLayer:
     """One layer.
 
     entry, middle: the norms before attention and before the MLP; a post-norm model's are those after what precedes
@@ -227,7 +227,7 @@ class Decoder:
 
     embed: Embed
     rotate: Rotate
-    blocks: list[Block]
+    blocks: list[FusedLayer]
     norm: Norm
     family: str
     head: Head | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockrank.engine.block import Block, Decoder, Head, Rotation
+from blockrank.engine.block import Decoder, FusedLayer, Head, Rotation
 from blockrank.engine.kernels import Norm
 from blockrank.engine.linear import Linear
 
@@ -107,7 +107,7 @@ def _rope_types(base: Any) -> set[str]:
     return set(found.values()) if isinstance(found, dict) else {found}
 
 
-def _gated_block(layer: Any, config: Any, shift: float) -> Block:
+def _gated_block(layer: Any, config: Any, shift: float) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     sandwiched = hasattr(layer, "pre_feedforward_layernorm")
 
@@ -115,7 +115,7 @@ def _gated_block(layer: Any, config: Any, shift: float) -> Block:
         return _root_norm(module, shift)
 
     local = getattr(attention, "layer_type", None) if type(layer).__name__.startswith("Gemma3") else None
-    return Block(
+    return FusedLayer(
         entry=norm(layer.input_layernorm),
         qkv=Linear.fused([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norms=(norm(attention.q_norm), norm(attention.k_norm)) if hasattr(attention, "q_norm") else None,
@@ -151,9 +151,9 @@ def _bert(base: Any) -> Decoder:
     def norm(module: nn.LayerNorm) -> Norm:
         return Norm(module.weight.detach(), module.eps, module.bias.detach(), centred=True)
 
-    def block(layer: Any, before: Any) -> Block:
+    def block(layer: Any, before: Any) -> FusedLayer:
         attention = layer.attention.self
-        return Block(
+        return FusedLayer(
             entry=norm(before.output.LayerNorm) if before is not None else None,
             qkv=Linear.fused([attention.query, attention.key, attention.value]),
             head_norms=None,

@@ -15,9 +15,9 @@ from blockrank.engine.block import Decoder
 from blockrank.engine.capture import Capture, LayerCapture, Wanted
 from blockrank.engine.graphs import Graphs
 from blockrank.engine.parts import (
+    DevicePart,
+    ForwardState,
     Heads,
-    Part,
-    State,
     attend,
     gathered,
     gathered_states,
@@ -186,13 +186,13 @@ def _wait_for(device: torch.device) -> None:
 # What is handed out
 
 
-def _signals(state: State, heads: Sequence[Heads]) -> list[tuple[Tensor, Tensor]]:
+def _signals(state: ForwardState, heads: Sequence[Heads]) -> list[tuple[Tensor, Tensor]]:
     """Queries of the signal tokens and keys of all rows, of each part."""
     return [(q.index_select(0, part.signal_G), k) for part, (q, k, _) in zip(state.parts, heads, strict=True)]
 
 
 def _hand_out(
-    state: State,
+    state: ForwardState,
     seen: Sequence[tuple[Tensor, Tensor]],
     index: int,
     wanted: Wanted,
@@ -209,7 +209,7 @@ def _hand_out(
         kept.append(layer)
 
 
-def _rows_read_above(part: Part, wanted: Wanted) -> Ints | None:
+def _rows_read_above(part: DevicePart, wanted: Wanted) -> Ints | None:
     """Tokens of a part that are read above the last layer that runs whole; None for all of them."""
     if wanted.whole:
         return np.flatnonzero(np.isin(part.rows_T, wanted.rows_R))
@@ -227,7 +227,7 @@ def _feeding_rows(layout: PackedLayout, wanted: Wanted) -> Ints | None:
     return rows_R if len(rows_R) < (1 - _LEAST_SAVING) * layout.tokens else None
 
 
-def _ends(state: State, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
+def _ends(state: ForwardState, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
     """Logits and last hidden states, each where they are wanted, in the order of their positions there."""
     rows, decoder = wanted.rows_R, state.parts[0].decoder
     states_RD = gathered_states(state, rows)
@@ -247,7 +247,7 @@ def _ends(state: State, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _prune(
-    state: State, projected: list[Tensor], index: int, share: float, spec: RankSpec, backend: AttentionBackend
+    state: ForwardState, projected: list[Tensor], index: int, share: float, spec: RankSpec, backend: AttentionBackend
 ) -> list[Tensor]:
     """Read out at this layer and let all but the best share of each request's documents go; returns what stays."""
     q_GNH, k_PKH = gathered(
@@ -269,7 +269,7 @@ def _prune(
     ]
 
 
-def _seen(part: Part, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor, Tensor]:
+def _seen(part: DevicePart, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor, Tensor]:
     """Signal queries and keys that a read-out at a layer below the scoring layer reads."""
     if spec.exits.prune_by == "lens":
         return part.decoder.blocks[spec.readout.layer].look(part.stream, part.signal_G)
@@ -278,7 +278,13 @@ def _seen(part: Part, qkv: Tensor, index: int, spec: RankSpec) -> tuple[Tensor, 
 
 
 def _without(
-    state: State, part: Part, qkv: Tensor, index: int, place_T: Ints, spec: RankSpec, backend: AttentionBackend
+    state: ForwardState,
+    part: DevicePart,
+    qkv: Tensor,
+    index: int,
+    place_T: Ints,
+    spec: RankSpec,
+    backend: AttentionBackend,
 ) -> Tensor:
     """One part without the documents that left. place_T: new places in the whole stream, -1 for rows that left."""
     new_T = np.where(part.rows_T < len(place_T), place_T[np.minimum(part.rows_T, len(place_T) - 1)], -1)

@@ -27,7 +27,7 @@ Heads = tuple[Tensor, Tensor, Tensor]  # queries (T, N, H) of a part's tokens, k
 
 
 @dataclass(slots=True)
-class Part:
+class DevicePart:
     """One device's part of a forward: its documents' layout, stream and plan.
 
     rows_T: its tokens' places in the whole stream. query_R, signal_G: places of query and signal tokens in its own.
@@ -51,7 +51,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class State:
+class ForwardState:
     """Where a forward stands: what is left of the layout, the parts, and who has left.
 
     owner_C: the part of each document of the layout. alive_C: its index among all. first_B: documents that each request
@@ -59,14 +59,14 @@ class State:
     """
 
     layout: PackedLayout
-    parts: list[Part]
+    parts: list[DevicePart]
     owner_C: Ints
     alive_C: Ints
     first_B: Ints
     exits: list[Exit]
 
 
-def start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> State:
+def start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> ForwardState:
     """A layout shared out over decoders, before the first layer."""
     sizes_C = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
     owner_C = share_out(sizes_C, len(decoders))
@@ -78,9 +78,9 @@ def start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, bac
         ids_T, positions_T, query, signal_G = moved(device, own.ids_T, own.positions_T, query_R, own.signal_G)
         stream = decoder.start(ids_T, positions_T)
         plan = backend.plan(own, device)
-        parts.append(Part(decoder, device, own, stream, plan, rows_T, query, signal_G))
+        parts.append(DevicePart(decoder, device, own, stream, plan, rows_T, query, signal_G))
     first_B = np.bincount(layout.document_request_C, minlength=layout.requests)
-    return State(layout, parts, owner_C, np.arange(len(owner_C)), first_B, [])
+    return ForwardState(layout, parts, owner_C, np.arange(len(owner_C)), first_B, [])
 
 
 def share_out(sizes_C: Ints, parts: int) -> Ints:
@@ -115,7 +115,7 @@ def token_mask(layout: PackedLayout, kind: str) -> NDArray[np.bool_]:
     return layout.tokens_of(np.array(layout.kinds_S) == kind)
 
 
-def heads_of(state: State, projected: Sequence[Tensor], index: int, rows: RowBuffers | None) -> list[Heads]:
+def heads_of(state: ForwardState, projected: Sequence[Tensor], index: int, rows: RowBuffers | None) -> list[Heads]:
     """What attention takes in a layer, of each part. rows: where keys and values of the new tokens are written, and
     those of the rows before them are read."""
     found = []
@@ -127,7 +127,9 @@ def heads_of(state: State, projected: Sequence[Tensor], index: int, rows: RowBuf
     return found
 
 
-def attend(state: State, heads: Sequence[Heads], index: int, spec: RankSpec, backend: AttentionBackend) -> list[Tensor]:
+def attend(
+    state: ForwardState, heads: Sequence[Heads], index: int, spec: RankSpec, backend: AttentionBackend
+) -> list[Tensor]:
     """(T, N, H) attention output of each part in a layer."""
     scale = state.parts[0].decoder.blocks[index].scale
     inputs = [(*own, part.plan, scale) for part, own in zip(state.parts, heads, strict=True)]
@@ -139,7 +141,7 @@ def attend(state: State, heads: Sequence[Heads], index: int, spec: RankSpec, bac
     return [out_TNH for out_TNH, _ in found]
 
 
-def _merge_queries(parts: Sequence[Part], found: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _merge_queries(parts: Sequence[DevicePart], found: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Put what query tokens get from all parts into each part's output, in place."""
     outs = [out.index_select(0, part.query_R) for part, (out, _) in zip(parts, found, strict=True)]
     lses = [lse.index_select(0, part.query_R) for part, (_, lse) in zip(parts, found, strict=True)]
@@ -150,7 +152,7 @@ def _merge_queries(parts: Sequence[Part], found: Sequence[tuple[Tensor, Tensor]]
         out_TNH.index_copy_(0, part.query_R, merged_QNH.to(out_TNH.dtype))
 
 
-def gathered(state: State, captured: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def gathered(state: ForwardState, captured: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Signal queries, and keys of all rows of the layout on the first device; rows that nothing reads are zero."""
     q_GNH, k_RKH = captured[0]
     rows = state.layout.rows
@@ -163,7 +165,7 @@ def gathered(state: State, captured: Sequence[tuple[Tensor, Tensor]]) -> tuple[T
     return q_GNH, k_PKH
 
 
-def gathered_states(state: State, rows: Ints) -> Tensor:
+def gathered_states(state: ForwardState, rows: Ints) -> Tensor:
     """(R, D) the last hidden states, after the final norm, of some stream positions (rising), on the first device; the
     parts' streams hold no others. What several parts have is the same in all."""
     first = state.parts[0].stream.x_TD

@@ -120,7 +120,7 @@ def run_mcp_server(server: "MCPServer[Any]", port: int | None = None) -> None:
 
 def _answer(ranker: "ServedRanker", limits: "ServeSettings", values: dict[str, Any]) -> dict[str, Any]:
     """What a call gets. Raises `BlockrankError` where it cannot be ranked."""
-    from blockrank.serve.calls import Reading, read_call
+    from blockrank.serve.calls import TokenCounts, read_call
     from blockrank.serve.dialects import TEI, warnings_of
     from blockrank.serve.fields import Fields, shown
 
@@ -137,7 +137,7 @@ def _answer(ranker: "ServedRanker", limits: "ServeSettings", values: dict[str, A
     except InputError as error:
         raise InputError(call.names.in_words(str(error))) from None
     ranking = ranker.ranking(call.request, tokenised, ranker.score([call.request], [tokenised])[0]).in_unit_range()
-    read = Reading.of(tokenised)
+    read = TokenCounts.of(tokenised)
     warnings = warnings_of(call, ranking, read)
     return {"results": TEI.answer(call, ranking, read), **({"warnings": warnings} if warnings else {})}
 

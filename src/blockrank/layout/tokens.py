@@ -46,7 +46,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EncodedPiece:
     """One piece of a segment as tokens, and what of it was left out."""
 
     encoded: Encoded
@@ -116,17 +116,17 @@ class PromptTokenizer:
         end = part.encoded.given(part.encoded.spans_L2[:limit, 1][-1:])
         return text[: int(end[0])], tokens - limit
 
-    def _measured(self, text: str, limit: int) -> tuple[Part, int]:
+    def _measured(self, text: str, limit: int) -> tuple[EncodedPiece, int]:
         """The beginning of a query, where that can be enough of it for `limit` tokens, and how many tokens all has."""
         whole = Piece(text, ((0, len(text)),), content=0)
         for room in (FIRST_ROOM, LAST_ROOM):
             found = excerpt(whole, room * limit)
-            part = Part(self._encoder.pieces([found.piece], ["query"])[0], found)
+            part = EncodedPiece(self._encoder.pieces([found.piece], ["query"])[0], found)
             if self._settled(part, is_last=room == LAST_ROOM) > limit or found.gap is None:
                 break
         return part, len(part.encoded.ids_L) + _estimated(part)
 
-    def _settled(self, part: Part, *, is_last: bool) -> int:
+    def _settled(self, part: EncodedPiece, *, is_last: bool) -> int:
         """How many of the first tokens of a piece are those that it has as a whole."""
         if part.excerpt.gap is None:
             return len(part.encoded.ids_L)
@@ -223,7 +223,7 @@ class PromptTokenizer:
 
     def _parts(
         self, texts: Sequence[SegmentText], chosen: Sequence[int], room: int
-    ) -> Iterator[tuple[int, list[Part]]]:
+    ) -> Iterator[tuple[int, list[EncodedPiece]]]:
         """The parts of the chosen segments, encoded group by group so that little is held at once."""
         found = [[excerpt(piece, room) for piece in texts[index].pieces] for index in chosen]
         sizes = [sum(len(item.piece.text) for item in items) for items in found]
@@ -233,10 +233,10 @@ class PromptTokenizer:
             ]
             encoded = iter(self._encoder.pieces([item.piece for item, _ in flat], [name for _, name in flat]))
             for index, items in zip(chosen[group], found[group], strict=True):
-                yield index, [Part(next(encoded), item) for item in items]
+                yield index, [EncodedPiece(next(encoded), item) for item in items]
 
     def _segment(
-        self, text: SegmentText, parts: Sequence[Part], spec: RankSpec, spans: bool, *, is_last: bool
+        self, text: SegmentText, parts: Sequence[EncodedPiece], spec: RankSpec, spans: bool, *, is_last: bool
     ) -> Segment | None:
         """The segment of encoded parts; None where more of a document must be encoded first."""
         ids = [part.encoded.ids_L for part in parts]
@@ -254,7 +254,7 @@ class PromptTokenizer:
         return Segment(text.kind, joined, body, signal_end=end, ranks_A=ranks_A)
 
     def _document(
-        self, ids_L: Ints, parts: Sequence[Part], text: SegmentText, spec: RankSpec, spans: bool, is_last: bool
+        self, ids_L: Ints, parts: Sequence[EncodedPiece], text: SegmentText, spec: RankSpec, spans: bool, is_last: bool
     ) -> Segment | None:
         """Drop body tokens from the end until the segment fits; the frame stays whole."""
         is_whole = all(part.excerpt.gap is None for part in parts)
@@ -283,7 +283,7 @@ class PromptTokenizer:
             cut_is_estimate=not is_whole,
         )
 
-    def _settled_tokens(self, parts: Sequence[Part], is_last: bool) -> int:
+    def _settled_tokens(self, parts: Sequence[EncodedPiece], is_last: bool) -> int:
         """How many of the first tokens of a segment are those that it has as a whole."""
         tokens = 0
         for part in parts:
@@ -328,7 +328,7 @@ def _too_long(count: str, limit: int) -> InputError:
     )
 
 
-def _estimated(part: Part) -> int:
+def _estimated(part: EncodedPiece) -> int:
     """About how many tokens were left out: as many a character as before the gap."""
     if part.excerpt.gap is None:
         return 0
@@ -337,7 +337,7 @@ def _estimated(part: Part) -> int:
     return max(round(before / max(gap, 1) * part.excerpt.omitted), 1)
 
 
-def _says_nothing(parts: Sequence[Part]) -> bool:
+def _says_nothing(parts: Sequence[EncodedPiece]) -> bool:
     """Whether there are bodies of which no token covers a character: contents in a document, else the query's."""
     wanted, covered = False, False
     for part in parts:
@@ -348,7 +348,7 @@ def _says_nothing(parts: Sequence[Part]) -> bool:
     return wanted and not covered
 
 
-def _body_mask(parts: Sequence[Part]) -> NDArray[np.bool_]:
+def _body_mask(parts: Sequence[EncodedPiece]) -> NDArray[np.bool_]:
     """Which tokens lie wholly inside a body; a token that straddles the seam belongs to the frame."""
     masks = [np.zeros(0, dtype=bool)]
     for part in parts:
@@ -369,7 +369,7 @@ def _answer_ranks(answer: Encoded, count: int) -> Ints:
     return ranks[len(ranks) - count :]
 
 
-def _content_spans(parts: Sequence[Part]) -> Ints:
+def _content_spans(parts: Sequence[EncodedPiece]) -> Ints:
     """(L, 2) characters of the document's content under each token, -1 where a token covers none of it."""
     tables = [np.zeros((0, 2), dtype=np.int64)]
     for part in parts:

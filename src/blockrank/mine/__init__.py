@@ -1,7 +1,7 @@
 """Training requests from judged collections: negatives found, false ones dropped, teachers' scores, statistics."""
 
 from blockrank.mine.denoise import DropRule
-from blockrank.mine.encoder import Encoder, nearest
+from blockrank.mine.encoder import CachingEncoder, nearest
 from blockrank.mine.judged import Judged, JudgedQuery
 from blockrank.mine.negatives import KINDS, Negatives, RequestPlan, parse_negatives
 from blockrank.mine.pool import Pool
@@ -15,9 +15,9 @@ from blockrank.mine.unjudged import open_unjudged
 
 __all__ = [
     "KINDS",
+    "CachingEncoder",
     "CrossEncoderTeacher",
     "DropRule",
-    "Encoder",
     "EncoderTeacher",
     "Judged",
     "JudgedQuery",

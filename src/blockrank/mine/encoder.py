@@ -17,7 +17,7 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 _DOCUMENTS, _QUERIES = 4096, 4096  # encoded, and compared, at a time
 
 
-class Encoder:
+class CachingEncoder:
     """Vectors whose product is the model's similarity: unit length where it compares by cosine.
 
     name_or_folder: a model that sentence-transformers loads. kept_bytes: documents' vectors kept for when they come by
@@ -55,7 +55,7 @@ class Encoder:
 
 
 def nearest(
-    encoder: Encoder, queries: Sequence[str], pool: Pool, depth: int, progress: Progress | None = None
+    encoder: CachingEncoder, queries: Sequence[str], pool: Pool, depth: int, progress: Progress | None = None
 ) -> NDArray[np.int32]:
     """Positions (N, depth) of the most similar documents with text, best first; -1 where there are no more.
 

@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from blockrank.data import TrainingRequest
 from blockrank.mine.denoise import DropRule
-from blockrank.mine.encoder import Encoder, Progress, nearest
+from blockrank.mine.encoder import CachingEncoder, Progress, nearest
 from blockrank.mine.judged import Judged, JudgedQuery
 from blockrank.mine.negatives import Finder, Negatives, RequestPlan, bm25_finder, table_finder
 from blockrank.mine.teach import Teacher, teach
@@ -39,7 +39,7 @@ class RequestMaker:
         judged: Judged,
         plan: RequestPlan,
         *,
-        encoder: Encoder | None = None,
+        encoder: CachingEncoder | None = None,
         teacher: Teacher | None = None,
         rule: DropRule | None = None,
         progress: Progress | None = None,

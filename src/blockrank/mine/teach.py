@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from blockrank.data import TrainingRequest
 from blockrank.mine.denoise import DropRule
-from blockrank.mine.encoder import Encoder
+from blockrank.mine.encoder import CachingEncoder
 from blockrank.retrieve.encoder import load_sentence_model
 from blockrank.types import ModelError, RankRequest, RequestRanker
 
@@ -81,7 +81,7 @@ class EncoderTeacher:
 
     are_logs = False
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: CachingEncoder) -> None:
         self._encoder, self.name = encoder, encoder.name
 
     def scores(self, requests: Sequence[RankRequest]) -> list[list[float]]:

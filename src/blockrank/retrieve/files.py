@@ -14,7 +14,7 @@ from typing import Any
 from blockrank.data import json_objects, named
 from blockrank.keep.folders import FORMER_FOLDER
 from blockrank.retrieve import html, markdown, pdf
-from blockrank.retrieve.passages import Block, Lines, Passage, paragraphs, spans
+from blockrank.retrieve.passages import Lines, Passage, TextBlock, paragraphs, spans
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, as_document
 
@@ -208,7 +208,7 @@ def _document(value: Mapping[str, Any], index: int) -> Document | None:
     return as_document(value, index)
 
 
-def _passage(file: SourceFile, text: str, span: Block, first: int, last: int) -> Passage:
+def _passage(file: SourceFile, text: str, span: TextBlock, first: int, last: int) -> Passage:
     """Headings are those above the passage."""
     title = " > ".join((file.path, *span.headings))
     return Passage(file.path, file.path, title, text[span.start : span.end], first, last)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blockrank.retrieve.passages import Block, heading_name
+from blockrank.retrieve.passages import TextBlock, heading_name
 from blockrank.types import MissingExtraError
 
 SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
@@ -30,11 +30,11 @@ Pieces = list[tuple[str, int]]  # text, and the line of the source it stands on
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class HtmlText:
     """The readable text of an HTML page, its blocks a blank line apart, and where its pieces stand in the source."""
 
     text: str
-    blocks: list[Block]
+    blocks: list[TextBlock]
     starts: list[int]
     lines: list[int]
 
@@ -43,7 +43,7 @@ class Page:
         return self.lines[bisect_right(self.starts, position) - 1]
 
 
-def read_page(source: str) -> Page:
+def read_page(source: str) -> HtmlText:
     """The text of an HTML page in blocks under its headings. Navigation, scripts and styles are left out.
 
     A page without headings of the first level is headed by its title. Raises `MissingExtraError` without the extra.
@@ -51,7 +51,7 @@ def read_page(source: str) -> Page:
     soup = _parsed(source)
     title = heading_name(soup.title.get_text()) if soup.title else ""
     headings = [(1, title)] if title and not soup.find("h1") else []
-    page, texts, at = Page("", [], [], []), [], 0
+    page, texts, at = HtmlText("", [], [], []), [], 0
     for tag, pieces in _block_texts(soup, source):
         if is_heading := tag.name in _HEADINGS:
             level = _HEADINGS.index(tag.name) + 1
@@ -62,7 +62,7 @@ def read_page(source: str) -> Page:
             page.starts.append(at)
             page.lines.append(line)
             at += len(text)
-        page.blocks.append(Block(start, at, tuple(name for _, name in headings), is_heading))
+        page.blocks.append(TextBlock(start, at, tuple(name for _, name in headings), is_heading))
         texts.append("".join(text for text, _ in pieces))
         at += len(_BETWEEN)
     return replace(page, text=_BETWEEN.join(texts))

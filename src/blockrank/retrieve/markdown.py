@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from blockrank.retrieve.passages import Block, heading_name, paragraphs
+from blockrank.retrieve.passages import TextBlock, heading_name, paragraphs
 from blockrank.types import MissingExtraError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?=[\w-]+:)(?:.*\n)*?(?:---|\.\.\.)[ 
 _LONGEST_TITLE = 1000  # characters of a heading that are read
 
 
-def markdown_blocks(text: str) -> Iterator[Block]:
+def markdown_blocks(text: str) -> Iterator[TextBlock]:
     """Blocks of a Markdown text, in order: a heading, a block of code, or lines up to a blank one.
 
     Raises `MissingExtraError` without the extra.
@@ -28,7 +28,7 @@ def markdown_blocks(text: str) -> Iterator[Block]:
     match = _FRONT_MATTER.match(text)
     at = match.end() if match else 0
     if at:
-        yield Block(0, at)
+        yield TextBlock(0, at)
     headings: list[tuple[int, str]] = []
     for block, level in _marked(text, at):
         yield from _between(text, at, block.start, _path(headings))
@@ -43,13 +43,13 @@ def _path(headings: list[tuple[int, str]]) -> tuple[str, ...]:
     return tuple(name for _, name in headings if name)
 
 
-def _between(text: str, start: int, end: int, headings: tuple[str, ...]) -> Iterator[Block]:
+def _between(text: str, start: int, end: int, headings: tuple[str, ...]) -> Iterator[TextBlock]:
     """The paragraphs of a part of a text."""
     for block in paragraphs(text[start:end], headings):
         yield replace(block, start=start + block.start, end=start + block.end)
 
 
-def _marked(text: str, begin: int) -> Iterator[tuple[Block, int]]:
+def _marked(text: str, begin: int) -> Iterator[tuple[TextBlock, int]]:
     """Headings, each with its name and level, and blocks of code, with 0, from character `begin` on."""
     body = text[begin:]
     # A line feed alone ends a line, for the reader as for `Lines`.
@@ -59,7 +59,7 @@ def _marked(text: str, begin: int) -> Iterator[tuple[Block, int]]:
         if token.map is None or token.type not in ("heading_open", "fence", "code_block"):
             continue
         first, last = token.map
-        block = Block(starts[first], starts[min(last, len(starts) - 1)])
+        block = TextBlock(starts[first], starts[min(last, len(starts) - 1)])
         if token.type != "heading_open":
             yield block, 0
         elif _is_title(token, title := tokens[place + 1].content):

@@ -61,7 +61,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class TextBlock:
     """The characters [start, end) of a text that belong together, and the headings above them (outermost first).
 
     is_heading: the block is itself a heading, the last of its `headings`.
@@ -95,21 +95,21 @@ def size(text: str) -> int:
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
-def paragraphs(text: str, headings: tuple[str, ...] = ()) -> Iterator[Block]:
+def paragraphs(text: str, headings: tuple[str, ...] = ()) -> Iterator[TextBlock]:
     """Blocks between blank lines."""
     start = 0
     for match in re.finditer(r"\n[^\S\n]*(?=\n)|\Z", text):
         if text[start : match.start()].strip():
-            yield Block(start, match.start(), headings)
+            yield TextBlock(start, match.start(), headings)
         start = match.end()
 
 
-def spans(text: str, blocks: Iterable[Block], title: str = "") -> Iterator[Block]:
+def spans(text: str, blocks: Iterable[TextBlock], title: str = "") -> Iterator[TextBlock]:
     """Blocks joined or cut to the size of passages; each without white space at its ends but its first indentation.
 
     title: what stands before the headings in the titles of these passages.
     """
-    group: list[Block] = []
+    group: list[TextBlock] = []
     held = 0
     for block in blocks:
         room = _room(title, block)
@@ -124,12 +124,12 @@ def spans(text: str, blocks: Iterable[Block], title: str = "") -> Iterator[Block
         yield _joined(text, group)
 
 
-def _room(title: str, block: Block) -> int:
+def _room(title: str, block: TextBlock) -> int:
     """The most that a passage under these headings holds; a long title does not take more than half of it."""
     return max(min(MOST, MOST_WITH_TITLE - size(" ".join((title, *block.headings)))), MOST // 2)
 
 
-def _joins(group: Sequence[Block], held: int, block: Block, weight: int, room: int) -> bool:
+def _joins(group: Sequence[TextBlock], held: int, block: TextBlock, weight: int, room: int) -> bool:
     """Whether a block belongs to the span of those before it."""
     if block.is_heading and not all(earlier.is_heading for earlier in group):
         return False
@@ -137,7 +137,7 @@ def _joins(group: Sequence[Block], held: int, block: Block, weight: int, room: i
     return held + weight <= (room if headings_alone or min(held, weight) <= _SMALL else min(USUAL, room))
 
 
-def _joined(text: str, group: Sequence[Block]) -> Block:
+def _joined(text: str, group: Sequence[TextBlock]) -> TextBlock:
     """One span, from the beginning of its first line where nothing else stands on it before."""
     line = group[0].start
     while line and text[line - 1] in " \t":
@@ -146,7 +146,7 @@ def _joined(text: str, group: Sequence[Block]) -> Block:
     return replace(group[-1], start=start, is_heading=False)
 
 
-def _parts(text: str, block: Block, limit: int) -> Iterator[Block]:
+def _parts(text: str, block: TextBlock, limit: int) -> Iterator[TextBlock]:
     """A block without white space at its ends; one over the limit in parts of about the same size."""
     pieces = list(_pieces(text, block.start, block.end, limit, 0))
     total = sum(weight for _, _, weight in pieces)

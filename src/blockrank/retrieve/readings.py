@@ -23,7 +23,7 @@ FILES, PASSAGES = "files", "passages"  # names of records in an index
 _log = logging.getLogger(__name__)
 
 
-class Reading(NamedTuple):
+class FileReading(NamedTuple):
     """What came of reading a file. reason: why it has no passages; limited: because reading it took too much."""
 
     passages: list[Passage]
@@ -43,10 +43,10 @@ def file_state(file: SourceFile) -> list[Any]:
 def read_files(
     files: Sequence[SourceFile],
     states: Sequence[Sequence[Any]],
-    known: Mapping[tuple[Any, ...], Reading],
+    known: Mapping[tuple[Any, ...], FileReading],
     limits: ReadLimits,
     progress: Progress | None,
-) -> list[Reading]:
+) -> list[FileReading]:
     """What came of reading each file; those of a known state are not read.
 
     Raises `InputError` where the only file is broken.
@@ -62,24 +62,24 @@ def read_files(
     return readings
 
 
-def _read(reader: FileReader, file: SourceFile, *, alone: bool) -> Reading:
+def _read(reader: FileReader, file: SourceFile, *, alone: bool) -> FileReading:
     """A file's passages, or none and why. alone: what is wrong with the only file is an error."""
     try:
-        return Reading(reader.read(file))
+        return FileReading(reader.read(file))
     except LimitError as reason:
-        return Reading([], str(reason), limited=True)
+        return FileReading([], str(reason), limited=True)
     except UnreadableError as reason:
         _log.info("%s: skipped: one of the %s", file.place, reason)
-        return Reading([], str(reason))
+        return FileReading([], str(reason))
     except InputError as error:
         if alone:
             raise
         _log.warning("skipped: %s", error)
-        return Reading([], "broken files of JSON lines")
+        return FileReading([], "broken files of JSON lines")
 
 
 def reading_rows(
-    limits: ReadLimits, states: Sequence[Sequence[Any]], readings: Sequence[Reading]
+    limits: ReadLimits, states: Sequence[Sequence[Any]], readings: Sequence[FileReading]
 ) -> Iterator[list[Any]]:
     """Readings without their passages, as records of an index."""
     yield [FORMAT, *astuple(limits)]
@@ -92,7 +92,7 @@ def kept_reasons(folder: Path) -> Counter[str]:
     return Counter(reason for _, _, reason, _ in list(Records(folder, FILES))[1:] if reason)
 
 
-def known_readings(kept: KeptFolder, limits: ReadLimits) -> dict[tuple[Any, ...], Reading]:
+def known_readings(kept: KeptFolder, limits: ReadLimits) -> dict[tuple[Any, ...], FileReading]:
     """From the state of a file to what came of reading it, out of an earlier index.
 
     What took too much is known only where the limits are the same.
@@ -107,7 +107,7 @@ def known_readings(kept: KeptFolder, limits: ReadLimits) -> dict[tuple[Any, ...]
             for state, count, reason, limited in rows[1:]:
                 if not limited or rows[0][1:] == list(astuple(limits)):
                     found = [Passage(*passages[index]) for index in range(at, at + count)]
-                    known[tuple(state)] = Reading(found, reason, limited)
+                    known[tuple(state)] = FileReading(found, reason, limited)
                 at += count
         except (OSError, ValueError, TypeError, IndexError) as error:
             _log.info("%s: %s", folder, error)

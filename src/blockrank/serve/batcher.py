@@ -23,7 +23,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class QueuedRequest:
     """A tokenised request on its way. future: its scores, or why not.
 
     arrived, started, forward_s: when it was put in, when it was taken out, and how long its forwards took.
@@ -59,8 +59,8 @@ class Batcher:
 
     def __init__(self, batch_tokens: int, *, batching: bool = True, clock: Clock = time.monotonic) -> None:
         self.batch_tokens, self._batching, self._clock = batch_tokens, batching, clock
-        self._small: deque[Job] = deque()
-        self._large: deque[Job] = deque()
+        self._small: deque[QueuedRequest] = deque()
+        self._large: deque[QueuedRequest] = deque()
         self._large_next = False
         self._closed: Callable[[], Exception] | None = None
         self._changed = Condition()
@@ -78,7 +78,7 @@ class Batcher:
             lanes = (self._small, self._large)
             return sum(job.tokens for lane in lanes for job in lane if not job.future.cancelled())
 
-    def put(self, job: Job) -> None:
+    def put(self, job: QueuedRequest) -> None:
         """Let a job wait. Raises the error that `close` was given, once closed."""
         with self._changed:
             if (end := self.end) is not None:
@@ -92,7 +92,7 @@ class Batcher:
             (self._large if job.tokens > self.batch_tokens else self._small).append(job)
             self._changed.notify()
 
-    def take(self, timeout: float | None = None) -> list[Job]:
+    def take(self, timeout: float | None = None) -> list[QueuedRequest]:
         """The next jobs to share a forward; waits for one. Empty after `timeout` seconds, and once closed.
 
         Jobs that were abandoned are dropped, and those past their deadline refused, before anything is spent on them.
@@ -103,7 +103,7 @@ class Batcher:
             batch = self._next_large() if large_first else self._next_small()
             return batch or (self._next_small() if large_first else self._next_large())
 
-    def take_small(self) -> list[Job]:
+    def take_small(self) -> list[QueuedRequest]:
         """The next small jobs that wait; does not wait itself. For turns between the parts of a large one."""
         with self._changed:
             return self._next_small()
@@ -130,16 +130,16 @@ class Batcher:
         """Once closed, the error that `close` was given, made anew."""
         return self._closed() if self._closed is not None else None
 
-    def _next_large(self) -> list[Job]:
+    def _next_large(self) -> list[QueuedRequest]:
         self._large_next = False
         while self._large:
             if self._starts(job := self._large.popleft()):
                 return [job]
         return []
 
-    def _next_small(self) -> list[Job]:
+    def _next_small(self) -> list[QueuedRequest]:
         self._large_next = True
-        batch: list[Job] = []
+        batch: list[QueuedRequest] = []
         room = self.batch_tokens
         while self._small and self._small[0].tokens <= room:
             if self._starts(job := self._small.popleft()):
@@ -149,7 +149,7 @@ class Batcher:
                     break
         return batch
 
-    def _starts(self, job: Job) -> bool:
+    def _starts(self, job: QueuedRequest) -> bool:
         """Whether a job is still wanted; from now on it runs."""
         if not job.future.set_running_or_notify_cancel():
             return False
@@ -157,13 +157,13 @@ class Batcher:
         return not late(job, job.started)
 
 
-def late(job: Job, now: float) -> bool:
+def late(job: QueuedRequest, now: float) -> bool:
     """Refuse a running job that nobody waits for, or that is past its deadline; says whether it was."""
     if (refusal := job.deadline.refusal(now)) is not None:
         job.fail(refusal)
     return job.future.done()
 
 
-def tokens_of(jobs: Sequence[Job]) -> int:
+def tokens_of(jobs: Sequence[QueuedRequest]) -> int:
     """Tokens of jobs that share a forward."""
     return sum(job.tokens for job in jobs)

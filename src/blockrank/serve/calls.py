@@ -67,7 +67,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TokenCounts:
     """What the model reads of a call: tokens of the whole request, documents that were cut, most tokens that one of
     them lost, tokens that the query lost."""
 
@@ -77,7 +77,7 @@ class Reading:
     query_cut: int = 0
 
     @classmethod
-    def of(cls, tokenised: Tokenised) -> Reading:
+    def of(cls, tokenised: Tokenised) -> TokenCounts:
         """What is read of a request that is ready to be scored."""
         lost = [cut.tokens for cut in tokenised.cuts]
         return cls(tokenised.length, len(lost), max(lost, default=0), tokenised.query_cut)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from blockrank.serve.admission import Admission, Ticket
-from blockrank.serve.batcher import Job
-from blockrank.serve.calls import Call, Reading
+from blockrank.serve.batcher import QueuedRequest
+from blockrank.serve.calls import Call, TokenCounts
 from blockrank.serve.deadline import Deadline
 from blockrank.serve.dialects import Dialect, dialect_of, dialect_of_path
 from blockrank.serve.metrics import Metrics, Stage
@@ -48,8 +48,8 @@ class Prepared:
     """A call that is ready for a device."""
 
     call: Call
-    read: Reading
-    job: Job
+    read: TokenCounts
+    job: QueuedRequest
     ticket: Ticket
 
 
@@ -74,11 +74,11 @@ class Preparation:
         except BaseException:
             ticket.release()
             raise
-        read = Reading.of(tokenised)
+        read = TokenCounts.of(tokenised)
         ticket.settle(read.tokens)
         self._stage(trace, "tokenise", time.monotonic() - started)
         trace.fields |= {"tokens": read.tokens, "cut_documents": read.cut_documents}
-        return Prepared(call, read, Job(call.request, tokenised, read.tokens, deadline), ticket)
+        return Prepared(call, read, QueuedRequest(call.request, tokenised, read.tokens, deadline), ticket)
 
     def _tokenised(self, call: Call, deadline: Deadline) -> Tokenised:
         try:

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, Literal, TypeVar
 
 from blockrank.serve.admission import Admission
-from blockrank.serve.batcher import Batcher, Job
+from blockrank.serve.batcher import Batcher, QueuedRequest
 from blockrank.serve.deadline import Deadline, over
 from blockrank.serve.lanes import Lane, Lanes
 from blockrank.serve.metrics import Metrics
@@ -242,7 +242,7 @@ class Service:
             # request until the garbage collector comes by.
             del future, result
 
-    def _forward_ran(self, jobs: Sequence[Job], tokens: int, seconds: float) -> None:
+    def _forward_ran(self, jobs: Sequence[QueuedRequest], tokens: int, seconds: float) -> None:
         self._admission.ran(tokens, seconds)
         self.metrics.forward(len(jobs), tokens)
 

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import TypeVar
 
 from blockrank.errors import is_device_lost, is_out_of_memory
-from blockrank.serve.batcher import Batcher, Job, late, tokens_of
+from blockrank.serve.batcher import Batcher, QueuedRequest, late, tokens_of
 from blockrank.serve.memory import FreedMemory
 from blockrank.serve.refusals import Refusal, invalid
 from blockrank.types import BlockrankError, CapacityError, InputError, KeyCache, RankRequest, ServedRanker
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _MOST_FAULTS, _FAULT_PAUSE_S = 20, 0.05  # faults in a row that a worker outlives; seconds between them
 _WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
 Result = TypeVar("Result")
-OnForward = Callable[[Sequence[Job], int, float], None]
+OnForward = Callable[[Sequence[QueuedRequest], int, float], None]
 
 
 class Dropped(Exception):  # noqa: N818  # nothing went wrong
@@ -35,7 +35,7 @@ class Turns:
     seconds: how long all of them took. last_s, since: how long the last one took, and since when the job runs again.
     """
 
-    job: Job
+    job: QueuedRequest
     since: float
     seconds: float = 0.0
     last_s: float = 0.0
@@ -113,7 +113,7 @@ class Worker:
     def _run(self) -> None:
         """Turn after turn until the batcher is closed. A fault of our own costs the jobs at hand, and the thread goes
         on; a worker that has nothing but faults, or whose thread ends in another way, says that it is lost."""
-        freed, faults, jobs = FreedMemory(), 0, list[Job]()
+        freed, faults, jobs = FreedMemory(), 0, list[QueuedRequest]()
         try:
             while not self.failed and not self._batcher.closed:
                 jobs = []  # while it waits for the next ones, nothing of the last ones is kept
@@ -135,7 +135,7 @@ class Worker:
             for job in jobs:
                 job.fail(lost())
 
-    def _turn(self, jobs: list[Job], freed: FreedMemory) -> None:
+    def _turn(self, jobs: list[QueuedRequest], freed: FreedMemory) -> None:
         """Run jobs, or where none came a check of the device; then see to memory."""
         if jobs:
             self._run_batch(jobs)
@@ -160,7 +160,7 @@ class Worker:
         self._ranker.ranking(request, tokenised, scored[0])
 
     def _timed(
-        self, jobs: Sequence[Job], tokens: int, forward: Callable[[], Result], turns: Turns | None = None
+        self, jobs: Sequence[QueuedRequest], tokens: int, forward: Callable[[], Result], turns: Turns | None = None
     ) -> Result:
         """Run a forward under watch. turns: those of others, whose time is not its own."""
         started = self.busy_since = time.monotonic()
@@ -175,7 +175,7 @@ class Worker:
         self._on_forward(jobs, tokens, seconds)
         return result
 
-    def _run_batch(self, jobs: Sequence[Job]) -> None:
+    def _run_batch(self, jobs: Sequence[QueuedRequest]) -> None:
         """Score jobs in one forward, between whose parts others have turns where it is large; where it fails for
         another reason than a lost device, each alone."""
         tokens = tokens_of(jobs)
@@ -213,7 +213,7 @@ class Worker:
             self._check_wanted(turns.job)
         self.last_success = self.busy_since = time.monotonic()
 
-    def _check_wanted(self, job: Job) -> None:
+    def _check_wanted(self, job: QueuedRequest) -> None:
         """Raise `Dropped` where a job is late or nothing runs any more; it has failed then."""
         if (end := lost() if self.failed else self._batcher.end) is not None:
             job.fail(end)

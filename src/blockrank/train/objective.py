@@ -15,7 +15,7 @@ from blockrank.train import losses
 from blockrank.train.batch import Batch
 from blockrank.train.config import LossConfig
 from blockrank.train.sets import ExampleSource, RequestFile
-from blockrank.train.teacher import Teacher, score_table
+from blockrank.train.teacher import TeacherEnsemble, score_table
 from blockrank.types import InputError
 
 
@@ -23,7 +23,7 @@ def training_loss(
     model: RankModel,
     batch: Batch,
     config: LossConfig,
-    teacher: Teacher | None = None,
+    teacher: TeacherEnsemble | None = None,
     module: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """All parts of the loss of one packed step, and their weighted sum under "loss".
@@ -58,7 +58,7 @@ def is_checkpointing(module: nn.Module) -> bool:
     return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
 
 
-def _parts(table_BM: Tensor, batch: Batch, config: LossConfig, teacher: Teacher | None) -> dict[str, Tensor]:
+def _parts(table_BM: Tensor, batch: Batch, config: LossConfig, teacher: TeacherEnsemble | None) -> dict[str, Tensor]:
     """The losses of the read-out whose weight is not 0."""
     parts, positives_BM = {}, batch.positives_BM.to(table_BM.device)
     if config.contrastive_weight:

@@ -35,7 +35,7 @@ _PRODUCT_SIDE = {"cpu": 512, "cuda": 8192}  # of the square matrices whose produ
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What of a model decides memory and time: matrix weights of the layers, L, D, N * H, K * H, inner width."""
 
     linear_weights: int
@@ -132,13 +132,13 @@ def _shares(sources: Sequence[ExampleSource], weights: dict[str, float]) -> tupl
     )
 
 
-def _shape(module: Any) -> Shape:
+def _shape(module: Any) -> ModelShape:
     config = module.config
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     output = module.get_output_embeddings()
     linear = (part for part in module.modules() if isinstance(part, nn.Linear) and part is not output)
-    return Shape(
+    return ModelShape(
         sum(part.weight.numel() for part in linear),
         config.num_hidden_layers,
         config.hidden_size,
@@ -155,14 +155,14 @@ def _recomputes(arguments: Any) -> bool:
     return bool(by_shards or any(getattr(arguments, name, False) for name in names))
 
 
-def _flops(shape: Shape, tokens: int, pairs: int, recomputes: bool, adapters: bool) -> float:
+def _flops(shape: ModelShape, tokens: int, pairs: int, recomputes: bool, adapters: bool) -> float:
     """Operations of forward and backward: a product is followed by those of its gradients, to its input and, where it
     is trained, to its weights; recomputing adds a forward."""
     forward = 2 * shape.linear_weights * tokens + 4 * shape.layers * pairs * shape.query_width
     return float(forward * (1 + (1 if adapters else 2) + recomputes))
 
 
-def _memory(module: nn.Module, shape: Shape, tokens: int, arguments: Any, recomputes: bool) -> dict[str, int]:
+def _memory(module: nn.Module, shape: ModelShape, tokens: int, arguments: Any, recomputes: bool) -> dict[str, int]:
     """Bytes by purpose, for one process, weights in float32.
 
     A layer keeps for its backward: the inputs and outputs of both norms and the attention's projection (5 D), queries

@@ -35,7 +35,7 @@ from blockrank.train.forwards import ForwardStream
 from blockrank.train.objective import check_answers, training_loss
 from blockrank.train.progress import use_log_lines
 from blockrank.train.sets import ExampleSource, open_sources
-from blockrank.train.teacher import Teacher
+from blockrank.train.teacher import TeacherEnsemble
 
 
 class RankTrainer(FiniteTrainer):
@@ -45,7 +45,7 @@ class RankTrainer(FiniteTrainer):
         self,
         rank_model: RankModel,
         loss_config: LossConfig,
-        teacher: Teacher | None,
+        teacher: TeacherEnsemble | None,
         dev: DevSet | None = None,
         adapted: nn.Module | None = None,
         **kwargs: Any,
@@ -195,19 +195,19 @@ def forward_stream(config: TrainConfig, sources: Sequence[ExampleSource], steps:
     return ForwardStream(examples, steps, lanes, requests, config.data)
 
 
-def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teacher | None:
+def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> TeacherEnsemble | None:
     """The ensemble a configuration asks for; a frozen checkpoint, in `dtype`, reads the same prompt as the student."""
     if not config.loss.distil:
         return None
     if not config.loss.teachers:
         raise InputError("loss.distil is set, but loss.teachers names no teacher.")
     if config.loss.teacher_checkpoint is None:
-        return Teacher(config.loss.teachers)
+        return TeacherEnsemble(config.loss.teachers)
     frozen = load_model(config.loss.teacher_checkpoint, device=model.device, dtype=dtype)
     if frozen.spec.prompt != model.spec.prompt:
         raise InputError(f"{config.loss.teacher_checkpoint} reads another prompt than the student: it cannot teach it.")
     frozen.module.requires_grad_(False)
-    return Teacher(config.loss.teachers, frozen)
+    return TeacherEnsemble(config.loss.teachers, frozen)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

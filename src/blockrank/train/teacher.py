@@ -14,7 +14,7 @@ from blockrank.train.batch import Batch
 from blockrank.types import InputError
 
 
-class Teacher:
+class TeacherEnsemble:
     """A weighted ensemble of score tables; see `LossConfig.teachers`."""
 
     def __init__(self, weights: Mapping[str, float], frozen: RankModel | None = None) -> None:

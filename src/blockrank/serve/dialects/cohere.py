@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blockrank.serve.calls import Call, Reading, read_call
+from blockrank.serve.calls import Call, TokenCounts, read_call
 from blockrank.serve.dialects.parts import (
     IGNORED,
     OWN_FIELDS,
@@ -39,7 +39,7 @@ class Cohere:
         echo, spans = fields.flag("return_documents", False), read_span_options(fields)
         return read_call(fields, settings, request_id=request_id, echo=echo, spans=spans)
 
-    def answer(self, call: Call, ranking: Ranking, read: Reading) -> Any:
+    def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """See `Dialect.answer`."""
         meta: dict[str, Any] = {"api_version": {"version": "2"}, "tokens": {"input_tokens": read.tokens}}
         if warnings := warnings_of(call, ranking, read):

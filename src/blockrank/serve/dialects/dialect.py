@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from blockrank.serve.calls import Call, Reading
+from blockrank.serve.calls import Call, TokenCounts
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.settings import ServeSettings
 from blockrank.types import Ranking
@@ -19,7 +19,7 @@ class Dialect(Protocol):
     def read(self, body: Mapping[str, Any], settings: ServeSettings, request_id: str) -> Call:
         """What a body asks for. Raises `Refusal` where that cannot be served."""
 
-    def answer(self, call: Call, ranking: Ranking, read: Reading) -> Any:
+    def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """The body of an answer."""
 
     def refusal(self, refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:

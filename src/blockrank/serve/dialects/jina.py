@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blockrank.serve.calls import Call, Reading, read_call
+from blockrank.serve.calls import Call, TokenCounts, read_call
 from blockrank.serve.dialects.parts import (
     IGNORED,
     OWN_FIELDS,
@@ -40,7 +40,7 @@ class Jina:
         echo, may_cut = fields.flag("return_documents", True), fields.flag("truncation", True)
         return read_call(fields, settings, request_id=request_id, echo=echo, may_cut=may_cut)
 
-    def answer(self, call: Call, ranking: Ranking, read: Reading) -> Any:
+    def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """See `Dialect.answer`. No `object`: infinity's client takes none but its own."""
         results = [result(call, entry, "relevance_score") | echo_object(call, entry) for entry in ranking]
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from blockrank.serve.calls import Call, Reading
+from blockrank.serve.calls import Call, TokenCounts
 from blockrank.serve.fields import Fields
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.spans import relevant_spans
@@ -53,7 +53,7 @@ def check_unsupported(fields: Fields) -> None:
         fields.must_be("return_embeddings", (), "a ranking has no embeddings")
 
 
-def warnings_of(call: Call, ranking: Ranking, read: Reading) -> list[str]:
+def warnings_of(call: Call, ranking: Ranking, read: TokenCounts) -> list[str]:
     """What the caller should know beside the ranking."""
     warnings = [*call.notes, *(call.names.in_words(warning) for warning in ranking.warnings)]
     if read.cut_documents:
@@ -66,18 +66,18 @@ def warnings_of(call: Call, ranking: Ranking, read: Reading) -> list[str]:
     return warnings
 
 
-def meta(call: Call, ranking: Ranking, read: Reading) -> dict[str, Any]:
+def meta(call: Call, ranking: Ranking, read: TokenCounts) -> dict[str, Any]:
     """`meta` with the warnings, where there are any."""
     warnings = warnings_of(call, ranking, read)
     return {"meta": {"warnings": warnings}} if warnings else {}
 
 
-def usage(read: Reading) -> dict[str, int]:
+def usage(read: TokenCounts) -> dict[str, int]:
     """Tokens read. Some clients insist on all three."""
     return {"prompt_tokens": read.tokens, "completion_tokens": 0, "total_tokens": read.tokens}
 
 
-def query_counts(call: Call, read: Reading) -> dict[str, int]:
+def query_counts(call: Call, read: TokenCounts) -> dict[str, int]:
     """Tokens that the query lost, where counts were asked for."""
     return {"query_cut_tokens": read.query_cut} if call.counts else {}
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blockrank.serve.calls import Call, Names, Reading, read_call
+from blockrank.serve.calls import Call, Names, TokenCounts, read_call
 from blockrank.serve.dialects.parts import (
     IGNORED,
     OWN_FIELDS,
@@ -51,7 +51,7 @@ class Score:
         check_unsupported(fields)
         return read_call(fields, settings, request_id=request_id, echo=False, names=Names(query, documents, "top_n"))
 
-    def answer(self, call: Call, ranking: Ranking, read: Reading) -> Any:
+    def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """See `Dialect.answer`."""
         by_place = sorted(ranking, key=lambda entry: entry.index)
         return {

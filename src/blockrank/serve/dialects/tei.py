@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blockrank.serve.calls import Call, Names, Reading, read_call
+from blockrank.serve.calls import Call, Names, TokenCounts, read_call
 from blockrank.serve.dialects.parts import (
     IGNORED,
     OWN_FIELDS,
@@ -42,7 +42,7 @@ class Tei:
         names = Names(documents="texts")
         return read_call(fields, settings, request_id=request_id, echo=echo, may_cut=may_cut, names=names)
 
-    def answer(self, call: Call, ranking: Ranking, read: Reading) -> Any:
+    def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """See `Dialect.answer`."""
         del read
         return [result(call, entry, "score") | echo_text(call, entry, "text") for entry in ranking]

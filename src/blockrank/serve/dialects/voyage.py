@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blockrank.serve.calls import Call, Names, Reading, read_call
+from blockrank.serve.calls import Call, Names, TokenCounts, read_call
 from blockrank.serve.dialects.parts import (
     IGNORED,
     OWN_FIELDS,
@@ -39,7 +39,7 @@ class Voyage:
         echo, may_cut = fields.flag("return_documents", False), fields.flag("truncation", True)
         return read_call(fields, settings, request_id=request_id, echo=echo, may_cut=may_cut, names=Names(top="top_k"))
 
-    def answer(self, call: Call, ranking: Ranking, read: Reading) -> Any:
+    def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """See `Dialect.answer`."""
         data = [result(call, entry, "relevance_score") | echo_text(call, entry, "document") for entry in ranking]
         return {
