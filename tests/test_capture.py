@@ -158,7 +158,7 @@ def test_the_scoring_layer_is_the_same_alone_and_among_others(requests: list[lis
     alone, among = (
         forward(model, layout, wanted).layers[-1] for wanted in (Wanted.read_out(model.spec), Wanted((0, 2)))
     )
-    read_T = layout.tokens_of(np.array(layout.kinds_S) == "document") | (softmax_over == "all")
+    read_T = layout.tokens_of(layout.is_document_S) | (softmax_over == "all")
     assert torch.equal(alone.k_PKH[read_T], among.k_PKH[read_T])
     assert torch.equal(alone.q_GNH, among.q_GNH)
 
@@ -221,7 +221,7 @@ def test_rows_that_are_kept_are_read_by_what_follows(kind: str, fused: bool) -> 
 
 def halves(layout: PackedLayout) -> tuple[PackedLayout, PackedLayout]:
     """All segments but the query's, and the query's with the rows of the others cached."""
-    dropped_S = np.array(layout.kinds_S) == "query"
+    dropped_S = layout.is_query_S
     first = replace(
         layout.without(dropped_S), signal_G=np.zeros(1, dtype=np.int64), signal_request_G=np.zeros(1, dtype=np.int64)
     )

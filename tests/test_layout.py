@@ -338,3 +338,22 @@ def test_ranges_are_joined(pairs: list[tuple[int, int]]) -> None:
     starts = np.array([start for start, _ in pairs], dtype=np.int64)
     ends = starts + np.array([length for _, length in pairs], dtype=np.int64)
     assert ranges_flat(starts, ends).tolist() == [i for a, b in zip(starts, ends, strict=True) for i in range(a, b)]
+
+
+@pytest.mark.parametrize("dropped", [[], [2], [1, 2, 5]])
+def test_a_layout_knows_what_its_segments_are(dropped: list[int]) -> None:
+    """Also after documents have left it, whose layout is another one."""
+    whole = packed([[3, 2, 4, 2], [5, 3, 2]], spec())
+    assert whole.is_document_S.any()  # asked before: what is kept of it is not handed on
+    layout = whole.without(np.isin(np.arange(len(whole.starts_S)), dropped))
+    kinds = np.array(layout.kinds_S)
+    for kind, found_S in (
+        ("instruction", layout.is_instruction_S),
+        ("document", layout.is_document_S),
+        ("query", layout.is_query_S),
+    ):
+        assert found_S.tolist() == (kinds == kind).tolist()
+    assert layout.document_segment_C.tolist() == np.flatnonzero(layout.is_document_S).tolist()
+    assert layout.request_S[layout.document_segment_C].tolist() == layout.document_request_C.tolist()
+    for segment_B in (layout.instruction_segment_B, layout.query_segment_B):
+        assert layout.request_S[segment_B].tolist() == [0, 1]

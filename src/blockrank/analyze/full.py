@@ -31,7 +31,7 @@ def full_attention(layout: PackedLayout, longest: int | None) -> FullLayout:
     result knows no documents: their places are those of the block layout.
     """
     assert not layout.cached_rows, "a full layout is read in one forward"
-    request_S = np.cumsum([kind == "instruction" for kind in layout.kinds_S]) - 1
+    request_S = layout.request_S
     begin_S = layout.starts_S[np.searchsorted(request_S, request_S)]
     end_S = layout.ends_S[np.searchsorted(request_S, request_S, side="right") - 1]
     first = np.flatnonzero(np.r_[True, np.diff(2 * request_S + layout.causal_S) != 0])  # segment that begins each run

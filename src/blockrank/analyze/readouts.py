@@ -138,9 +138,8 @@ def _lse(
 ) -> Tensor:
     """(C, N, G) log-sum-exps of some signal tokens over the documents, or over the other segments that have rows."""
     some = replace(layout, signal_G=layout.signal_G[part], signal_request_G=layout.signal_request_G[part])
-    is_document = np.array(layout.kinds_S) == "document"
     filled = layout.ends_S > layout.starts_S
-    segments = np.flatnonzero(is_document if kind == "document" else ~is_document & filled)
+    segments = np.flatnonzero(layout.is_document_S if kind == "document" else ~layout.is_document_S & filled)
     readout = plan_readout(q_GNH[part], k_PKH, some, spec, scale)
     return segment_lse(readout, segments, np.zeros_like(segments))
 

@@ -139,12 +139,9 @@ def _fitting(model: RankModel, layout: PackedLayout) -> FullLayout:
 
 def _drawn(layout: PackedLayout, rows: int, generator: np.random.Generator) -> Ints:
     """Random tokens of the documents, then of the query segment, each ascending; all where there are no more."""
-    lengths = layout.ends_S - layout.starts_S
-    is_query_T = np.repeat(np.array(layout.kinds_S) == "query", lengths)
-    is_document_T = np.repeat(np.array(layout.kinds_S) == "document", lengths)
     drawn = []
-    for mask_T in (is_document_T, is_query_T):
-        places = np.flatnonzero(mask_T)
+    for chosen_S in (layout.is_document_S, layout.is_query_S):
+        places = np.flatnonzero(layout.tokens_of(chosen_S))
         drawn.append(np.sort(generator.choice(places, min(rows, len(places)), replace=False)))
     return np.concatenate(drawn)
 
@@ -153,13 +150,13 @@ def _figures(
     share_GS: Floats, most_G: Floats, layout: PackedLayout, relevant_C: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """(12,) means over the tokens: `DOCUMENT_PARTS`, `QUERY_PARTS`, a relevant document, another, the two tops."""
-    kinds = np.array(layout.kinds_S)
     segment_G = np.searchsorted(layout.ends_S, layout.signal_G, side="right")
-    documents, queries = kinds[segment_G] == "document", kinds[segment_G] == "query"
+    documents, queries = layout.is_document_S[segment_G], layout.is_query_S[segment_G]
+    kinds = {"instruction": layout.is_instruction_S, "document": layout.is_document_S, "query": layout.is_query_S}
     own = share_GS[np.arange(len(segment_G)), segment_G][documents].mean()
-    to_GK = {kind: share_GS[:, kinds == kind].sum(1) for kind in ("instruction", "document", "query")}
+    to_GK = {kind: share_GS[:, of_kind_S].sum(1) for kind, of_kind_S in kinds.items()}
     part = {kind: (float(sums[documents].mean()), float(sums[queries].mean())) for kind, sums in to_GK.items()}
-    each_C = share_GS[queries][:, kinds == "document"].mean(0)
+    each_C = share_GS[queries][:, layout.is_document_S].mean(0)
     relevant, other = each_C[relevant_C], each_C[~relevant_C]
     of_documents = [own, part["instruction"][0], part["document"][0] - own, part["query"][0]]
     of_query = [relevant.sum(), other.sum(), part["instruction"][1], part["query"][1]]

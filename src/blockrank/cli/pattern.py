@@ -36,7 +36,7 @@ def blocks(layout: PackedLayout) -> Blocks:
         for row_start, row_end in layout.reads_R2[first:last]:
             matrix[segment, filled & (starts >= row_start) & (ends <= row_end)] = WHOLE
         matrix[segment, segment] = UP_TO_ITSELF if layout.causal_S[segment] else WHOLE
-    queries = np.flatnonzero([kind == "query" for kind in layout.kinds_S])[layout.document_request_C]
+    queries = layout.query_segment_B[layout.document_request_C]
     scored = matrix[queries, layout.document_segment_C]
     matrix[queries, layout.document_segment_C] = np.where(scored == UNREAD, SCORED, scored)
     return matrix

@@ -112,7 +112,7 @@ def _placed(chosen: Sequence[tuple[Beam, Beam]]) -> list[tuple[Beam, Beam]]:
 
 def searches_of(layout: PackedLayout, grammars: Sequence[Grammar], beams: int) -> list[Search]:
     """A search for each request of a layout; rows of beams follow those of all prompts."""
-    queries = np.flatnonzero([kind == "query" for kind in layout.kinds_S])
+    queries = layout.query_segment_B
     starts = np.r_[0, layout.ends_S[queries[:-1]]]
     found, base = [], layout.tokens
     for grammar, start, query in zip(grammars, starts.tolist(), queries.tolist(), strict=True):

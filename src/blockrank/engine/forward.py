@@ -24,7 +24,6 @@ from blockrank.engine.parts import (
     heads_of,
     own_layout,
     start,
-    token_mask,
 )
 from blockrank.engine.rows import RowBuffers
 from blockrank.layout import Ints, PackedLayout, forward_tokens, plan_alike
@@ -221,7 +220,7 @@ def _feeding_rows(layout: PackedLayout, wanted: Wanted) -> Ints | None:
     than copying costs."""
     if wanted.keys == "all" or layout.cached_rows:
         return None
-    feeds_T = token_mask(layout, "document")
+    feeds_T = layout.tokens_of(layout.is_document_S)
     feeds_T[layout.signal_G] = True
     rows_R = np.flatnonzero(feeds_T)
     return rows_R if len(rows_R) < (1 - _LEAST_SAVING) * layout.tokens else None
@@ -291,7 +290,7 @@ def _without(
     rows = np.flatnonzero(new_T >= 0)
     part.layout, part.rows_T = own_layout(state.layout, state.owner_C, index, len(state.parts), spec)
     assert (part.rows_T == new_T[rows]).all(), "the part's rows are those of its layout"
-    query_R = np.flatnonzero(token_mask(part.layout, "query"))
+    query_R = np.flatnonzero(part.layout.tokens_of(part.layout.is_query_S))
     rows_R, part.query_R, part.signal_G = moved(part.device, rows, query_R, part.layout.signal_G)
     part.stream, part.plan = part.stream.select(rows_R), backend.plan(part.layout, part.device)
     return qkv.index_select(0, rows_R)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from blockrank.attention import AttentionBackend, MergingBackend
@@ -73,7 +72,7 @@ def start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, bac
     parts = []
     for index, decoder in enumerate(decoders):
         own, rows_T = own_layout(layout, owner_C, index, len(decoders), spec)
-        query_R = np.flatnonzero(token_mask(own, "query"))
+        query_R = np.flatnonzero(own.tokens_of(own.is_query_S))
         device = decoder.device
         ids_T, positions_T, query, signal_G = moved(device, own.ids_T, own.positions_T, query_R, own.signal_G)
         stream = decoder.start(ids_T, positions_T)
@@ -108,11 +107,6 @@ def own_layout(
     mine_S[layout.document_segment_C[~mine_C]] = False
     rows_T = np.flatnonzero(layout.tokens_of(mine_S))
     return layout.part(mine_C, whole=index == 0 or spec.pattern.query_reads == "own"), rows_T
-
-
-def token_mask(layout: PackedLayout, kind: str) -> NDArray[np.bool_]:
-    """(T,) which tokens belong to segments of a kind."""
-    return layout.tokens_of(np.array(layout.kinds_S) == kind)
 
 
 def heads_of(state: ForwardState, projected: Sequence[Tensor], index: int, rows: RowBuffers | None) -> list[Heads]:

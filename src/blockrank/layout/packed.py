@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,40 @@ class PackedLayout:
     @property
     def last_B(self) -> Ints:
         """(B,) stream position of each request's last token, behind which an answer would follow."""
-        return self.ends_S[np.flatnonzero([kind == "query" for kind in self.kinds_S])] - 1
+        return self.ends_S[self.query_segment_B] - 1
+
+    @cached_property
+    def is_instruction_S(self) -> NDArray[np.bool_]:
+        """(S,) which segments are instructions; of no length, like the two below, where kinds are not known."""
+        return self._are("instruction")
+
+    @cached_property
+    def is_document_S(self) -> NDArray[np.bool_]:
+        """(S,) which segments are documents."""
+        return self._are("document")
+
+    @cached_property
+    def is_query_S(self) -> NDArray[np.bool_]:
+        """(S,) which segments are queries."""
+        return self._are("query")
+
+    def _are(self, kind: Kind) -> NDArray[np.bool_]:
+        return np.array([own == kind for own in self.kinds_S], dtype=bool)
+
+    @property
+    def instruction_segment_B(self) -> Ints:
+        """(B,) the instruction segment of each request."""
+        return np.flatnonzero(self.is_instruction_S)
+
+    @property
+    def query_segment_B(self) -> Ints:
+        """(B,) the query segment of each request."""
+        return np.flatnonzero(self.is_query_S)
+
+    @cached_property
+    def request_S(self) -> Ints:
+        """(S,) the request of each segment."""
+        return np.cumsum(self.is_instruction_S) - 1
 
     @property
     def rows_read_S(self) -> Ints:
@@ -133,16 +167,13 @@ class PackedLayout:
         layout = self.without(dropped_S)
         if whole:
             return layout
-        kinds_S = np.array(layout.kinds_S)
-        is_query = kinds_S == "query"
-        owner_R = np.repeat(np.arange(len(kinds_S)), np.diff(layout.read_offsets_S1))
-        instruction_end_S = layout.ends_S[
-            np.maximum.accumulate(np.where(kinds_S == "instruction", np.arange(len(kinds_S)), 0))
-        ]
+        is_query, segments = layout.is_query_S, len(layout.starts_S)
+        owner_R = np.repeat(np.arange(segments), np.diff(layout.read_offsets_S1))
+        instruction_end_S = layout.ends_S[layout.instruction_segment_B[layout.request_S]]
         reads_R2 = layout.reads_R2.copy()
         floor_R = np.where(is_query[owner_R], instruction_end_S[owner_R] + layout.cached_rows, 0)
         reads_R2[:, 0] = np.maximum(reads_R2[:, 0], floor_R)
-        reads_R2, read_offsets_S1 = _ranges_that_hold_rows(reads_R2, owner_R, len(kinds_S))
+        reads_R2, read_offsets_S1 = _ranges_that_hold_rows(reads_R2, owner_R, segments)
         return replace(
             layout,
             causal_S=layout.causal_S & ~is_query,

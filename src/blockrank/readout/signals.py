@@ -122,7 +122,7 @@ def _padded_rows(layout: PackedLayout, segments: Ints) -> tuple[Tensor, Tensor]:
 
 def _own_segments(layout: PackedLayout, segments: Ints) -> list[bool]:
     """Which segments are causal query segments; [] when none is."""
-    own = [layout.kinds_S[i] == "query" and bool(layout.causal_S[i]) for i in segments]
+    own = [bool(layout.is_query_S[i] and layout.causal_S[i]) for i in segments]
     return own if any(own) else []
 
 
@@ -161,10 +161,9 @@ def _by_request(values_C: Tensor, plan: ReadoutPlan) -> Tensor:
 def _rest(plan: ReadoutPlan) -> Tensor:
     """(B, N, G) log-sum-exp over the rows a signal token reads that belong to no document."""
     layout = plan.layout
-    kinds = np.array(layout.kinds_S)
     filled = layout.ends_S > layout.starts_S
-    segments = np.flatnonzero((kinds != "document") & filled)
-    requests = np.cumsum(kinds == "instruction")[segments] - 1
+    segments = np.flatnonzero(~layout.is_document_S & filled)
+    requests = layout.request_S[segments]
     lse = segment_lse(plan, segments, requests)
     owners = torch.from_numpy(requests).to(lse.device)
     table = lse.new_full((layout.requests, *lse.shape[1:]), -math.inf)

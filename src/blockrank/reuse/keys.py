@@ -55,10 +55,9 @@ def reuse_context(spec: RankSpec, arithmetic: str) -> bytes:
 
 def content_keys(layout: PackedLayout, context: bytes) -> tuple[bytes, ...]:
     """One key a document: a hash of the context, its start position, the instruction's tokens and its own."""
-    instructions = [i for i, kind in enumerate(layout.kinds_S) if kind == "instruction"]
     roots = [
         hashlib.blake2b(context + layout.ids_T[layout.starts_S[i] : layout.ends_S[i]].tobytes(), digest_size=16)
-        for i in instructions
+        for i in layout.instruction_segment_B
     ]
     keys = []
     for segment, request in zip(layout.document_segment_C, layout.document_request_C, strict=True):

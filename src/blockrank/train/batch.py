@@ -106,8 +106,7 @@ def _answers(examples: Sequence[Example], layout: PackedLayout) -> tuple[Ints, I
     """Positions whose next token is part of an answer, which is the opening and all that follows it, and the ranks of
     those next tokens."""
     context, ranks = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    queries = [i for i, kind in enumerate(layout.kinds_S) if kind == "query"]
-    for example, segment in zip(examples, queries, strict=True):
+    for example, segment in zip(examples, layout.query_segment_B, strict=True):
         query = example.request.segments[-1]
         count = len(query.ids) - query.signal_end
         if count:
