@@ -209,6 +209,23 @@ def test_negatives_as_good_as_the_positive_are_left_out(tmp_path: Path, tokenize
     assert set(source.example(0, np.random.default_rng(0)).teachers) == {"lexical"}
 
 
+def test_a_positive_below_zero_leaves_out_the_negatives_above_it(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
+    """As where requests are mined: a share of a score that is not above zero would let some of them pass."""
+    angles = np.array(ANGLES)
+    angles[:4] = np.arccos([-0.5, -0.48, -0.2, -0.9])  # the positive; just above it; above it; below it
+    turned = {**tensors(tokenizer), "document_vectors": circle(list(angles)).astype(np.float16)}
+    source = opened(tmp_path, tokenizer, turned, candidates=2, hard=3, drop_above=0.9)
+    assert drawn(source, tokenizer) == {3}
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused_before_training(
+    tmp_path: Path, tokenizer: PromptTokenizer, share: float
+) -> None:
+    with pytest.raises(InputError, match=r"drop_above must be above 0 and at most 1"):
+        opened(tmp_path, tokenizer, drop_above=share)
+
+
 # Mistakes
 
 

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from blockrank.data import json_objects, named, training_request
 from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
 from blockrank.layout.prompt import Kind
+from blockrank.mine import DropRule
 from blockrank.retrieve.bm25 import K1, B
 from blockrank.spec import RankSpec
 from blockrank.train.config import DataConfig, LossConfig
@@ -101,6 +102,7 @@ class TrainingSet:
 
     def __init__(self, path: str | Path, framer: Framer, config: DataConfig) -> None:
         self.name, self._framer, self._config = Path(path).stem, framer, config
+        self._rule = None if config.drop_above is None else DropRule(config.drop_above)
         try:
             self._data = load_file(path)
         except Exception as error:
@@ -118,8 +120,9 @@ class TrainingSet:
         """Draw the candidates of a query, `data.candidates` or as many as asked for, and frame them."""
         positives, hard = self._slice("positive", "positives", row), self._hard(row)
         config, barred = self._config, None
-        if config.drop_above is not None and "document_vectors" in self._data:
-            barred = self._too_good(row, positives, hard, config.drop_above)
+        if self._rule is not None and "document_vectors" in self._data:
+            listed = np.concatenate([positives, hard])
+            barred = listed[self._rule.too_good(self._teacher(row, listed).tolist(), range(len(positives)))]
         given, count = self._given(row), candidates or config.candidates
         # Where a teacher scored the listed rows, no other row has a score: all candidates come from them.
         pool, wanted = (0, count) if given else (self._pool, config.hard)
@@ -164,12 +167,6 @@ class TrainingSet:
         vectors = self._data["document_vectors"][rows].astype(np.float32)
         scores: Floats = vectors @ self._data["query_vectors"][row].astype(np.float32)
         return scores
-
-    def _too_good(self, row: int, positives: Ints, hard: Ints, share: float) -> Ints:
-        """Mined negatives whose teacher score exceeds `share` of the best positive's: likely unlabelled positives."""
-        if not len(hard):
-            return hard
-        return hard[self._teacher(row, hard) > share * float(self._teacher(row, positives).max())]
 
 
 class Lexicon:
