@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ NO_DISTRIBUTION = {
     "triton",  # comes with torch where it can run; nothing is imported elsewhere
 }
 FILES = sorted(SOURCE.rglob("*.py"))
+COMMANDS: Mapping[str, tuple[str, ...]] = {  # extra -> a command that needs it
+    "distil": ("distil", "rows.jsonl", "--encoder", "encoder", "--output", "out"),
+    "eval": ("eval", "a.run", "qrels.tsv", "nDCG@10"),
+    "mcp": ("mcp",),
+    "search": ("search", "notes.txt", "q"),
+    "serve": ("serve", "--port", "0"),
+    "train": ("train", "train.toml"),
+}
 TOLD_EXTRA = re.compile(r"blockrank\[([a-z,]+)\]")
 
 
@@ -152,3 +161,50 @@ def test_what_is_declared_is_pinned_and_the_pins_satisfy_the_bounds() -> None:
 def test_what_is_installed_satisfies_the_core() -> None:
     for wanted in map(Requirement, PROJECT["dependencies"]):
         assert wanted.specifier.contains(version(wanted.name)), wanted
+
+
+def core_alone() -> frozenset[str]:
+    """All distributions that are there where the core alone is installed: what it declares, and what that brings."""
+    found, waiting = set[str](), list(declared())
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            lines = map(Requirement, requires(name) or [])
+        except PackageNotFoundError:  # of another system
+            continue
+        waiting += [canonicalize_name(x.name) for x in lines if x.marker is None or x.marker.evaluate({"extra": ""})]
+    return frozenset(found)
+
+
+def test_the_core_alone_ranks_and_every_other_command_names_its_extra(tmp_path: Path) -> None:
+    modules = {name for path in FILES for name in imported(ast.parse(path.read_text(encoding="utf-8")))}
+    absent = sorted(name for name in modules if not distributions(name) & core_alone())
+    assert {"starlette", "uvicorn", "mcp", "bm25s", "ir_measures", "accelerate"} <= {*absent}
+    for name, text in {
+        "notes.txt": "Oslo is the capital of Norway.\n", "a.run": "q Q0 d 1 1.0 x\n", "qrels.tsv": "q 0 d 1\n",
+        "train.toml": 'output = "out"\nmodel.base = "embedded"\ndata.sets = ["rows.jsonl"]\n', "rows.jsonl": "{}\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    commands = [*COMMANDS.values(), ("rank", "capital of Norway", "notes.txt"), ("inspect", "q", "notes.txt")]
+    code = f"""import sys
+sys.path.insert(0, {str(SOURCE.parent)!r})
+sys.modules |= dict.fromkeys({absent})
+from blockrank.cli import main
+for arguments in {commands}:
+    sys.argv = ["blockrank", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print(">", end.code, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = done.stderr.splitlines()
+    assert done.returncode == 0, done.stderr
+    for (extra, arguments), sentence, code_line in zip(COMMANDS.items(), told[::2], told[1::2], strict=False):
+        assert sentence.startswith("blockrank: error: "), (arguments, sentence)
+        assert (f"blockrank[{extra}]" in sentence, code_line) == (True, "> 1"), (arguments, sentence)
+    assert told[2 * len(COMMANDS) :] == ["> 0", "> 0"]
+    assert "notes.txt" in done.stdout
