@@ -126,9 +126,10 @@ for module in ("app", "server"):
     except MissingExtraError as error: print(error)
 """
     found = subprocess.run([sys.executable, "-c", code], env=os.environ | ENVIRONMENT, capture_output=True, text=True)
-    assert found.stdout.splitlines() == ["0", *["serving needs prometheus_client: pip install 'blockrank[serve]'."] * 2], (
-        found.stderr
-    )
+    assert found.stdout.splitlines() == [
+        "0",
+        *["serving needs prometheus_client: pip install 'blockrank[serve]'."] * 2,
+    ], found.stderr
 
 
 def test_a_client_over_stdio(mini: Ranker) -> None:
