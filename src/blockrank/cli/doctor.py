@@ -40,7 +40,7 @@ _EXTRAS = {
     "mcp": "mcp",
     "ir-datasets": "datasets",
     "mteb": "mteb",
-    "fastapi": "serve",
+    "starlette": "serve",
     "uvicorn": "serve",
     "prometheus-client": "serve",
     "sentence-transformers": "bench",

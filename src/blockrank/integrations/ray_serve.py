@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from blockrank.types import InputError, MissingExtraError, ServedRanker
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
     from blockrank.serve.settings import ServeSettings
 
@@ -52,7 +52,7 @@ def deployment(
 
     chosen = settings or ServeSettings()
 
-    def build() -> FastAPI:
+    def build() -> Starlette:
         return loaded_app(chosen, load)
 
     @serve.ingress(build)
@@ -77,7 +77,7 @@ def deployment(
     )(RankServer).bind()  # fmt: skip
 
 
-def loaded_app(settings: ServeSettings, load: Callable[[], ServedRanker]) -> FastAPI:
+def loaded_app(settings: ServeSettings, load: Callable[[], ServedRanker]) -> Starlette:
     """The application of `create_app`, which has started only when its model is loaded."""
     from blockrank.serve.app import create_app
 
@@ -86,7 +86,7 @@ def loaded_app(settings: ServeSettings, load: Callable[[], ServedRanker]) -> Fas
     inner = app.router.lifespan_context
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+    async def lifespan(app: Starlette) -> AsyncIterator[Any]:
         async with inner(app) as state:
             while app.state.service.state == "loading":
                 await asyncio.sleep(_POLL_S)

@@ -11,14 +11,13 @@ from typing import Any
 import blockrank.serve.packages  # noqa: F401  # first: says what is missing
 
 # isort: split
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
 
-from blockrank import __version__
 from blockrank.serve.dialects import likely_dialect
 from blockrank.serve.faults import Faults
 from blockrank.serve.fields import shown
@@ -27,10 +26,10 @@ from blockrank.serve.metrics import Metrics
 from blockrank.serve.paths import RERANK_PATHS, routes_sentence
 from blockrank.serve.preparation import Trace
 from blockrank.serve.refusals import Refusal
-from blockrank.serve.schema import TITLE, rerank_schema
+from blockrank.serve.schema import description
 from blockrank.serve.service import Load, Service
 from blockrank.serve.settings import OPEN_PATHS, ServeSettings
-from blockrank.serve.web import PAGE_PATHS, add_page
+from blockrank.serve.web import PAGE_PATHS, page_routes
 from blockrank.types import ServedRanker
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -42,7 +41,7 @@ def create_app(
     load: Load | None = None,
     *,
     on_failure: Callable[[str], None] | None = None,
-) -> FastAPI:
+) -> Starlette:
     """The application of a server. Loading begins when it starts; until then, and while it ends, it answers 503.
 
     load: gives the rankers, each of which may be loaded on several devices; None loads the embedded model. on_failure:
@@ -54,28 +53,19 @@ def create_app(
     service = Service(settings, load or _embedded, metrics, on_failure)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.start()
         yield
         await service.close()
 
-    app = FastAPI(
-        title=TITLE,
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,  # its page comes from a CDN
-        redoc_url=None,
-        redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-    )
-    app.state.service = service
-    _add_rerank_routes(app, service)
-    _add_other_routes(app, service)
-    _add_errors(app, service)
-    open_paths = OPEN_PATHS
+    routes, open_paths = [*_rerank_routes(service), *_other_routes(service)], OPEN_PATHS
     if settings.has_page:
-        add_page(app)
+        routes += page_routes()
         open_paths |= PAGE_PATHS
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    app.state.service = service
+    _add_errors(app, service)
     app.add_middleware(Faults, metrics=metrics)
     app.add_middleware(Front, settings=settings, metrics=metrics, routes=app.routes, open_paths=open_paths)
     return app
@@ -88,7 +78,7 @@ def _embedded() -> Sequence[ServedRanker]:
     return [Ranker.from_pretrained()]
 
 
-def _add_rerank_routes(app: FastAPI, service: Service) -> None:
+def _rerank_routes(service: Service) -> list[Route]:
     async def rerank(request: Request) -> Response:
         trace: Trace = request.state.trace
         try:
@@ -105,28 +95,21 @@ def _add_rerank_routes(app: FastAPI, service: Service) -> None:
             headers["x-truncated-documents"] = str(cut)
         return Response(answer, media_type="application/json", headers=headers)
 
-    for path in RERANK_PATHS:
-        app.add_api_route(
-            path,
-            rerank,
-            methods=["POST"],
-            operation_id="rerank" + path.replace("/", "_").removesuffix("_rerank"),
-            openapi_extra=rerank_schema(path, service.settings),
-        )
+    return [Route(path, rerank, methods=["POST"]) for path in RERANK_PATHS]
 
 
-def _add_other_routes(app: FastAPI, service: Service) -> None:
-    async def livez() -> Response:
+def _other_routes(service: Service) -> list[Route]:
+    async def livez(_: Request) -> Response:
         """Whether the process is worth keeping."""
         failed = service.readiness() == "failed"
         return JSONResponse({"status": "failed" if failed else "alive"}, 503 if failed else 200)
 
-    async def readyz() -> Response:
+    async def readyz(_: Request) -> Response:
         """Whether requests are served: every device has run a forward lately."""
         state = service.readiness()
         return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         """Metrics in the format of Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -140,13 +123,18 @@ def _add_other_routes(app: FastAPI, service: Service) -> None:
             return refused(refusal, request.state.trace, service.metrics)
         return JSONResponse(models_body(service, started))
 
-    for path, route in (
-        ("/livez", livez), ("/readyz", readyz), ("/health", readyz), ("/metrics", metrics), ("/v1/models", models),
-    ):  # fmt: skip
-        app.add_api_route(path, route, methods=["GET"], operation_id=path.strip("/").replace("/", "_"))
+    async def openapi(_: Request) -> Response:
+        """The description of the interface."""
+        return JSONResponse(description(service.settings))
+
+    answers = {"/livez": livez, "/readyz": readyz, "/health": readyz, "/metrics": metrics, "/v1/models": models}
+    routes = [Route(path, answer) for path, answer in answers.items()]
+    for route in routes:
+        route.methods = {"GET"}  # the library adds HEAD
+    return [*routes, Route("/openapi.json", openapi)]
 
 
-def _add_errors(app: FastAPI, service: Service) -> None:
+def _add_errors(app: Starlette, service: Service) -> None:
     async def not_routed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method, request.url.path

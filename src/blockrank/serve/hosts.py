@@ -9,10 +9,9 @@ two. With keys there is nothing to guard: a page does not have one, and a browse
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
-
-from starlette.datastructures import Headers
-from starlette.types import Scope
 
 from blockrank.serve.refusals import Refusal
 from blockrank.serve.settings import ServeSettings
@@ -31,8 +30,11 @@ class HostCheck:
         self._bound = settings.bound_host
         self.active = _ANY not in self._allowed and bool(self._allowed or not settings.keys)
 
-    def __call__(self, scope: Scope, headers: Headers) -> None:
-        """Raise `Refusal` (421, 403) for a request that is not meant for this server, or not by its caller."""
+    def __call__(self, scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        """Raise `Refusal` (421, 403) for a request that is not meant for this server, or not by its caller.
+
+        headers: by names in lower case.
+        """
         if not self.active:
             return
         host = headers.get("host")
@@ -47,7 +49,7 @@ class HostCheck:
                 "a web page of another origin may not use this server; --allowed-host NAME lets one in.",
             )  # fmt: skip
 
-    def _is_own(self, name: str | None, scope: Scope) -> bool:
+    def _is_own(self, name: str | None, scope: Mapping[str, Any]) -> bool:
         """Whether a name is this server's. Reached from this machine alone it has that machine's own names; elsewhere
         it may have any, and is asked by address: names count there once some are allowed."""
         if name is None:
@@ -57,7 +59,7 @@ class HostCheck:
             return True
         return not is_loopback(address) and (not self._allowed or _is_address(name))
 
-    def _is_same_origin(self, headers: Headers, host: str | None) -> bool:
+    def _is_same_origin(self, headers: Mapping[str, str], host: str | None) -> bool:
         """Whether a request comes from no browser or from a page of this server. A browser's own word goes before its
         Origin: behind a proxy that names another Host, that of the page differs from it."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")

@@ -6,6 +6,6 @@ from importlib.util import find_spec
 
 from blockrank.types import MissingExtraError
 
-for _name in ("fastapi", "prometheus_client", "uvicorn"):
+for _name in ("prometheus_client", "starlette", "uvicorn"):
     if find_spec(_name) is None:
         raise MissingExtraError(f"serving needs {_name}: pip install 'blockrank[serve]'.")

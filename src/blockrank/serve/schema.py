@@ -1,12 +1,22 @@
-"""What `/openapi.json` says of the rerank routes. Bodies are read by `dialects`, which knows more than a schema can."""
+"""What `/openapi.json` says of the routes. Bodies are read by `dialects`, which knows more than a schema can."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from blockrank import __version__
+from blockrank.serve.paths import RERANK_PATHS
 from blockrank.serve.settings import ServeSettings
 
-TITLE = "blockrank"
+_OPENAPI = "3.1.0"
+# What each route tells: path -> title, sentence, type of its answer.
+_TOLD = {
+    "/livez": ("Livez", "Whether the process is worth keeping.", "application/json"),
+    "/readyz": ("Readyz", "Whether requests are served: every device has run a forward lately.", "application/json"),
+    "/health": ("Readyz", "Whether requests are served: every device has run a forward lately.", "application/json"),
+    "/metrics": ("Metrics", "Metrics in the format of Prometheus.", "text/plain"),
+    "/v1/models": ("Models", "The model served and its limits.", "application/json"),
+}
 _TEXT = {"type": "string"}
 _FLAG = {"type": "boolean"}
 _NUMBER = {"type": "number"}
@@ -42,7 +52,26 @@ _SPAN_OPTIONS = {
 _EXTRAS = {"id": {"type": ["string", "integer"]}, "evidence": _SPANS, "tokens": _INDEX, "cut_tokens": _INDEX}
 
 
-def rerank_schema(path: str, settings: ServeSettings) -> dict[str, Any]:
+def description(settings: ServeSettings) -> dict[str, Any]:
+    """The interface of a server, an OpenAPI document."""
+    paths = {path: {"post": _rerank(path, settings)} for path in RERANK_PATHS}
+    return {
+        "openapi": _OPENAPI,
+        "info": {"title": "blockrank", "version": __version__},
+        "paths": {**paths, **{path: {"get": _told(path, *told)} for path, told in _TOLD.items()}},
+    }
+
+
+def _told(path: str, title: str, sentence: str, media_type: str) -> dict[str, Any]:
+    return {
+        "summary": title,
+        "description": sentence,
+        "operationId": path.strip("/").replace("/", "_"),
+        "responses": {"200": {"description": "Successful Response", "content": {media_type: {"schema": {}}}}},
+    }
+
+
+def _rerank(path: str, settings: ServeSettings) -> dict[str, Any]:
     """Request and responses of one route."""
     bodies, answers = _shapes(path, settings)
     refusals = {
@@ -52,6 +81,8 @@ def rerank_schema(path: str, settings: ServeSettings) -> dict[str, Any]:
         "503": "Loading, draining, out of memory, or the device is lost.", "504": "Not in the time allowed.",
     }  # fmt: skip
     return {
+        "summary": "Rerank",
+        "operationId": "rerank" + path.replace("/", "_").removesuffix("_rerank"),
         "requestBody": {"required": True, "content": {"application/json": {"schema": _one_of(bodies)}}},
         "responses": {
             "200": {"description": "Best first.", "content": {"application/json": {"schema": _one_of(answers)}}},

@@ -18,7 +18,7 @@ import blockrank.serve.packages  # noqa: F401  # first: says what is missing
 
 # isort: split
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from blockrank.serve.app import create_app
 from blockrank.serve.connections import Connection, Connections
@@ -96,7 +96,7 @@ def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
     _log.error("%s: %s", context.get("message"), context.get("exception"))
 
 
-def make_server(app: FastAPI) -> Server:
+def make_server(app: Starlette) -> Server:
     """A server of an application, not started yet."""
     service: Service = app.state.service
     connections = Connections(service.settings, service.metrics)

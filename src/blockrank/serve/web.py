@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from fastapi import FastAPI, Response
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 # Where each file is served, and what it is. Paths are literals: no request can name another file.
 _FILES = {
@@ -31,10 +33,9 @@ _HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
-    """Add the page's routes to an application."""
-    for path, (name, media_type) in _FILES.items():
-        _add_file(app, path, name, media_type)
+def page_routes() -> list[Route]:
+    """The page's routes, which answer HEAD too."""
+    return [_file_route(path, name, media_type) for path, (name, media_type) in _FILES.items()]
 
 
 @cache
@@ -43,8 +44,8 @@ def static_file(name: str) -> bytes:
     return files("blockrank.serve").joinpath("static", name).read_bytes()
 
 
-def _add_file(app: FastAPI, path: str, name: str, media_type: str) -> None:
-    async def send() -> Response:
+def _file_route(path: str, name: str, media_type: str) -> Route:
+    async def send(_: Request) -> Response:
         return Response(static_file(name), media_type=media_type, headers=_HEADERS)
 
-    app.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
+    return Route(path, send)
