@@ -30,7 +30,7 @@ _INSTRUCTION = 60
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order."""
+    """A benchmark whose model was found and whose requests fit it. requests: one per shape, in order."""
 
     settings: BenchSettings
     subject: Subject
@@ -125,7 +125,7 @@ def _measure_ranking(job: Job) -> tuple[Ceiling, dict[str, Any], dict[Shape, Tim
     from blockrank.bench.timing import gemm_ceiling, release, time_call
 
     settings = job.settings
-    release(job.devices)  # what an earlier benchmark of this process left
+    release(job.devices)  # memory left by an earlier benchmark of this process
     model = rank_model(job.subject, job.devices, settings)
     with torch.inference_mode():
         before = gemm_ceiling(job.devices, model.dtype, settings.dtype)

@@ -52,10 +52,10 @@ ModelArgument = Annotated[
 ]
 DocumentsOption = Annotated[
     str | None,
-    typer.Option("--documents", metavar="N,N,...", help=f"Documents of a request; {_DOCUMENTS} if left out."),
+    typer.Option("--documents", metavar="N,N,...", help=f"Documents per request; {_DOCUMENTS} if left out."),
 ]
 LengthOption = Annotated[
-    str | None, typer.Option("--length", metavar="N,N,...", help=f"Tokens of a document; {_LENGTHS} if left out.")
+    str | None, typer.Option("--length", metavar="N,N,...", help=f"Tokens per document; {_LENGTHS} if left out.")
 ]
 ShapesOption = Annotated[
     str | None,
@@ -90,13 +90,14 @@ LayersOption = Annotated[
 PruneOption = Annotated[
     str | None,
     typer.Option(
-        "--prune", metavar="LAYER:SHARE,...", help="From each layer on only the best share of the documents goes on."
+        "--prune", metavar="LAYER:SHARE,...", help="From each layer on, keep only this share of the documents."
     ),
 ]
 PruneByOption = Annotated[
-    str | None, typer.Option("--prune-by", metavar="layer|lens", help="What chooses them; as the model says.")
+    str | None,
+    typer.Option("--prune-by", metavar="layer|lens", help="How they are chosen; by default as the model says."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the random tokens.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random tokens.")]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the record here as JSON, whole or not at all."),
@@ -186,7 +187,7 @@ def _progress_bars() -> Iterator[Reporter]:
 
 
 def result_text(result: BenchResult) -> str:
-    """What was measured, a row a shape, how time grows, and what stands behind each peer's column."""
+    """What was measured, one row per shape, how time grows, and what stands behind each peer's column."""
     names = _column_names(result)
     header = ["documents", "length", "tokens", "p50 ms", "p90 ms", "tokens/s", "GiB", "TFLOP", "of ceiling"]
     for peer in result.settings.peers:
@@ -246,7 +247,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _growth_lines(result: BenchResult, names: dict[str, str]) -> list[str]:
-    """The exponent of time over documents, a line a length; none where there is one number of documents."""
+    """The exponent of time over documents, one line per length; none where there is one number of documents."""
     lines = result.growth()
     if not lines:
         return []

@@ -88,7 +88,7 @@ class Block:
         return self.qkv, self.out, self.up, self.down
 
     def quantise(self, dtype: torch.dtype) -> None:
-        """All products in eight bits."""
+        """All products in an 8-bit type."""
         self.qkv, self.out, self.up, self.down = (linear.quantise(dtype) for linear in self.linears)
 
     def project(self, stream: Stream) -> Tensor:
@@ -222,7 +222,7 @@ class Decoder:
 
     head: from normed states (R, D) to next-token logits (R, V), the model's own and in its own type, where it was
     loaded with one. capturable: whether a forward does nothing on the host but launch. quantised: whether products are
-    in eight bits.
+    in int8 or fp8.
     """
 
     embed: Embed

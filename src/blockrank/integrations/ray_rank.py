@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 _MOST_LOST = 3  # workers that a group may lose before it is given up
 _AHEAD = 2  # groups that a worker has at once: one is computed while the next travels
-_WINDOW = 8  # groups a worker that may be ahead of the one that is handed on next
+_WINDOW = 8  # groups per worker that may be ahead of the one that is handed on next
 _PATIENCE_S = 300.0  # without a worker, before that is an error
 Remembered = tuple[int, list[Any], int]
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Which documents a query is trained against: found by BM25, by an encoder, named by the source, siblings, random."""
+"""Which documents per query is trained against: found by BM25, by an encoder, named by the source, siblings, random."""
 
 from __future__ import annotations
 

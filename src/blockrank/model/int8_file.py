@@ -1,7 +1,7 @@
 """Weights with int8 rows: a quarter of the size on disk, dequantised at load.
 
-A two-dimensional tensor W becomes int8 with one float16 scale a row, `W ~ q * scale[:, None]`; everything else is kept
-in float16. What the read-out never touches is omitted, and the file says so.
+A two-dimensional tensor W becomes int8 with one float16 scale per row, `W ~ q * scale[:, None]`; everything else is
+kept in float16. What the read-out never touches is omitted, and the file says so.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class LoadedModel:
         self.graphs = engine.Graphs(self.decoder)
 
     def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
-        """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
+        """Run the products of the fused layers in an 8-bit type, but for those of `exact_layers`.
 
         The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
         `ModelError` for a model that cannot be fused, or whose widths the hardware's products do not take.

@@ -59,7 +59,7 @@ def load_weights(
 
 
 def check_finite(module: PreTrainedModel, name: str) -> None:
-    """Raise `ModelError` where a weight is not finite, also one that only some token would come by."""
+    """Raise `ModelError` where a weight is not finite, also one that only some token would use."""
     for parameter, weight in module.named_parameters():
         low, high = torch.aminmax(weight.detach())
         if not bool(low.isfinite() & high.isfinite()):
@@ -98,7 +98,7 @@ def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named:
 
 
 def _check_types(module: PreTrainedModel, folder: Path) -> None:
-    """Raise `ModelError` where a weight is kept as integers, or in eight bits, and nothing says how to read them."""
+    """Raise `ModelError` where a weight is stored as integers or in 8 bits and nothing says how to read them."""
     prefix = _prefix(module)
     names = {name.removeprefix(prefix) for name, _ in module.named_parameters()}
     for path in sorted(folder.glob("*.safetensors")):

@@ -69,7 +69,7 @@ def _layout(model: RankModel) -> PackedLayout:
 
 
 def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
-    """Hidden states of every layer through the seam; checks that every layer came by."""
+    """Hidden states of every layer through the seam; checks that every layer was called."""
     current = model.start_pass(layout, Wanted.read_out(model.spec), stop=False)
     states = _hidden(model, layout, blockrank=current)
     layers = model.module.config.num_hidden_layers

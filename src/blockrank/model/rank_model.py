@@ -84,7 +84,7 @@ class RankModel:
 
     @property
     def eight_bits(self) -> str | None:
-        """The type of eight bits that products run in, None where they run in the model's own."""
+        """The 8-bit type that products run in, None where they run in the model's own."""
         blocks = self.decoder.blocks if self.decoder is not None else ()
         kinds = {linear.takes for block in blocks for linear in block.linears} - {None}
         return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or None

@@ -54,7 +54,7 @@ def reuse_context(spec: RankSpec, arithmetic: str) -> bytes:
 
 
 def content_keys(layout: PackedLayout, context: bytes) -> tuple[bytes, ...]:
-    """One key a document: a hash of the context, its start position, the instruction's tokens and its own."""
+    """One key per document: a hash of the context, its start position, the instruction's tokens and its own."""
     instructions = [i for i, kind in enumerate(layout.kinds_S) if kind == "instruction"]
     roots = [
         hashlib.blake2b(context + layout.ids_T[layout.starts_S[i] : layout.ends_S[i]].tobytes(), digest_size=16)
@@ -70,7 +70,7 @@ def content_keys(layout: PackedLayout, context: bytes) -> tuple[bytes, ...]:
 
 
 def plan_reuse(layout: PackedLayout, store: Store, context: bytes) -> ReusePlan:
-    """Leave out of a layout the documents a store holds, and all but the first of equal ones."""
+    """Leave out of a layout the documents a store holds, and all but the first among equals."""
     keys = content_keys(layout, context)
     held = store.find(tuple(dict.fromkeys(keys)))
     dropped_S = np.zeros(len(layout.starts_S), dtype=bool)
