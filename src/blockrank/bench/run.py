@@ -49,7 +49,7 @@ class Job:
         return pack([self.requests[shape]], self.subject.spec)
 
     def over_shapes(self, what: str, measure: Callable[[Shape], Timing]) -> dict[Shape, Timing]:
-        """Measure each shape, and say how far it is."""
+        """Measure each shape, and report progress."""
         timings: dict[Shape, Timing] = {}
         for done, shape in enumerate(self.requests):
             self.progress(what, done, len(self.requests))
@@ -61,9 +61,9 @@ class Job:
 def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
     """Measure shapes and their peers in one run. Imports torch.
 
-    Commands run before a model is loaded, so that they have the device to themselves and a broken one is told early.
-    Raises `InputError` where a request or a schedule does not fit the model, a device cannot be used, or a command
-    fails; `ModelError` where the model cannot be loaded.
+    Commands run before a model is loaded, so that they have the device to themselves and a broken one is reported
+    early. Raises `InputError` where a request or a schedule does not fit the model, a device cannot be used, or a
+    command fails; `ModelError` where the model cannot be loaded.
     """
     job = _prepare(settings, progress or (lambda *_: None))
     peers: dict[str, dict[Shape, Timing]] = {}

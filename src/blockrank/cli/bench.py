@@ -140,7 +140,7 @@ def bench_command(
         _check_schedule(settings)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
-    # The record is opened first: a place that cannot be written is told before anything is measured.
+    # The record is opened first: a place that cannot be written is reported before anything is measured.
     with logs(verbose), atomic_file(output) if output is not None else nullcontext() as stream:
         with _progress_bars() as progress:
             result = bench(settings, progress)
@@ -161,7 +161,7 @@ def _shapes(documents: str | None, length: str | None, shapes: str | None) -> tu
 
 
 def _check_schedule(settings: BenchSettings) -> None:
-    """Raise `InputError` where the model's spec refuses the schedule: a mistake of usage, told before anything runs."""
+    """Raise `InputError` where the model's spec refuses the schedule: a usage error, reported before anything runs."""
     if settings.spec_changes:
         from blockrank.bench.subject import find_subject  # imports torch
 

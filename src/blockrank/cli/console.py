@@ -131,7 +131,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _sentences(worded: Callable[[str], str] = str) -> Iterator[None]:
-    """What fails in the block is told in a sentence; worded: puts one into the terms of the command line."""
+    """What fails in the block is reported in one sentence; worded: puts one into the terms of the command line."""
     try:
         yield
     except BlockrankError as error:

@@ -177,7 +177,7 @@ def teach_command(
     check_scorer(scorer, teacher)
     models = Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries, scorer)
     with logs(verbose), rereadable(requests) as source, progress_bars() as progress:
-        # A broken line, or a request that the teacher refuses, is told before a model is loaded.
+        # A broken line, or a request that the teacher refuses, is reported before a model is loaded.
         placed = ((place, item.request) for place, item in placed_training_requests(source, judged=False))
         total = sum(1 for _ in check_requests(placed, models.check()))
         measure = _measure(tokenizer)

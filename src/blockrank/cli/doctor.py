@@ -56,7 +56,7 @@ _BEST = 1
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried."""
+    """One step and its outcome."""
 
     name: str
     ok: bool

@@ -14,7 +14,7 @@ from blockrank.engine.kernels import Kernels, Norm, Quantised
 from blockrank.engine.linear import Linear
 
 # Rows in one product, by type of device: large enough to fill it, small enough that an MLP's inner states stay bounded
-# (and, on a processor, near; and its products of few sizes, see `onednn`).
+# (and, on a processor, cached); and such that only few different row counts occur (see `onednn`).
 CHUNK_ROWS = {"cuda": 32768, "cpu": 512}
 _ELSEWHERE = 8192
 

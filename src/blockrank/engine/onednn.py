@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Up to so many rows are filled up to a multiple of so many. oneDNN makes a kernel for every number of them (0.3 ms,
-# and memory between that of other things), so that a server that sees every number should need few.
+# (rows at most, multiple that they are padded to). oneDNN compiles and keeps a kernel for every row count (0.3 ms each,
+# and its memory fragments the heap): a server that sees every count should need only a few kernels.
 _ROW_STEPS = ((64, 16), (128, 32), (sys.maxsize, 64))
 # Our activation -> oneDNN's name and variant.
 _ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}

@@ -40,7 +40,8 @@ class ClusterError(BlockrankError):
 def ray_session(*, verbose: bool = False) -> Iterator[None]:
     """Ray while the block runs: the cluster of RAY_ADDRESS or of this machine, or one that is started here and ends.
 
-    Nothing is reported to Ray's makers. What Ray prints goes to standard error. Raises `MissingExtraError` without ray.
+    No usage is reported to Ray's developers. What Ray prints goes to standard error. Raises `MissingExtraError` without
+    ray.
     """
     os.environ[_USAGE_STATISTICS] = "0"
     try:

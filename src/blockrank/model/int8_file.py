@@ -84,7 +84,7 @@ def _check_scale(weight: Tensor, scale: Tensor | None, holds: str) -> None:
     """Raise `ModelError` where a weight of int8 and its scale do not belong together."""
     if scale is None:
         if weight.dtype == torch.int8:
-            raise ModelError(f"{holds} in eight bits without its {_SCALE.removeprefix('.')}.")
+            raise ModelError(f"{holds} in int8 without its {_SCALE.removeprefix('.')}.")
     elif weight.dtype != torch.int8 or weight.ndim != 2 or scale.shape != weight.shape[:1]:
         raise ModelError(f"{holds} as {tuple(weight.shape)}, which {_SCALE.removeprefix('.')} does not fit.")
     elif not bool(((scale > 0) & scale.isfinite()).all()):

@@ -84,7 +84,7 @@ class LoadedModel:
         shapes = (linear.weight_ND.shape for block in self.decoder.blocks for linear in block.linears)
         if odd := next((shape for shape in shapes if any(size % _WIDTH_STEP for size in shape)), None):
             raise ModelError(
-                f"{self.name or 'the model'} has a product of {odd[0]} x {odd[1]}: eight bits take multiples of "
+                f"{self.name or 'the model'} has a product of {odd[0]} x {odd[1]}: 8-bit products take multiples of "
                 f"{_WIDTH_STEP}."
             )
         engine.quantise(self.decoder, self.module, dtype, exact_layers)

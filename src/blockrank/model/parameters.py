@@ -86,7 +86,7 @@ def _check_missing(
 
 def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named: str) -> None:
     """Raise `ModelError` for weights of a layer in use that the model has no place for: it would compute something
-    else than it was trained to. Layers above, other heads and the like are no matter."""
+    else than it was trained to. Layers above, other heads and the like do not matter."""
     prefix = _prefix(module)
     layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
     for name in sorted(unexpected):
