@@ -30,7 +30,7 @@ _INSTRUCTION = 60
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A benchmark whose model was found and whose requests fit it. requests: one per shape, in order."""
+    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order."""
 
     settings: BenchSettings
     subject: Subject

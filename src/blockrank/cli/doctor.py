@@ -56,7 +56,7 @@ _BEST = 1
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One step and its outcome."""
+    """One thing that was tried."""
 
     name: str
     ok: bool
@@ -165,7 +165,7 @@ def _rank(ranker: Ranker) -> str:
 
 
 def _text(report: dict[str, Any], checks: list[Check], ok: bool) -> str:
-    """The report, one line per fact."""
+    """The report, a line a fact."""
     rows = [(name, found or "missing") for name, found in report["versions"].items()]
     for item in report["extras"]:
         rows.append((item["name"], item["version"] or f"not installed: blockrank[{item['extra']}] brings it"))

@@ -67,7 +67,7 @@ class State:
 
 
 def start(decoders: Sequence[Decoder], layout: PackedLayout, spec: RankSpec, backend: AttentionBackend) -> State:
-    """A layout divided among decoders, before the first layer."""
+    """A layout shared out over decoders, before the first layer."""
     sizes_C = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
     owner_C = share_out(sizes_C, len(decoders))
     parts = []

@@ -54,7 +54,7 @@ def reuse_context(spec: RankSpec, arithmetic: str) -> bytes:
 
 
 def content_keys(layout: PackedLayout, context: bytes) -> tuple[bytes, ...]:
-    """One key per document: a hash of the context, its start position, the instruction's tokens and its own."""
+    """One key a document: a hash of the context, its start position, the instruction's tokens and its own."""
     instructions = [i for i, kind in enumerate(layout.kinds_S) if kind == "instruction"]
     roots = [
         hashlib.blake2b(context + layout.ids_T[layout.starts_S[i] : layout.ends_S[i]].tobytes(), digest_size=16)
