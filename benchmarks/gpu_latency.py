@@ -4,14 +4,14 @@
 
 Random weights in Mistral-7B's shape, from token ids to the sorted order, medians of the repeats. Parts:
 
-    latency  in bfloat16 and in eight bits, against the prefill of the same model with full attention in transformers,
+    latency  in bfloat16 and fp8, against the prefill of the same model with full attention in transformers,
              in bfloat16, all layers: a ranker that decodes needs at least that
-    prune    in eight bits, most documents leaving early
+    prune    in fp8, most documents leaving early
     growth   over the number of documents, in bfloat16
-    memory   one request that fills most of a GPU, in eight bits and in bfloat16
+    memory   one request that fills most of a GPU, in fp8 and in bfloat16
     devices  one request on one and on several GPUs, in bfloat16; needs --devices
 
-`--model tiny --device cpu` tries the script where there is no GPU: small requests, float32 in place of eight bits.
+`--model tiny --device cpu` tries the script where there is no GPU: small requests, float32 in place of fp8.
 """
 
 from __future__ import annotations

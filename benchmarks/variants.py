@@ -5,7 +5,7 @@
 Each folder of DIR is a collection in BEIR layout; candidates are BM25's best, or those of `runs/bm25.trec` where there
 is one. Every variant ranks the same requests, tokenised once. For each: nDCG@10, its difference from float32 with the p
 of a paired randomisation test over all queries, and two measures of agreement with float32's order: Kendall's tau and
-the part of its best ten that are among the variant's. Types in eight bits need a GPU.
+the part of its best ten that are among the variant's. 8-bit types need a GPU.
 """
 
 from __future__ import annotations

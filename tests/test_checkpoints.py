@@ -112,7 +112,7 @@ def test_control_tokens_beyond_the_embeddings_do_no_harm_unless_a_template_names
 
 @pytest.mark.parametrize("rows", [258, 1000, 4000])
 def test_rows_to_spare(rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Tables are filled up; what is too much is another model's."""
+    """Tables may be padded; with too many spare rows they belong to another model."""
     words = {f"w{i}": i for i in range(258, 258 if rows < 2000 else 2500)}
     tokenizer = byte_tokenizer()
     config = AutoConfig.for_model("mistral", **{**BASE, "hidden_size": 16, "head_dim": 4, "vocab_size": rows})
@@ -234,7 +234,7 @@ def test_an_instruction_takes_of_the_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda tensors, name: tensors.pop(f"{name}.row_scale"), "in eight bits without its row_scale"),
+        (lambda tensors, name: tensors.pop(f"{name}.row_scale"), "in int8 without its row_scale"),
         (lambda tensors, name: tensors.pop(name), "row_scale, but not what it scales"),
         (lambda tensors, name: cut(tensors, f"{name}.row_scale"), "which row_scale does not fit"),
         (lambda tensors, name: tensors[f"{name}.row_scale"][1:2].fill_(torch.nan), "not above zero and finite"),

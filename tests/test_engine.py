@@ -298,7 +298,7 @@ def test_what_onednn_is_not_asked_for() -> None:
     assert not Linear(torch.randn(48, 64), None).quantise(torch.int8).activates("gelu")
 
 
-# Eight bits (floats of eight bits by torch's own product on the processor, for the arithmetic alone)
+# 8-bit types (floats of 8 bits by torch's own product on the processor, for the arithmetic alone)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -323,7 +323,7 @@ def test_a_product_in_eight_bits_is_exact_up_to_its_factors(dtype: torch.dtype, 
 
 
 def test_integer_products_are_exact_without_instructions_for_them() -> None:
-    """On AVX2 alone sums of pairs overflow in silence where a weight uses all eight bits."""
+    """On AVX2 alone sums of pairs overflow in silence where a weight uses all 8 bits."""
     code = """
 import torch
 from blockrank.engine.kernels import quantise_rows
@@ -352,7 +352,7 @@ def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
     found = scores(model, layout)
     assert 0 < float(((found - expected) / expected).abs().max()) < 0.05
     for call in (model.in_library_layers, lambda: model.forward(layout)):  # with gradients, that is
-        with pytest.raises(ModelError, match="loaded in eight bits: it infers, and does nothing else"):
+        with pytest.raises(ModelError, match="loaded in int8 or fp8: it can infer, and nothing else"):
             call()
 
 
@@ -362,7 +362,7 @@ def test_widths_that_eight_bits_do_not_take() -> None:
         golden_spec(),
         get_backend("sdpa", CPU, torch.float32),
     )
-    with pytest.raises(ModelError, match="odd has a product of 88 x 32: eight bits take multiples of 16"):
+    with pytest.raises(ModelError, match="odd has a product of 88 x 32: 8-bit products take multiples of 16"):
         model.weights.quantise(torch.int8)
 
 
@@ -372,7 +372,7 @@ def test_layers_may_be_left_as_they_are() -> None:
     expected = scores(model, layout)
     model.weights.quantise(torch.int8, exact_layers=range(3))
     torch.testing.assert_close(scores(model, layout), expected, atol=1e-6, rtol=1e-5)
-    with pytest.raises(ModelError, match="loaded in eight bits"):
+    with pytest.raises(ModelError, match="loaded in int8 or fp8"):
         model.in_library_layers()
 
 

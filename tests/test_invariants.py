@@ -246,7 +246,7 @@ def test_sdpa_in_small_buckets_equals_large_ones(monkeypatch: pytest.MonkeyPatch
 @quick
 @given(lengths=st.lists(st.lists(st.integers(1, 600), min_size=3, max_size=9), min_size=2, max_size=3))
 def test_sdpa_pads_a_segment_alike_alone_and_beside_others(lengths: list[list[int]]) -> None:
-    """Products of other shapes add up in another order, which eight bits would make visible."""
+    """Products of other shapes add up in another order, which int8 would make visible."""
 
     def shapes(requests: list[list[int]]) -> list[tuple[int, int, bool]]:
         """Queries and rows, as padded, of each token's segment, and whether a mask is spared."""

@@ -269,7 +269,7 @@ def test_devices() -> None:
             Ranker.from_pretrained(device=name)
 
 
-# Weights in eight bits
+# int8 weights
 
 
 def test_int8_rows_are_close_and_omissions_are_told(tmp_path: Path) -> None:

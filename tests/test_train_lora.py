@@ -123,7 +123,7 @@ def test_adapters_on_adapters(work: Path) -> None:
 
 @pytest.mark.parametrize("merge", ["true", "false"])
 def test_adapters_of_the_embedded_model(work: Path, merge: str) -> None:
-    """Its weights are stored in eight bits, and loaded in another way; its name stands for its folder."""
+    """Its weights are stored as int8 and loaded in their own way; its name stands for its folder."""
     path = lora_file(work, f"rank = 4\nmerge = {merge}", "lm = 0.0", max_steps=2)
     path.write_text(path.read_text().replace(str(work / "base"), "embedded"), encoding="utf-8")
     out = train_from_config(path)

@@ -6,7 +6,7 @@ Reads the files that ``prepare.py`` wrote and writes copies with three tensors a
 
 - ``document_vectors`` float16 (C, D) and ``query_vectors`` float16 (N, D): mean over all tokens, unit length
 - ``dense`` int32 (N, 16): the nearest documents by cosine that no row with the same query has as a positive,
-  nearest first, filled up with -1; all -1 where the set allows only its own negatives (metadata ``mining: own``)
+  nearest first, padded with -1; all -1 where the set allows only its own negatives (metadata ``mining: own``)
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def excluded_documents(tensors: dict[str, Array]) -> tuple[npt.NDArray[np.int64]
 
 @torch.inference_mode()
 def mine(documents: torch.Tensor, queries: torch.Tensor, tensors: dict[str, Array]) -> npt.NDArray[np.int32]:
-    """The nearest documents (N, 16) of each query that are not excluded, nearest first, filled up with -1."""
+    """The nearest documents (N, 16) of each query that are not excluded, nearest first, padded with -1."""
     starts, excluded = excluded_documents(tensors)
     dtype = torch.float16 if documents.is_cuda else torch.float32
     documents, queries = documents.to(dtype), queries.to(dtype)

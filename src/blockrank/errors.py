@@ -42,8 +42,8 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice. Only for CUDA has torch an error of its own for it; numpy and Python raise
-    `MemoryError`."""
+    """Whether the error means that memory ran out. Only for CUDA has torch an error of its own for it; numpy and Python
+    raise `MemoryError`."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     return isinstance(error, RuntimeError) and any(sentence in str(error) for sentence in _SENTENCES)

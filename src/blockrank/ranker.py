@@ -87,7 +87,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         spec: overrides the checkpoint's own (a `RankSpec` or the name of a built-in one). device, dtype, backend: None
         chooses by the machine. With several devices ("cuda:0,cuda:1") a stream of requests is ranked on all of them,
         and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
-        compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run products in eight bits. probe: see
+        compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run 8-bit products. probe: see
         `blockrank.model.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen.
         scorer: a name, with settings as in "decode:beams=1,form=list", or an object such as `DecodeScorer(beams=1)`. It
         says what is loaded: "attention" takes the layers up to the scoring layer, "decode" all of them and the

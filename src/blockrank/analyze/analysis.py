@@ -81,7 +81,7 @@ def _tokenised(ranker: Ranker, request: RankRequest) -> TokenisedRequest:
 
 
 def _silent(_what: str, _done: int, _of: int) -> None:
-    """Show nothing."""
+    """Report no progress."""
 
 
 def _shares(

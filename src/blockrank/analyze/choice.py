@@ -170,7 +170,7 @@ def choose(values: Values, is_dev: NDArray[np.bool_], own: Setting | None, layer
     compared. Without an own setting the best one is taken.
     """
     dev = {setting: table_QM[is_dev, MEASURES.index("nDCG@10")] for setting, table_QM in values.items()}
-    best = max(dev, key=lambda setting: float(dev[setting].mean()))  # the first of equal ones
+    best = max(dev, key=lambda setting: float(dev[setting].mean()))  # the first among equals
     if own is not None and dev[own].mean() >= dev[best].mean():
         best = own
     p = None

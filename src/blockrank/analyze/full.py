@@ -13,7 +13,7 @@ from blockrank.layout import PackedLayout
 @dataclass(frozen=True, slots=True)
 class FullLayout:
     """A layout of the same tokens whose segments are runs of the block layout's, as long as causality stays the same:
-    for most models one run a request.
+    for most models one run per request.
 
     positions: "continuing" where they count on through the prompt, as in a plain prompt; "restarting" where the model's
     position table is too short for that and they are those of the block layout.

@@ -96,7 +96,7 @@ def attention(analysis: Analysis) -> bytes:
 def _stack(
     axes: Axes, table_LF: NDArray[np.float64], uniform_F: NDArray[np.float64], names: Sequence[str], title: str
 ) -> None:
-    """Stacked bars, one a layer, and one of uniform attention set apart on the right."""
+    """Stacked bars, one per layer, and one of uniform attention set apart on the right."""
     layers = len(table_LF)
     gap = max(1.6, layers * 0.1)
     places = np.append(np.arange(layers), layers - 1 + gap)

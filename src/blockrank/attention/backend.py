@@ -1,4 +1,4 @@
-"""The backend seam: plan once a forward, attend once a layer. Scores, labels, templates and caches stay outside."""
+"""The backend seam: plan once per forward, attend once per layer. Scores, labels, templates and caches stay outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The oracle: one dense (T, P) mask, any device, any dtype. Slow and plain on purpose."""
+"""The reference: one dense (T, P) mask, any device, any dtype. Slow and plain on purpose."""
 
 from __future__ import annotations
 

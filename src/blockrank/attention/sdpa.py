@@ -1,9 +1,9 @@
-"""The default on CPU, and everywhere in float32: segments in buckets of one padded size, one SDPA call a bucket.
+"""The default on CPU, and everywhere in float32: segments in buckets of one padded size, one SDPA call per bucket.
 
 Never a dense (T, T) mask: a bucket of n segments holds at most n x longest query x longest key entries. The size that a
 segment is padded to depends on the segment alone. A product adds up in an order that depends on its shape, so that
 else a segment would get other bits beside other segments. That is some 1e-6, but where the next product rounds its
-input to eight bits it may be another step, and steps add up. Segments that read the same cached rows first
+input to 8 bits it may be another step, and steps add up. Segments that read the same cached rows first
 (the beams of one prompt) count as one, so that these rows are gathered once.
 """
 

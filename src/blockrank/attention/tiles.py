@@ -23,12 +23,13 @@ _COLUMNS = 8  # of the item table: what a tile is, see `Tiles`
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The tiles of a layout for one number of tokens a tile.
+    """The tiles of a layout for one number of tokens per tile.
 
-    items_I8 (int32), a row a tile: first token, tokens, first and last range, first and last own row, whether own rows
-    are read causally, and the slot its part goes to (-1: the tile is whole and writes its output itself).
-    ranges_R2 (int32): [start, end) rows. merges_M4 (int32), a row a token whose tile was split: the token, its first
-    slot, its place in the tile, and how many slots follow each other. tokens: of a full tile. slots: parts in all.
+    items_I8 (int32), one row per tile: first token, tokens, first and last range, first and last own row, whether own
+    rows are read causally, and the slot its part goes to (-1: the tile is whole and writes its output itself).
+    ranges_R2 (int32): [start, end) rows. merges_M4 (int32), one row per token whose tile was split: the token, its
+    first slot, its place in the tile, and how many slots follow each other. tokens: of a full tile. slots: parts in
+    all.
     """
 
     items_I8: Tensor

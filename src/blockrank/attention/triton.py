@@ -19,7 +19,7 @@ from blockrank.layout import PackedLayout
 
 
 class TritonBackend:
-    """Tiles over rows, one launch a layer and a second one where tiles were split."""
+    """Tiles over rows, one launch per layer and a second one where tiles were split."""
 
     name: ClassVar[str] = "triton"
     differentiates: ClassVar[bool] = False

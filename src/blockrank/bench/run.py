@@ -49,7 +49,7 @@ class Benchmark:
         return pack([self.requests[shape]], self.subject.spec)
 
     def over_shapes(self, what: str, measure: Callable[[Shape], Timing]) -> dict[Shape, Timing]:
-        """Measure each shape, and say how far it is."""
+        """Measure each shape, and report progress."""
         timings: dict[Shape, Timing] = {}
         for done, shape in enumerate(self.requests):
             self.progress(what, done, len(self.requests))
@@ -61,9 +61,9 @@ class Benchmark:
 def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
     """Measure shapes and their peers in one run. Imports torch.
 
-    Commands run before a model is loaded, so that they have the device to themselves and a broken one is told early.
-    Raises `InputError` where a request or a schedule does not fit the model, a device cannot be used, or a command
-    fails; `ModelError` where the model cannot be loaded.
+    Commands run before a model is loaded, so that they have the device to themselves and a broken one is reported
+    early. Raises `InputError` where a request or a schedule does not fit the model, a device cannot be used, or a
+    command fails; `ModelError` where the model cannot be loaded.
     """
     job = _prepare(settings, progress or (lambda *_: None))
     peers: dict[str, dict[Shape, Timing]] = {}
@@ -125,7 +125,7 @@ def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shap
     from blockrank.bench.timing import gemm_ceiling, release, time_call
 
     settings = job.settings
-    release(job.devices)  # what an earlier benchmark of this process left
+    release(job.devices)  # memory left by an earlier benchmark of this process
     model = rank_model(job.subject, job.devices, settings)
     with torch.inference_mode():
         before = gemm_ceiling(job.devices, model.dtype, settings.dtype)

@@ -24,7 +24,7 @@ _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 def time_call(call: Callable[[], object], repeats: int, devices: Sequence[torch.device]) -> Timing:
     """Time a call `repeats` times after one that warms up, and its peak memory. devices: all that it uses.
 
-    Memory that does not suffice is a result, not an error.
+    Running out of memory is a result, not an error.
     """
     reset_peak(devices)
     try:
@@ -53,7 +53,7 @@ def _cuda(devices: Sequence[torch.device]) -> list[torch.device]:
 
 
 def _synchronise(devices: Sequence[torch.device]) -> None:
-    """Wait for the work that was only queued."""
+    """Wait for work that was only queued."""
     for device in _cuda(devices):
         torch.cuda.synchronize(device)
 
@@ -94,8 +94,8 @@ def _device_peak_gib(device: torch.device) -> float | None:
 
 
 def gemm_ceiling(devices: Sequence[torch.device], dtype: torch.dtype, name: str | None = None) -> Ceiling:
-    """Median speed of one square product of random matrices: 8192 on CUDA, 1024 elsewhere; of eight bits where `name`
-    is "fp8" or "int8".
+    """Median speed of one square product of random matrices: 8192 on CUDA, 1024 elsewhere; in 8 bits where `name` is
+    "fp8" or "int8".
 
     Measured on the first device; the others are taken to be like it.
     """
@@ -114,7 +114,7 @@ def gemm_ceiling(devices: Sequence[torch.device], dtype: torch.dtype, name: str 
 
 
 def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The product of two matrices in eight bits, the second laid out by columns as the hardware wants it."""
+    """The product of two matrices of an 8-bit type, the second laid out by columns as the hardware wants it."""
     a, b = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn).t()
     one = torch.ones((), device=left.device)
     return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)

@@ -33,13 +33,15 @@ CollectionArgument = Annotated[
     typer.Argument(metavar="COLLECTION", help="A folder in BEIR layout, or an ir_datasets id.", show_default=False),
 ]
 OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Where the page, pictures and numbers go.")
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the page, pictures and numbers.")
 ]
-QueriesOption = Annotated[int, typer.Option("--queries", min=2, help="Judged queries, half of them to choose on.")]
-CandidatesOption = Annotated[int, typer.Option("--candidates", min=2, help="Candidates of each query.")]
-DocumentsOption = Annotated[int, typer.Option("--documents", min=2, help="Documents in a prompt of full attention.")]
+QueriesOption = Annotated[
+    int, typer.Option("--queries", min=2, help="Judged queries; half of them are used to choose.")
+]
+CandidatesOption = Annotated[int, typer.Option("--candidates", min=2, help="Candidates per query.")]
+DocumentsOption = Annotated[int, typer.Option("--documents", min=2, help="Documents in a prompt under full attention.")]
 OrderOption = Annotated[bool, typer.Option("--keep-order", help="Leave candidates in the first stage's order.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every random draw.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 TemplateOption = Annotated[
     str | None,
     typer.Option("--template", help="Prompt of a model without blockrank.json. [default: blockrank]"),

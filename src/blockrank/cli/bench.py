@@ -49,10 +49,10 @@ ModelArgument = Annotated[
 ]
 DocumentsOption = Annotated[
     str | None,
-    typer.Option("--documents", metavar="N,N,...", help=f"Documents of a request; {_DOCUMENTS} if left out."),
+    typer.Option("--documents", metavar="N,N,...", help=f"Documents per request; {_DOCUMENTS} if left out."),
 ]
 LengthOption = Annotated[
-    str | None, typer.Option("--length", metavar="N,N,...", help=f"Tokens of a document; {_LENGTHS} if left out.")
+    str | None, typer.Option("--length", metavar="N,N,...", help=f"Tokens per document; {_LENGTHS} if left out.")
 ]
 ShapesOption = Annotated[
     str | None,
@@ -87,13 +87,14 @@ LayersOption = Annotated[
 PruneOption = Annotated[
     str | None,
     typer.Option(
-        "--prune", metavar="LAYER:SHARE,...", help="From each layer on only the best share of the documents goes on."
+        "--prune", metavar="LAYER:SHARE,...", help="From each layer on, keep only this share of the documents."
     ),
 ]
 PruneByOption = Annotated[
-    str | None, typer.Option("--prune-by", metavar="layer|lens", help="What chooses them; as the model says.")
+    str | None,
+    typer.Option("--prune-by", metavar="layer|lens", help="How they are chosen; by default as the model says."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the random tokens.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random tokens.")]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the record here as JSON, whole or not at all."),
@@ -136,7 +137,7 @@ def bench_command(
         _check_schedule(settings)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
-    # The record is opened first: a place that cannot be written is told before anything is measured.
+    # The record is opened first: a place that cannot be written is reported before anything is measured.
     with logs(verbose), atomic_file(output) if output is not None else nullcontext() as stream:
         with progress_bars(stay=False, draw_between=True) as progress:
             result = bench(settings, progress)
@@ -157,7 +158,7 @@ def _shapes(documents: str | None, length: str | None, shapes: str | None) -> tu
 
 
 def _check_schedule(settings: BenchSettings) -> None:
-    """Raise `InputError` where the model's spec refuses the schedule: a mistake of usage, told before anything runs."""
+    """Raise `InputError` where the model's spec refuses the schedule: a usage error, reported before anything runs."""
     if settings.spec_changes:
         from blockrank.bench.subject import find_subject  # imports torch
 
@@ -165,7 +166,7 @@ def _check_schedule(settings: BenchSettings) -> None:
 
 
 def result_text(result: BenchResult) -> str:
-    """What was measured, a row a shape, how time grows, and what stands behind each peer's column."""
+    """What was measured, one row per shape, how time grows, and what stands behind each peer's column."""
     names = _column_names(result)
     header = ["documents", "length", "tokens", "p50 ms", "p90 ms", "tokens/s", "GiB", "TFLOP", "of ceiling"]
     for peer in result.settings.peers:
@@ -225,7 +226,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _growth_lines(result: BenchResult, names: dict[str, str]) -> list[str]:
-    """The exponent of time over documents, a line a length; none where there is one number of documents."""
+    """The exponent of time over documents, one line per length; none where there is one number of documents."""
     lines = result.growth()
     if not lines:
         return []

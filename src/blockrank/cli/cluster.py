@@ -23,7 +23,7 @@ RayOption = Annotated[
 RayWorkersOption = Annotated[
     int | None, typer.Option("--ray-workers", min=1, help="Workers of --ray; one for every GPU, else for every core.")
 ]
-RayCpusOption = Annotated[int, typer.Option("--ray-cpus", min=1, help="Cores and threads of a worker of --ray.")]
+RayCpusOption = Annotated[int, typer.Option("--ray-cpus", min=1, help="Cores and threads per worker of --ray.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,15 @@ DtypeOption = Annotated[
 BackendOption = Annotated[str | None, typer.Option("--backend", help="Attention backend; chosen if left out.")]
 SegmentOption = Annotated[
     int | None,
-    typer.Option("--max-segment-tokens", min=1, help="Cut documents to so many tokens; the model's limit if left out."),
+    typer.Option(
+        "--max-segment-tokens", min=1, help="Cut documents to this many tokens; the model's limit if left out."
+    ),
 ]
 PatternOption = Annotated[
     str | None,
-    typer.Option("--pattern", metavar="block|causal", help="What reads what; causal is full attention, the baseline."),
+    typer.Option(
+        "--pattern", metavar="block|causal", help="Attention pattern; causal is full attention, the baseline."
+    ),
 ]
 ScorerOption = Annotated[
     str | None,
@@ -78,7 +82,7 @@ CutQueriesOption = Annotated[
     bool, typer.Option("--cut-queries", help="Cut queries over the model's limit instead of refusing them.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log progress to standard error.")]
 
 
 class Command(TyperCommand):
@@ -127,7 +131,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _sentences(worded: Callable[[str], str] = str) -> Iterator[None]:
-    """What fails in the block is told in a sentence; worded: puts one into the terms of the command line."""
+    """What fails in the block is reported in one sentence; worded: puts one into the terms of the command line."""
     try:
         yield
     except BlockrankError as error:
@@ -156,7 +160,7 @@ def _options(command: Any) -> dict[str, str]:
 
 
 def note(sentence: str) -> None:
-    """Tell the user something beside the data."""
+    """Tell the user something on standard error, apart from the data."""
     tell(f"blockrank: {sentence}")
 
 

@@ -49,7 +49,7 @@ class Cuts:
         self.warning = self.warning or other.warning
 
     def report(self) -> None:
-        """Say how many were cut; nothing where none was."""
+        """Report how many were cut; nothing where none was."""
         if self.cut:
             note(
                 f"{self.cut} of {self.documents} documents were cut to fit {self.limit} tokens "

@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from blockrank.mine.statistics import Measure
     from blockrank.mine.unjudged import Taken
 
-data_app = typer.Typer(no_args_is_help=True, help="Make and look at training requests.")
+data_app = typer.Typer(no_args_is_help=True, help="Make and inspect training requests.")
 
 
 @data_app.command("requests")
@@ -177,7 +177,7 @@ def teach_command(
     check_scorer(scorer, teacher)
     models = Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries, scorer)
     with logs(verbose), rereadable(requests) as source, progress_bars() as progress:
-        # A broken line, or a request that the teacher refuses, is told before a model is loaded.
+        # A broken line, or a request that the teacher refuses, is reported before a model is loaded.
         placed = ((place, item.request) for place, item in placed_training_requests(source, judged=False))
         total = sum(1 for _ in check_requests(placed, models.check()))
         measure = _measure(tokenizer)
@@ -234,7 +234,7 @@ def split_command(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSON lines with `query`, and `group` or not.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where NAME.PART.jsonl go.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for NAME.PART.jsonl.")],
     shares: SharesOption = "train=0.9,dev=0.05,test=0.05",
     seed: SeedOption = 0,
     verbose: VerboseOption = False,

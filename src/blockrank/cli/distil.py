@@ -13,32 +13,34 @@ from blockrank.cli.console import VerboseOption, logs, note
 
 def distil_command(
     requests: Annotated[
-        Path, typer.Argument(metavar="REQUESTS", help="Training requests with a teacher's scores, .gz too.")
+        Path, typer.Argument(metavar="REQUESTS", help="Training requests with a teacher's scores; may be .gz.")
     ],
     encoder: Annotated[str, typer.Option("--encoder", metavar="MODEL", help="Bi-encoder of sentence-transformers.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the trained one.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="New folder for the trained bi-encoder.")
+    ],
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the requests.")] = 1.0,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="So many steps, whatever --epochs.", show_default=False)
+        int | None, typer.Option("--steps", min=1, help="Number of steps, in place of --epochs.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Requests of a step.")] = 16,
-    accumulate: Annotated[
-        int, typer.Option("--accumulate", min=1, help="Divide a step over so many forwards, to save memory.")
-    ] = 1,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest, after the warm-up.")] = 2e-5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Requests per step.")] = 16,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Forwards per step, to save memory.")] = 1,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="Highest learning rate, after the warm-up.")
+    ] = 2e-5,
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps over which it rises.")] = 0.1,
     temperature: Annotated[
         float | None,
         typer.Option(
             "--temperature",
-            help="Of the bi-encoder's similarities.  [default: 0.05 for cosines, 1 for dot products]",
+            help="Temperature of the bi-encoder's similarities.  [default: 0.05 for cosines, 1 for dot products]",
             show_default=False,
         ),
     ] = None,
     teacher_temperature: Annotated[
-        float, typer.Option("--teacher-temperature", help="Of the teacher's scores; above 1 flattens its shares.")
+        float, typer.Option("--teacher-temperature", help="Temperature of the teacher's scores; above 1 flattens them.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and dropout.")] = 0,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu or cuda; chosen if left out.", show_default=False)
     ] = None,

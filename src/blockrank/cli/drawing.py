@@ -17,7 +17,7 @@ _INDENT = "    "
 
 
 def plain_text(ranking: Ranking) -> str:
-    """The query, then a line a document: rank, score, doc_id and its beginning; with evidence, a further line."""
+    """The query, then one line per document: rank, score, doc_id and its beginning; with evidence, a further line."""
     rows = [
         (str(entry.rank), f"{entry.score:.4f}", preview(entry.doc_id), preview(entry.document.content))
         for entry in ranking

@@ -52,7 +52,7 @@ WhatArgument = Annotated[
 ]
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Where runs and results go; an evaluation there goes on."),
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for runs and results; an evaluation there is resumed."),
 ]
 ModelsOption = Annotated[
     list[str] | None,
@@ -79,18 +79,18 @@ DepthOption = Annotated[
 MeasureOption = Annotated[
     list[str] | None, typer.Option("--measure", help="Measure, the first is tested; repeatable. [default: nDCG@10 ...]")
 ]
-MostOption = Annotated[int | None, typer.Option("--max-queries", min=1, help="Only the first so many judged queries.")]
-RestartOption = Annotated[bool, typer.Option("--restart", help="Drop what is in the output folder and begin again.")]
+MostOption = Annotated[int | None, typer.Option("--max-queries", min=1, help="Use only the first N judged queries.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Discard what the output folder holds and begin again.")]
 ReuseOption = Annotated[
-    float, typer.Option("--reuse-memory", min=0, help="GiB for documents encoded once a collection; 0 turns it off.")
+    float, typer.Option("--reuse-memory", min=0, help="GiB for documents encoded once per collection; 0 turns it off.")
 ]
 LatencyOption = Annotated[
-    int, typer.Option("--latency-queries", min=0, help="Requests ranked again, alone, to take their time.")
+    int, typer.Option("--latency-queries", min=0, help="Requests ranked again, alone, to measure latency.")
 ]
 ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")]
-PerQueryOption = Annotated[bool, typer.Option("--per-query", help="Of a run: a line for each query as well.")]
+PerQueryOption = Annotated[bool, typer.Option("--per-query", help="For a run: also one line per query.")]
 CeilingOption = Annotated[
-    bool, typer.Option("--ceiling", help="Of a run: also what the best order of its documents would reach.")
+    bool, typer.Option("--ceiling", help="For a run: also what the best order of its documents would reach.")
 ]
 
 

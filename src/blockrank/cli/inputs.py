@@ -25,7 +25,9 @@ from blockrank.types import Document, RankRequest
 Read = Callable[[], Iterator[tuple[str, RankRequest]]]
 Check = Callable[[RankRequest], None]
 
-QueryArgument = Annotated[str | None, typer.Argument(metavar="QUERY", help="What to rank for.", show_default=False)]
+QueryArgument = Annotated[
+    str | None, typer.Argument(metavar="QUERY", help="The query to rank for.", show_default=False)
+]
 FilesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="FILE", help="Text files, one document each; - is standard input.", show_default=False),
@@ -37,7 +39,7 @@ RequestsOption = Annotated[
     str | None,
     typer.Option("--requests", metavar="FILE", help='JSON lines: {"query", "query_id", "documents"}; takes no QUERY.'),
 ]
-LinesOption = Annotated[bool, typer.Option("--lines", help="Every line of a FILE is a document.")]
+LinesOption = Annotated[bool, typer.Option("--lines", help="Treat every line of a FILE as a document.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from blockrank.cli.console import (
     logs,
 )
 
-DocumentsLimit = Annotated[int, typer.Option("--max-documents", min=1, help="Documents of a call.")]
-CharsLimit = Annotated[int, typer.Option("--max-document-chars", min=1, help="Characters of a document.")]
+DocumentsLimit = Annotated[int, typer.Option("--max-documents", min=1, help="Most documents per call.")]
+CharsLimit = Annotated[int, typer.Option("--max-document-chars", min=1, help="Most characters per document.")]
 PortOption = Annotated[
     int | None,
     typer.Option(

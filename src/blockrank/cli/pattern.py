@@ -51,7 +51,7 @@ def pairs_read(layout: PackedLayout) -> int:
 
 
 def draw(matrix: Blocks, names: Sequence[str]) -> str:
-    """The matrix as text, a row a segment; the middle is left out where there are many."""
+    """The matrix as text, one row per segment; the middle is left out where there are many."""
     size = len(names)
     shown = list(range(size)) if size <= _DRAWN else [*range(_DRAWN - 6), *range(size - 6, size)]
     gap = None if size <= _DRAWN else _DRAWN - 6
@@ -68,7 +68,7 @@ def draw(matrix: Blocks, names: Sequence[str]) -> str:
 
 
 def save_png(layout: PackedLayout, names: Sequence[str], stream: BinaryIO) -> None:
-    """The pattern to scale, a unit a token, as a PNG picture. Raises `MissingExtraError` without matplotlib."""
+    """The pattern to scale, one unit per token, as a PNG picture. Raises `MissingExtraError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

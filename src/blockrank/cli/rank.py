@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from blockrank.ranker import Ranker
 
 TrecOption = Annotated[bool, typer.Option("--trec", help="Write a TREC run: query_id Q0 doc_id rank score tag.")]
-TopOption = Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Keep the best so many documents.")]
+TopOption = Annotated[
+    int | None, typer.Option("--top-k", "-k", min=1, help="Keep only this many of the best documents.")
+]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Show which words of each document made its score.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, whole or not at all.")]
 BudgetOption = Annotated[

@@ -51,15 +51,15 @@ SourceArgument = Annotated[
     typer.Argument(metavar="SOURCE", help="A folder, a file, or JSON lines of documents.", show_default=False),
 ]
 QueryArgument = Annotated[str, typer.Argument(metavar="QUERY", help="What to search for.", show_default=False)]
-TopOption = Annotated[int, typer.Option("--top-k", "-k", min=1, help="Show the best so many documents.")]
+TopOption = Annotated[int, typer.Option("--top-k", "-k", min=1, help="Show this many of the best documents.")]
 DepthOption = Annotated[int, typer.Option("--depth", min=1, help="Passages that BM25 hands to the model.")]
 AllOption = Annotated[bool, typer.Option("--all-passages", help="Show every passage, not the best of each document.")]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Read every file again.")]
 FileTimeoutOption = Annotated[
     float,
-    typer.Option(metavar="SECONDS", min=0.1, help="Skip a file that takes longer to read; over 5 MB in proportion."),
+    typer.Option(metavar="SECONDS", min=0.1, help="Skip a file that takes longer to read; in proportion above 5 MB."),
 ]
-NoRerankOption = Annotated[bool, typer.Option("--no-rerank", help="Leave the order to BM25; loads no model.")]
+NoRerankOption = Annotated[bool, typer.Option("--no-rerank", help="Keep BM25's order; no model is loaded.")]
 
 
 def search_command(

@@ -34,20 +34,22 @@ _MIB = 1 << 20
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 KeyFileOption = Annotated[
-    Path | None, typer.Option("--key-file", help=f"File of keys, one a line; or one key in {KEY_VARIABLE}.")
+    Path | None, typer.Option("--key-file", help=f"File of keys, one per line; or one key in {KEY_VARIABLE}.")
 ]
-NoKeyOption = Annotated[bool, typer.Option("--no-key", help="Listen on other addresses than this machine's unguarded.")]
+NoKeyOption = Annotated[
+    bool, typer.Option("--no-key", help="Listen without a key on addresses that other machines reach.")
+]
 PageOption = Annotated[
     bool | None,
     typer.Option("--page/--no-page", help="The web page at /, open to all; with a key only if asked for."),
 ]
-NameOption = Annotated[str | None, typer.Option("--name", help="What requests call the model.", show_default=False)]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the model in requests.", show_default=False)]
 AliasOption = Annotated[
     list[str] | None, typer.Option("--alias", help="Another name for the model; may be repeated.", show_default=False)
 ]
-DocumentsLimit = Annotated[int, typer.Option("--max-documents", min=1, help="Documents of a request.")]
-CharsLimit = Annotated[int, typer.Option("--max-document-chars", min=1, help="Characters of a document.")]
-BodyLimit = Annotated[float, typer.Option("--max-body-mib", min=0.001, help="Size of a request's body.")]
+DocumentsLimit = Annotated[int, typer.Option("--max-documents", min=1, help="Most documents per request.")]
+CharsLimit = Annotated[int, typer.Option("--max-document-chars", min=1, help="Most characters per document.")]
+BodyLimit = Annotated[float, typer.Option("--max-body-mib", min=0.001, help="Largest body of a request.")]
 QueueLimit = Annotated[
     int | None,
     typer.Option("--max-queue-tokens", min=1, help="Tokens waiting and running at once; 16 batches if left out."),
@@ -57,11 +59,11 @@ BatchOption = Annotated[
 ]
 BatchingOption = Annotated[bool, typer.Option("--batching/--no-batching", help="Whether requests share a forward.")]
 CacheOption = Annotated[
-    float, typer.Option("--cache-mib", min=0, help="Memory for documents' keys, a device; 0: none.")
+    float, typer.Option("--cache-mib", min=0, help="Memory per device for documents' keys; 0: none.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds from arrival to answer at most.")]
 DrainOption = Annotated[
-    float, typer.Option("--drain", min=0.001, help="Seconds to wait for requests under way at the end.")
+    float, typer.Option("--drain", min=0.001, help="Seconds to wait at the end for requests in progress.")
 ]
 ConnectionsLimit = Annotated[int, typer.Option("--max-connections", min=1, help="Connections at once.")]
 HeaderTimeout = Annotated[
@@ -164,7 +166,7 @@ def _keys_for(host: str, key_file: Path | None, no_key: bool) -> tuple[str, ...]
 
 
 def read_keys(path: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Keys from a file, one a line, and from the environment. Raises `InputError` where a file holds none."""
+    """Keys from a file, one per line, and from the environment. Raises `InputError` where a file holds none."""
     from blockrank.serve.keys import NO_KEY, is_key, keys_in
 
     key = environment.get(KEY_VARIABLE, "").strip()

@@ -19,7 +19,7 @@ _PATIENCE_S = 1.0  # with a full pipe
 
 
 def open_standard_streams() -> None:
-    """Put something where a standard stream is closed: nothing to read, nowhere for errors, and an output that fails
+    """Open a stand-in where a standard stream is closed: nothing to read, nowhere for errors, and an output that fails
     when it is written to. Left closed, its descriptor would be that of the next file or connection."""
     if sys.stdin is None:
         _occupy(0)

@@ -12,9 +12,9 @@ from blockrank.data import Kind, Report, Source, source_name, validate
 
 _NAMES = {"run": "a run", "qrels": "judgements", "requests": "requests", "documents": "documents"}
 
-FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A file, .gz too; - is standard input.")]
-KindOption = Annotated[Kind | None, typer.Option("--kind", help="What it is; told from its lines if left out.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Show so many problems and count the rest.")]
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A file, may be .gz; - is standard input.")]
+KindOption = Annotated[Kind | None, typer.Option("--kind", help="Kind of file; recognised by its lines if left out.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Show at most this many problems and count the rest.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Leave with exit code 1 for warnings too.")]
 
 

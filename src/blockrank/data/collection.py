@@ -260,7 +260,7 @@ _SHOWN = 10
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Whatever ir_datasets fails with (no network, no licence, a changed file) as one sentence."""
+    """Any failure of ir_datasets (no network, no licence, a changed file) as one sentence."""
     try:
         yield
     except BlockrankError:

@@ -197,7 +197,7 @@ class RunCheck(LineCheck):
             better = ranks[-1] if ranks else better
 
     def _compare_ranks(self, query_id: str, entries: list[Entry]) -> None:
-        """Ranks must run from 1 without a gap; the first break of a query is told."""
+        """Ranks must run from 1 without a gap; the first gap of a query is reported."""
         ranks = sorted((entry.rank, entry.line) for entry in entries if entry.rank is not None)
         if ranks and ranks[0][0] != 1:
             sentence = f"the ranks of the query_id {query_id!r} start at {ranks[0][0]}, not at 1."

@@ -97,7 +97,8 @@ class AnswerState:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way on: the tokens that take it (their probabilities add up), and the state there, but for what is forced."""
+    """One way on: the tokens that take it (their probabilities add up), and the state there, before the tokens that
+    follow without a choice."""
 
     tokens: Tokens
     state: AnswerState

@@ -1,7 +1,7 @@
 """Beam search over the answers to the requests of one packed layout.
 
-The prompt runs once and leaves keys and values of all layers as rows. A step is a packed layout of one short segment a
-beam, which reads the rows of its request, those of its own answer so far, and itself; all beams of all requests go
+The prompt runs once and leaves keys and values of all layers as rows. A step is a packed layout of one short segment
+per beam, which reads the rows of its request, those of its own answer so far, and itself; all beams of all requests go
 through the model together. Rows of a prompt are shared by its beams; a beam owns the rows of its answer alone.
 
 Probabilities are those of the model among the tokens that are allowed, so that all answers of a request sum to one, and

@@ -14,7 +14,7 @@ from blockrank.engine.kernels import Kernels, Norm, Quantised
 from blockrank.engine.linear import Linear
 
 # Rows in one product, by type of device: large enough to fill it, small enough that an MLP's inner states stay bounded
-# (and, on a processor, near; and its products of few sizes, see `onednn`).
+# (and, on a processor, cached); and such that only few different row counts occur (see `onednn`).
 CHUNK_ROWS = {"cuda": 32768, "cpu": 512}
 _ELSEWHERE = 8192
 
@@ -88,7 +88,7 @@ class FusedLayer:
         return self.qkv, self.out, self.up, self.down
 
     def quantise(self, dtype: torch.dtype) -> None:
-        """All products in eight bits."""
+        """All products in an 8-bit type."""
         self.qkv, self.out, self.up, self.down = (linear.quantise(dtype) for linear in self.linears)
 
     def project(self, stream: Stream) -> Tensor:
@@ -222,7 +222,7 @@ class Decoder:
 
     head: from normed states (R, D) to next-token logits (R, V), the model's own and in its own type, where it was
     loaded with one. capturable: whether a forward does nothing on the host but launch. quantised: whether products are
-    in eight bits.
+    in int8 or fp8.
     """
 
     embed: Embed

@@ -33,7 +33,7 @@ class Wanted:
 
     layers: whose queries and keys, rising, counted from 0. logits_R: stream positions whose next-token logits are
     wanted (the model must have its head). hidden_R: stream positions whose last hidden states are wanted, after the
-    final norm. observer: called with each of `layers` as it comes by, which is then not kept; it should keep none
+    final norm. observer: called with each of `layers` as it is computed, which is then not kept; it should keep none
     either, as the keys of all layers would fill a device's memory. keys: which rows' keys are read; where it is
     "documents" those of other rows may be zero in the last of `layers`, and are not computed.
 

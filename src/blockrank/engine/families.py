@@ -32,7 +32,7 @@ def fuse(module: PreTrainedModel) -> Decoder:
 
 def _head(module: Any) -> Head | None:
     """The language-model head as the model applies it, None where it has none. It stays the model's own module, in its
-    own type also where products are in eight bits: it is one product, mostly of few rows, whose weight is often the
+    own type also where products are in int8 or fp8: it is one product, mostly of few rows, whose weight is often the
     table of embeddings too."""
     if module.get_output_embeddings() is None:
         return None
@@ -45,7 +45,7 @@ def _head(module: Any) -> Head | None:
 
 
 def quantise(decoder: Decoder, module: PreTrainedModel, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
-    """The products of a decoder in a type of eight bits, layer by layer, but for those of `exact_layers`.
+    """The products of a decoder in an 8-bit type, layer by layer, but for those of `exact_layers`.
 
     The weights they were made from are freed, so that the model's own layers work no more.
     """

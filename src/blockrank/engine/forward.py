@@ -47,9 +47,9 @@ def forward(
 ) -> Capture:
     """What is wanted of a layout, as the library's own layers behind the seam give it.
 
-    decoders: the model, once a device. graphs: captured forwards of the first, for one layer of layouts that are small
-    enough. rows: buffers that hold keys and values of the layout's cached rows and get those of its tokens, for one
-    decoder and a forward through every layer.
+    decoders: the model, once per device. graphs: captured forwards of the first, for one layer of layouts that are
+    small enough. rows: buffers that hold keys and values of the layout's cached rows and get those of its tokens, for
+    one decoder and a forward through every layer.
 
     Below the last wanted layer every token runs, but in the layer below it only what that layer reads; of it only keys,
     and the queries of the signal tokens. Above the last layer's attention only the positions run whose logits or hidden
@@ -177,7 +177,7 @@ def _in_pieces(
 
 
 def _wait_for(device: torch.device) -> None:
-    """Until all that was launched has run, so that what comes next comes between."""
+    """Wait until all launched work has run, so that what runs next runs between the parts."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 

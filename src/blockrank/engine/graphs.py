@@ -2,7 +2,7 @@
 
 A graph belongs to a *size*: numbers of tokens, tiles and signal tokens, each rounded up. A layout is padded to its size
 with tokens that read only themselves, its tables with repetitions; both are copied into the graph's inputs before it is
-replayed. A size is captured when it comes by for the second time.
+replayed. A size is captured when it occurs for the second time.
 """
 
 from __future__ import annotations

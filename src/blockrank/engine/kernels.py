@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Types of eight bits, with their largest entry.
+# 8-bit types, with their largest entry.
 LARGEST: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
 class Quantised(NamedTuple):
-    """Rows in eight bits: values (T, D) of a type in `LARGEST`, and what each row is multiplied by (T, 1) float32."""
+    """Rows in an 8-bit type: values (T, D) of a type in `LARGEST`, and what each row is multiplied by (T, 1)
+    float32."""
 
     values: Tensor
     scale: Tensor
@@ -53,7 +54,7 @@ class Kernels(Protocol):
         """The activation of an MLP."""
 
     def quantise_rows(self, x_TD: Tensor, dtype: torch.dtype) -> Quantised:
-        """Rows in eight bits."""
+        """Rows in an 8-bit type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def activate(x_TF: Tensor, kind: str, gated: bool, quantise: torch.dtype | None 
 
 
 def quantise_rows(x_TD: Tensor, dtype: torch.dtype, largest: float | None = None) -> Quantised:
-    """Each row in eight bits, scaled so that its largest entry is `largest`; None is the largest of the type."""
+    """Each row in an 8-bit type, scaled so that its largest entry is `largest`; None is the largest of the type."""
     wide = x_TD.float()
     scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / (largest or LARGEST[dtype])
     scaled = wide / scale

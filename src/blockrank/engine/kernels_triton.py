@@ -1,4 +1,4 @@
-"""The functions of `kernels` as one kernel each, a row of the stream a program. Imported only where they run."""
+"""The functions of `kernels` as one kernel each, one row of the stream per program. Imported only where they run."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _normed(x, weight, bias, eps, shift, at, real, WIDTH: tl.constexpr, CENTRED:
 
 @triton.jit
 def _store_quantised(x, values, scale, row, at, real, WIDTH: tl.constexpr, LARGEST: tl.constexpr):
-    """A row in eight bits and its scale."""
+    """A row in an 8-bit type and its scale."""
     factor = tl.maximum(tl.max(tl.where(real, tl.abs(x), 0.0), 0), 1e-12) / LARGEST
     tl.store(values + row * WIDTH + at, (x / factor).to(values.dtype.element_ty), mask=real)
     tl.store(scale + row, factor)

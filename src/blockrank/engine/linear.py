@@ -1,4 +1,4 @@
-"""Matrix products with fused weights, in the model's own type or in eight bits."""
+"""Matrix products with fused weights, in the model's own type, in int8 or in fp8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blockrank.engine.kernels import Quantised, quantise_rows
 class Linear:
     """`x @ weight.T + bias` for a weight (outputs, inputs).
 
-    In eight bits a weight has one scale an output and the input one a row (`Quantised`), so that the product is
+    In int8 and fp8 a weight has one scale per output and the input one per row (`Quantised`), so that the product is
     exact up to the rounding of its factors.
     """
 
@@ -35,11 +35,11 @@ class Linear:
 
     @property
     def takes(self) -> torch.dtype | None:
-        """The type of eight bits that it takes, None where it takes the model's own."""
+        """Its 8-bit type, None where it takes the model's own."""
         return self.weight_ND.dtype if self.scale_N is not None else None
 
     def quantise(self, dtype: torch.dtype) -> Linear:
-        """The same product in eight bits."""
+        """The same product in an 8-bit type."""
         rows = quantise_rows(self.weight_ND, dtype, onednn.largest_integer() if dtype == torch.int8 else None)
         return Linear(rows.values, self.bias_N, rows.scale.flatten())
 

@@ -1,8 +1,7 @@
 """Matrix products on a processor through oneDNN, with the activation in the same pass.
 
-Torch gives float32 products to MKL, which on processors of other makers than its own leaves half of their vector units
-idle; oneDNN asks what the processor can do. On Intel's own, MKL is faster by a tenth. Nothing is rounded that torch
-would not round.
+Torch runs float32 products with MKL, which leaves half of the vector units of non-Intel processors idle; oneDNN uses
+what the processor has. On Intel processors MKL is faster by a tenth. Nothing is rounded that torch would not round.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Up to so many rows are filled up to a multiple of so many. oneDNN makes a kernel for every number of them (0.3 ms,
-# and memory between that of other things), so that a server that sees every number should need few.
+# (rows at most, multiple that they are padded to). oneDNN compiles and keeps a kernel for every row count (0.3 ms each,
+# and its memory fragments the heap): a server that sees every count should need only a few kernels.
 _ROW_STEPS = ((64, 16), (128, 32), (sys.maxsize, 64))
 # Our activation -> oneDNN's name and variant.
 _ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
@@ -25,7 +24,7 @@ _ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gel
 
 @functools.cache
 def _runs(dtype: torch.dtype) -> bool:
-    """Whether products of a type gain by it here."""
+    """Whether products of this type are faster through oneDNN on this processor."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or torch.backends.cpu.get_cpu_capability() != "AVX512" or _is_intels():
         return False
@@ -49,7 +48,7 @@ def takes(weight_ND: Tensor, activation: str | None = None) -> bool:
 def largest_integer() -> float:
     """The largest entry of an int8 weight whose products are exact here: 127, or 64 on processors without VNNI.
 
-    There pairs of products are added in 16 bits before they are added in 32, and what is over is cut off in silence
+    There pairs of products are added in 16 bits before they are added in 32, and an overflow is clipped silently
     (torch 2.13; oneDNN's guide calls it saturation). With inputs up to 255, as oneDNN shifts them, two products with 64
     just fit.
     """

@@ -11,7 +11,7 @@ from blockrank.layout import Ints
 class RowBuffers:
     """Keys and values (P, K, H) of up to `capacity` rows at every layer.
 
-    A layer's buffers are made when it first comes by, of zeros: rows that nobody has written are finite.
+    A layer's buffers are made when it is first written, of zeros: rows that nobody has written are finite.
     """
 
     def __init__(self, capacity: int) -> None:

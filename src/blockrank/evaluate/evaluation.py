@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _silent(_what: str, _done: int, _of: int) -> None:
-    """Show nothing."""
+    """Report no progress."""
 
 
 def _claim(plan: Plan, settings: Settings) -> None:

@@ -1,4 +1,5 @@
-"""The journal of one system on one collection: finished shards, a JSON line each, that survive a kill at any moment."""
+"""The journal of one system on one collection: finished shards, one JSON line each, that survive a kill at any
+moment."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Plan:
 
     depths: how many candidates are reranked; each is a system of its own. measures: the first is the one that systems
     are compared on. max_queries: only the first so many judged queries. reuse_bytes: memory for documents that are
-    encoded once a collection; 0 encodes them again for every query. latency_queries: how many requests are ranked
+    encoded once per collection; 0 encodes them again for every query. latency_queries: how many requests are ranked
     again, alone, for their time. Raises `InputError` on values out of range, and on labels that clash.
     """
 

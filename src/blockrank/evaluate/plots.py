@@ -99,7 +99,7 @@ def _tally(collection: CollectionResult, system: SystemResult) -> str:
 
 
 def _sorted_bars(axes: Axes, values: NDArray[np.float64], title: str) -> None:
-    """One bar a query as two filled steps: thousands of queries cost two shapes."""
+    """One bar per query as two filled steps: thousands of queries cost two shapes."""
     edges = np.arange(len(values) + 1)
     for colour, part in ((_WON, np.maximum(values, 0)), (_LOST, np.minimum(values, 0))):
         axes.fill_between(edges, np.append(part, part[-1]), step="post", color=colour, linewidth=0)

@@ -66,8 +66,8 @@ def create_mcp_server(ranker: "ServedRanker", settings: "ServeSettings | None" =
 
 def _tool(answer: Callable[[dict[str, Any]], dict[str, Any]], max_documents: int) -> "Tool":
     """The tool. Its arguments reach `answer` as the client sent them: the library drops those that it does not know and
-    converts what has another type, and here both are refused by name. What is not the caller's to mend is told as the
-    HTTP server tells it: its words, which may name files, are logged alone."""
+    converts what has another type, and here both are refused by name. Faults that are not the caller's are reported as
+    the HTTP server does: the error's own words, which may name files, only go to the log."""
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.mcpserver.tools import Tool
     from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 _MOST_LOST = 3  # workers that a group may lose before it is given up
 _AHEAD = 2  # groups that a worker has at once: one is computed while the next travels
-_WINDOW = 8  # groups a worker that may be ahead of the one that is handed on next
+_WINDOW = 8  # groups per worker that may be ahead of the one that is handed on next
 _PATIENCE_S = 300.0  # without a worker, before that is an error
 Remembered = tuple[int, list[Any], int]
 _log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class ClusterError(BlockrankError):
 def ray_session(*, verbose: bool = False) -> Iterator[None]:
     """Ray while the block runs: the cluster of RAY_ADDRESS or of this machine, or one that is started here and ends.
 
-    Nothing is reported to Ray's makers. What Ray prints goes to standard error. Raises `MissingExtraError` without ray.
+    No usage is reported to Ray's developers. What Ray prints goes to standard error. Raises `MissingExtraError` without
+    ray.
     """
     os.environ[_USAGE_STATISTICS] = "0"
     try:

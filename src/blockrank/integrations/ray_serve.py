@@ -102,7 +102,8 @@ def application(arguments: Mapping[str, Any]) -> Any:
     """The application that `serve run` and configuration files of Ray Serve build, from `key=value` arguments.
 
     They are: model, device, dtype, backend; served_name, max_documents, max_document_chars, timeout_s, drain_s and
-    key_file (keys, one a line); min_replicas, max_replicas, target_requests, cpus, gpus. Raises `InputError` on others.
+    key_file (keys, one per line); min_replicas, max_replicas, target_requests, cpus, gpus. Raises `InputError` on
+    others.
     """
     from blockrank.ranker import Ranker
     from blockrank.serve.keys import keys_in

@@ -3,7 +3,7 @@
 A kept folder's name carries a digest of everything it was made from, so its content never changes and a fresh one is
 found by name. It is filled under another name and moved to its place; a manifest, written last, holds the name, and the
 size and checksum of each file. Kept folders lie in the user's own cache folder, never beside the data, which may come
-from anybody; what belongs to another user, or what others may write in, is not believed.
+from anybody; what belongs to another user, or what others may write in, is not trusted.
 """
 
 from __future__ import annotations

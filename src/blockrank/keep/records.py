@@ -16,7 +16,8 @@ _CHECK = re.compile(rb', "check": "([0-9a-f]{16})"}\n')
 
 
 class RecordFile:
-    """Records appended in order, a JSON line each, of which the last field, `check`, is a checksum of those before it.
+    """Records appended in order, one JSON line each, of which the last field, `check`, is a checksum of those before
+    it.
 
     A last line that a kill has torn is dropped when the file is opened; a broken line before it raises `InputError`,
     whose sentence ends with `advice`. Files that were begun before there were checksums are read. `at`: where in the

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Tokens of a forward, by type of device: larger ones are slower a token on a processor, and its states take memory,
-# thirteen kilobytes a token with the embedded model.
+# thirteen kilobytes per token with the embedded model.
 _FORWARD_TOKENS, _FORWARD_TOKENS_ELSEWHERE = {"cpu": 4096}, 32_768
 
 

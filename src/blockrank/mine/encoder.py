@@ -20,7 +20,7 @@ _DOCUMENTS, _QUERIES = 4096, 4096  # encoded, and compared, at a time
 class CachingEncoder:
     """Vectors whose product is the model's similarity: unit length where it compares by cosine.
 
-    name_or_folder: a model that sentence-transformers loads. kept_bytes: documents' vectors kept for when they come by
+    name_or_folder: a model that sentence-transformers loads. kept_bytes: documents' vectors kept for when they occur
     again. Raises as `SentenceEncoder`.
     """
 

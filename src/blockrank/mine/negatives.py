@@ -1,4 +1,4 @@
-"""Which documents a query is trained against: found by BM25, by an encoder, named by the source, siblings, random."""
+"""Which documents per query is trained against: found by BM25, by an encoder, named by the source, siblings, random."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class RequestPlan:
     """What a training request is made of.
 
     candidates: documents of a request, the positives among them. negatives: share of each kind of `KINDS`; `random` is
-    uniform over the pool. depth: `bm25` and `dense` draw from the best so many that are no positives, after leaving out
-    the first `skip_top`. max_positives: positives of a request, drawn where there are more. max_queries: so many
-    queries, drawn. fill: what the kinds cannot give is drawn at random; else requests are shorter.
+    uniform over the pool. depth: `bm25` and `dense` draw from this many best documents that are no positives, after
+    leaving out the first `skip_top`. max_positives: positives of a request, drawn where there are more. max_queries:
+    how many queries, drawn at random. fill: what the kinds cannot give is drawn at random; else requests are shorter.
 
     Raises `InputError` naming the field.
     """

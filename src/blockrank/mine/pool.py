@@ -34,7 +34,7 @@ def document_key(document: Document) -> int:
 class Pool:
     """C documents with ids. Texts stay in files of a folder; `keys_C` and the ids' places are in memory.
 
-    keys_C: `document_key` of each; zero for a document without text, which serves for nothing. A document whose key is
+    keys_C: `document_key` of each; zero for a document without text, which is never used. A document whose key is
     that of an earlier one is its copy.
     """
 

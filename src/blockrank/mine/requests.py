@@ -1,4 +1,4 @@
-"""Training requests from a judged source: positives, drawn negatives, in an order that says nothing."""
+"""Training requests from a judged source: positives, drawn negatives, in random order."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class _Reading:
     places: dict[bytes, int] = field(default_factory=dict)
 
     def documents(self) -> Iterator[Document]:
-        """Each document when it first comes by; remembers which row has which."""
+        """Each document when it first occurs; remembers which row has which."""
         for query_id, query, group, positives, negatives in self.rows:
             for document in (*positives, *negatives):
                 key = _identity(document)

@@ -32,10 +32,10 @@ def open_unjudged(
 
     source: a BEIR folder, of which the corpus alone is read; a file as its corpus; a folder with MS MARCO's
     `collection.tsv`; or an id of ir_datasets. queries: a file of queries, JSON lines of `_id` and `text`, lines of id
-    and tab and text where it ends in `.tsv`, else a query a line. They have no positives. None takes queries from the
-    documents: of `titles` the title where no other document has it, else the first sentence; of `sentences` one drawn
-    at random. Such a query has its document as its positive, which it sees without those words: with them it would be
-    found by its words alone.
+    and tab and text where it ends in `.tsv`, else one query per line. They have no positives. None takes queries from
+    the documents: of `titles` the title where no other document has it, else the first sentence; of `sentences` one
+    drawn at random. Such a query has its document as its positive, which it sees without those words: with them it
+    would be found by its words alone.
 
     Raises `InputError` where something is missing or broken, or no query can be had.
     """

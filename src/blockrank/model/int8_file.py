@@ -1,7 +1,7 @@
 """Weights with int8 rows: a quarter of the size on disk, dequantised at load.
 
-A two-dimensional tensor W becomes int8 with one float16 scale a row, `W ~ q * scale[:, None]`; everything else is kept
-in float16. What the read-out never touches is omitted, and the file says so.
+A two-dimensional tensor W becomes int8 with one float16 scale per row, `W ~ q * scale[:, None]`; everything else is
+kept in float16. What the read-out never touches is omitted, and the file says so.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _check_scale(weight: Tensor, scale: Tensor | None, holds: str) -> None:
     """Raise `ModelError` where a weight of int8 and its scale do not belong together."""
     if scale is None:
         if weight.dtype == torch.int8:
-            raise ModelError(f"{holds} in eight bits without its {_SCALE.removeprefix('.')}.")
+            raise ModelError(f"{holds} in int8 without its {_SCALE.removeprefix('.')}.")
     elif weight.dtype != torch.int8 or weight.ndim != 2 or scale.shape != weight.shape[:1]:
         raise ModelError(f"{holds} as {tuple(weight.shape)}, which {_SCALE.removeprefix('.')} does not fit.")
     elif not bool(((scale > 0) & scale.isfinite()).all()):

@@ -73,7 +73,7 @@ class LoadedModel:
         self.graphs = engine.Graphs(self.decoder)
 
     def quantise(self, dtype: torch.dtype, exact_layers: Collection[int] = ()) -> None:
-        """Run the products of the fused layers in a type of eight bits, but for those of `exact_layers`.
+        """Run the products of the fused layers in an 8-bit type, but for those of `exact_layers`.
 
         The library's own layers give up their weights: from now on the model ranks, and does nothing else. Raises
         `ModelError` for a model that cannot be fused, or whose widths the hardware's products do not take.
@@ -84,7 +84,7 @@ class LoadedModel:
         shapes = (linear.weight_ND.shape for block in self.decoder.blocks for linear in block.linears)
         if odd := next((shape for shape in shapes if any(size % _WIDTH_STEP for size in shape)), None):
             raise ModelError(
-                f"{self.name or 'the model'} has a product of {odd[0]} x {odd[1]}: eight bits take multiples of "
+                f"{self.name or 'the model'} has a product of {odd[0]} x {odd[1]}: 8-bit products take multiples of "
                 f"{_WIDTH_STEP}."
             )
         engine.quantise(self.decoder, self.module, dtype, exact_layers)

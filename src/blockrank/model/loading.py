@@ -36,7 +36,7 @@ from blockrank.model.vocabulary import check_files, check_prompt, check_vocabula
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 
-# Names of types of eight bits: what products run in, and what everything else is in.
+# Names of 8-bit types: what products run in, and what everything else is in.
 EIGHT_BITS = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.int8, torch.float32)}
 _WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Layers = Literal["fused", "library"]
@@ -109,15 +109,15 @@ def load_model(
 ) -> RankModel:
     """Load a checkpoint for ranking: layers up to the deepest that is read, nothing above, safetensors only.
 
-    name_or_path: a folder, a hub name, or None or "embedded" for the embedded model; adapters in a folder are
-    added to their base.
-    needs: what is read beside the scoring layer, such as `Needs(logits=True)`: every layer and the language-model head
-    (training with the LM loss, decoding), which stays in the type of everything else where products are in eight bits.
-    device None: the first CUDA device, else the CPU; several devices (a sequence, or names with commas between) each
-    get the model. dtype None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and "int8" (processor) are
-    fused layers whose products are in eight bits. omit_dropout: set every dropout of the config to 0. probe: check with
-    a small forward that the model does what the layout says; see `blockrank.model.probe`. layers: "library" runs
-    transformers' own layers, "fused" ours, which only infer; None fuses where the family allows it.
+    name_or_path: a folder, a hub name, or None or "embedded" for the embedded model; adapters in a folder are added to
+    their base. needs: what is read beside the scoring layer, such as `Needs(logits=True)`: every layer and the
+    language-model head (training with the LM loss, decoding), which stays in the type of everything else where products
+    are in int8 or fp8. device None: the first CUDA device, else the CPU; several devices (a sequence, or names with
+    commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and
+    "int8" (processor) are fused layers whose products are in int8 or fp8. omit_dropout: set every dropout of the config
+    to 0. probe: check with a small forward that the model does what the layout says; see `blockrank.model.probe`.
+    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where the family allows
+    it.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -226,7 +226,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
 def resolve_types(
     dtype: torch.dtype | str | None, devices: Sequence[torch.device]
 ) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """The type of eight bits that products run in, if any, and the type of everything else, as `resolve_dtype`.
+    """The 8-bit type that products run in, if any, and the type of everything else, as `resolve_dtype`.
 
     Raises `InputError` where a device cannot run them.
     """
@@ -241,13 +241,14 @@ def resolve_types(
 
 
 def check_layers(layers: Layers | None, dtype: torch.dtype | str | None) -> None:
-    """Raise `InputError` where products in eight bits are asked for in the library's layers."""
+    """Raise `InputError` where 8-bit products are asked for in the library's layers."""
     if dtype in EIGHT_BITS and layers == "library":
         raise InputError(f"dtype {dtype!r} needs fused layers: it does not go with layers='library'.")
 
 
 def runs_fused(module: PreTrainedModel, layers: Layers | None, eight_bits: torch.dtype | None) -> bool:
-    """Whether a model is to be fused: as asked for, always in eight bits, and by default where its family allows it."""
+    """Whether a model is to be fused: as asked for, always in int8 and fp8, and by default where its family allows
+    it."""
     if layers is None and eight_bits is None:
         return engine.unfusable(module) is None
     return layers == "fused" or eight_bits is not None

@@ -59,7 +59,7 @@ def load_weights(
 
 
 def check_finite(module: PreTrainedModel, name: str) -> None:
-    """Raise `ModelError` where a weight is not finite, also one that only some token would come by."""
+    """Raise `ModelError` where a weight is not finite, also one that only some token would use."""
     for parameter, weight in module.named_parameters():
         low, high = torch.aminmax(weight.detach())
         if not bool(low.isfinite() & high.isfinite()):
@@ -86,7 +86,7 @@ def _check_missing(
 
 def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named: str) -> None:
     """Raise `ModelError` for weights of a layer in use that the model has no place for: it would compute something
-    else than it was trained to. Layers above, other heads and the like are no matter."""
+    else than it was trained to. Layers above, other heads and the like do not matter."""
     prefix = _prefix(module)
     layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
     for name in sorted(unexpected):
@@ -98,7 +98,7 @@ def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named:
 
 
 def _check_types(module: PreTrainedModel, folder: Path) -> None:
-    """Raise `ModelError` where a weight is kept as integers, or in eight bits, and nothing says how to read them."""
+    """Raise `ModelError` where a weight is stored as integers or in 8 bits and nothing says how to read them."""
     prefix = _prefix(module)
     names = {name.removeprefix(prefix) for name, _ in module.named_parameters()}
     for path in sorted(folder.glob("*.safetensors")):

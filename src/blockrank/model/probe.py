@@ -69,7 +69,7 @@ def _layout(model: RankModel) -> PackedLayout:
 
 
 def _states(model: RankModel, layout: PackedLayout) -> tuple[Tensor, ...]:
-    """Hidden states of every layer through the seam; checks that every layer came by."""
+    """Hidden states of every layer through the seam; checks that every layer was called."""
     current = model.start_pass(layout, Wanted.read_out(model.spec), stop=False)
     states = _hidden(model, layout, blockrank=current)
     layers = model.module.config.num_hidden_layers
@@ -153,9 +153,9 @@ def rows_apart(one: Tensor, two: Tensor) -> float:
     """How far the rows (first axis) of `one` are from those of `two`, in sizes of these: no row is further, or in half
     precision no more than one of ten. Infinite where any is not finite.
 
-    In half precision the row of a sink token hangs on the order of the sums before it, in a model's own layers too: of
-    SmolLM2-135M's keys, none above 13.5, bfloat16 and float32 differ by up to 1.1, all of it in one row. A layer that
-    is computed wrongly differs in every row.
+    In half precision the row of a sink token depends on the order of the sums before it, in a model's own layers too:
+    of SmolLM2-135M's keys, none above 13.5, bfloat16 and float32 differ by up to 1.1, all of it in one row. A layer
+    that is computed wrongly differs in every row.
     """
     size = two.float().flatten(1).norm(dim=1).clamp_min(1e-6)
     distance = (one.float() - two.float()).flatten(1).norm(dim=1) / size

@@ -84,7 +84,7 @@ class RankModel:
 
     @property
     def eight_bits(self) -> str | None:
-        """The type of eight bits that products run in, None where they run in the model's own."""
+        """The 8-bit type that products run in, None where they run in the model's own."""
         blocks = self.decoder.blocks if self.decoder is not None else ()
         kinds = {linear.takes for block in blocks for linear in block.linears} - {None}
         return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or None
@@ -136,7 +136,7 @@ class RankModel:
 
     def _refuse_eight_bits(self) -> None:
         if self.weights.is_quantised:
-            raise ModelError("the model is loaded in eight bits: it infers, and does nothing else.")
+            raise ModelError("the model is loaded in int8 or fp8: it can infer, and nothing else.")
 
     def use_backend(self, name: str | None, dtype: torch.dtype) -> None:
         """Switch to a backend for training; `dtype` is what attention will see (autocast's type)."""
@@ -211,12 +211,12 @@ class RankModel:
 
     @property
     def shares_documents(self) -> bool:
-        """Whether the documents of a request can be shared out over devices: where none reads another."""
+        """Whether the documents of a request can be divided among devices: where none reads another."""
         mergeable = self.spec.pattern.query_reads == "own" or isinstance(self.backend, MergingBackend)
         return mergeable and self.spec.pattern.kind == "block" and self.decoder is not None
 
     def _decoders(self, layout: PackedLayout) -> list[engine.Decoder]:
-        """The decoders that share the work on a layout: all of them where it has documents enough to share out."""
+        """The decoders that share the work on a layout: all of them where it has enough documents to divide."""
         shares = self.shares_documents and layout.tokens >= _LEAST_SHARED_TOKENS and not layout.cached_rows
         shares = shares and len(layout.document_segment_C) > 1
         models = (self, *self.replicas) if shares else (self,)

@@ -22,7 +22,7 @@ from blockrank.types import ModelError
 _log = logging.getLogger(__name__)
 _FAST_FILE = "tokenizer.json"
 _OTHER_FILES = ("*.model", "*.tiktoken", "tekken.json")  # whole vocabularies, whatever the class calls its own
-# Rows are filled up to round numbers, and may be kept for tokens to come: of published models none has over a tenth.
+# Tables are padded to round numbers of rows, or have spare rows for new tokens: over a tenth in no published model.
 _FEWEST_TOKENS, _FEW_TOKENS, _SPARE_ROWS = 0.5, 0.9, 1024
 # A vocabulary knows at least one of these: it is enough to read one script.
 _SAMPLES = (

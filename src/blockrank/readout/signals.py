@@ -1,4 +1,4 @@
-"""From captured queries and keys to one score a document: the read-out, in float32, outside every backend.
+"""From captured queries and keys to one score per document: the read-out, in float32, outside every backend.
 
 Method, section 2: `LSE[h, t, doc]` is the log-sum-exp of the scaled logits of signal token t in head h over the tokens
 of one document; the softmax of it over documents is the share of attention the document gets.
@@ -152,7 +152,7 @@ def _logits(q_CGNH: Tensor, k_CLKH: Tensor, allowed_CGL: Tensor, plan: ReadoutPl
 
 
 def _by_request(values_C: Tensor, plan: ReadoutPlan) -> Tensor:
-    """(B, M, ...) table of a value a document (C, ...), -inf where a request has fewer than M."""
+    """(B, M, ...) table of one value per document (C, ...), -inf where a request has fewer than M."""
     requests = len(plan.signal_mask_BG)
     table = values_C.new_full((requests * plan.most_documents, *values_C.shape[1:]), -math.inf)
     return table.index_copy(0, plan.slot_C, values_C).reshape(requests, -1, *values_C.shape[1:])

@@ -143,7 +143,7 @@ def matching_words(query: str, text: str) -> list[tuple[int, int]]:
 
 
 class _TermIds(dict[str, int]):
-    """Ids of terms, filled as terms come by: from 0 in the order of `counted`, or -1 downwards in that of `apart`."""
+    """Ids of terms, filled as terms occur: from 0 in the order of `counted`, or -1 downwards in that of `apart`."""
 
     def __init__(self) -> None:
         self.counted: dict[str, int] = {}

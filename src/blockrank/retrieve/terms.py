@@ -27,7 +27,7 @@ _APART = " "  # begins terms that are kept apart: no stem does
 
 
 class _Terms(dict[str, str]):
-    """From a word to its term: filled as words come by."""
+    """From a word to its term: filled as words occur."""
 
     def __init__(self) -> None:
         _, stemmer = libraries()

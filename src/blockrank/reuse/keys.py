@@ -69,7 +69,7 @@ def content_keys(layout: PackedLayout, context: bytes) -> tuple[bytes, ...]:
 
 
 def plan_reuse(layout: PackedLayout, store: Store, context: bytes) -> ReusePlan:
-    """Leave out of a layout the documents a store holds, and all but the first of equal ones."""
+    """Leave out of a layout the documents a store holds, and all but the first among equals."""
     keys = content_keys(layout, context)
     held = store.find(tuple(dict.fromkeys(keys)))
     dropped_S = np.zeros(len(layout.starts_S), dtype=bool)

@@ -1,4 +1,4 @@
-"""Scorers: from a request to prompts, and from those and a model to one score a document."""
+"""Scorers: from a request to prompts, and from those and a model to one score per document."""
 
 from __future__ import annotations
 

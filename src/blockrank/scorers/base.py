@@ -1,4 +1,4 @@
-"""The scorer seam: from a request to prompts, and from those and a model to one score a document."""
+"""The scorer seam: from a request to prompts, and from those and a model to one score per document."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from blockrank.types import InputError, ModelError, RankRequest, ScoreKind
 class Scored:
     """What a scorer says of some documents.
 
-    scores_C: one score a document, float32. shares_R: where it was asked for, the part of its document's attention
+    scores_C: one score per document, float32. shares_R: where it was asked for, the part of its document's attention
     that each token of the documents received; the parts of a document sum to one.
     """
 
@@ -104,7 +104,7 @@ class Scorer(ABC):
     def score(
         self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
     ) -> list[Scored]:
-        """For the prompts of each request a score a document, on the host, in the order of their `indices`.
+        """For the prompts of each request one score per document, on the host, in the order of their `indices`.
 
         max_tokens: of prompts that share a forward; a longer one runs alone. evidence: whether the parts of each
         document's tokens are wanted too.

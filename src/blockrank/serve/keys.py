@@ -16,7 +16,7 @@ def is_key(text: str) -> bool:
 
 
 def keys_in(path: Path) -> tuple[str, ...]:
-    """The keys in a file, one a line; empty lines do not count.
+    """The keys in a file, one per line; empty lines do not count.
 
     Raises `InputError` where it cannot be read, is no text or holds none, and names the line that no header can carry.
     No sentence holds a key.

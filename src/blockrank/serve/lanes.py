@@ -61,7 +61,7 @@ class Lanes:
 
 @dataclass(eq=False, slots=True)
 class _Work(Generic[Result]):
-    """call: None once ended, so that what was cancelled keeps no body alive until a thread comes by."""
+    """call: None once ended, so that what was cancelled keeps no body alive until a thread takes it."""
 
     call: Callable[[], Result] | None
     deadline: Deadline

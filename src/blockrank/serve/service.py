@@ -239,7 +239,7 @@ class Service:
                 deadline.abandoned = True
                 result.cancel()
             # An error refers to this frame, and the frame by these names to the error: it would keep the body of the
-            # request until the garbage collector comes by.
+            # request until the garbage collector runs.
             del future, result
 
     def _forward_ran(self, jobs: Sequence[QueuedRequest], tokens: int, seconds: float) -> None:

@@ -72,7 +72,7 @@ class Word:
 
 
 class _Folding(dict[int, str | None]):
-    """What a decomposed, case-folded character becomes: filled as characters come by."""
+    """What a decomposed, case-folded character becomes: filled as characters occur."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
@@ -90,7 +90,7 @@ class _Folding(dict[int, str | None]):
 
 
 class _Shapes(dict[int, str]):
-    """The shape of a folded character: filled as characters come by."""
+    """The shape of a folded character: filled as characters occur."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -112,7 +112,7 @@ class _Shapes(dict[int, str]):
 
 
 class _Continuing(dict[str, bool]):
-    """Whether a character may change, or belongs to, what stands before it: filled as characters come by."""
+    """Whether a character may change, or belongs to, what stands before it: filled as characters occur."""
 
     def __missing__(self, character: str) -> bool:
         first = unicodedata.normalize("NFKD", character)[0]

@@ -97,7 +97,7 @@ def _values(config: TrainConfig) -> dict[str, Any]:
 
 
 def _fsdp2(values: dict[str, Any]) -> dict[str, Any]:
-    """FSDP2, sharded by layer. Raises `InputError` for FSDP1, which does not come by `blockrank.model.wrapping`."""
+    """FSDP2, sharded by layer. Raises `InputError` for FSDP1, which does not go through `blockrank.model.wrapping`."""
     config = values.get("fsdp_config") or {}
     if not isinstance(config, dict):
         raise InputError("[trainer]: fsdp_config must be a table.")

@@ -66,7 +66,7 @@ class _Gradients(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Called once a step, gradients summed over forwards and processes."""
+        """Called once per step, gradients summed over forwards and processes."""
         self._trainer.check_gradients()
 
 

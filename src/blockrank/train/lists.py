@@ -1,4 +1,4 @@
-"""Requests with a teacher's scores as lists for a bi-encoder: each text is held once, and encoded once a batch."""
+"""Requests with a teacher's scores as lists for a bi-encoder: each text is held once, and encoded once per batch."""
 
 from __future__ import annotations
 

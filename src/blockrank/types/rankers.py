@@ -113,8 +113,8 @@ Scores = TypeVar("Scores")
 class SteppedRanker(RequestRanker, Generic[Ready, Scores]):
     """A ranker whose steps can be told apart: what `blockrank.serve` puts behind HTTP.
 
-    `tokenise` and `ranking` are called in any thread, also at the same time; `score` in one thread a device. `Ready` is
-    what `tokenise` makes of a request, `Scores` what `score` finds for it; nobody else looks into these.
+    `tokenise` and `ranking` are called in any thread, also at the same time; `score` in one thread per device. `Ready`
+    is what `tokenise` makes of a request, `Scores` what `score` finds for it; nobody else looks into these.
     """
 
     @abstractmethod
