@@ -38,11 +38,6 @@ class QueuedRequest:
     started: float = 0.0
     forward_s: float = 0.0
 
-    def abandon(self) -> None:
-        """Nobody waits for it any more: it leaves the queue, or ends after the forward that runs."""
-        self.deadline.abandoned = True
-        self.future.cancel()
-
     def finish(self, scored: Any) -> None:
         """End it with scores, if it has not ended."""
         with contextlib.suppress(InvalidStateError):
