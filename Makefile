@@ -27,7 +27,7 @@ clients-js: $(VENV)/dev.stamp tests/clients/js/node_modules/.package-lock.json
 	$(BIN)/python -m pytest tests/test_serve_clients_js.py
 
 ray: $(VENV)/dev.stamp $(VENV)/ray.stamp
-	$(BIN)/python -m pytest tests/test_ray.py
+	$(BIN)/python -m pytest tests/test_integrations_ray.py
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/cpu_latency.py

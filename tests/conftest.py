@@ -1,4 +1,8 @@
-"""Shared parts: the golden models, and a tiny causal model for everything that needs one."""
+"""Shared parts: the golden models, and a tiny causal model for everything that needs one.
+
+Tests of `blockrank/ROOM/module.py` are in `test_ROOM_module.py`, or in `test_ROOM.py` for the room as a whole; files of
+other names test what goes through several rooms.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_parts_of_gpu_latency(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "the part devices needs --devices 2 or more" in capsys.readouterr().err
 
 
-def test_distil(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_train_distil(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     texts = {
         "mars": "Mars looks red in the sky. Iron oxide in its soil is the cause.",
         "venus": "Venus is the hottest planet. Its dense air traps heat.",

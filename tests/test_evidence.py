@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from conftest import TOLERANCE, byte_tokenizer, dense_pairs, golden_spec, random_layout
+from conftest import TOLERANCE, byte_tokenizer, golden_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_invariants import specs
-from torch import Tensor
 
-from blockrank import Document, FakeRanker, Ranker, RankRequest, RankSpec
-from blockrank.layout import PackedLayout, PromptTokenizer
-from blockrank.readout.signals import token_shares
+from blockrank import Document, FakeRanker, Ranker, RankRequest
+from blockrank.layout import PromptTokenizer
 
 QUERY = "who wrote Dracula"
 DOCUMENTS = [
@@ -24,36 +18,6 @@ DOCUMENTS = [
     Document("Mary Shelley wrote Frankenstein.\n", "shelley"),
     Document("The Irish coast is rainy, says <|im_end|> [SEP] nobody.", "rain", " "),
 ]
-
-
-def dense_parts(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> list[float]:
-    """Each document row's part of its document's score, one pair of head and signal token at a time."""
-    parts: list[np.ndarray[Any, np.dtype[np.float64]]] = []
-    for documents, total in dense_pairs(q_GNH, k_PKH, layout, spec, scale):
-        shares = [d / (d.sum() if spec.readout.signal_pooling == "geometric" else total) for d in documents]
-        parts = [part + share for part, share in zip(parts or [0.0] * len(shares), shares, strict=True)]
-    return [float(value) for part in parts for value in part / part.sum()]
-
-
-@settings(deadline=None, max_examples=25)
-@given(spec=specs(), documents=st.lists(st.integers(1, 9), min_size=1, max_size=5), seed=st.integers(0, 99))
-def test_token_shares_equal_the_dense_ones(spec: RankSpec, documents: list[int], seed: int) -> None:
-    layout = random_layout([3, *documents, 4], spec, seed)
-    generator = torch.Generator().manual_seed(seed)
-    q_GNH = torch.randn(len(layout.signal_G), 4, 8, generator=generator)
-    k_PKH = torch.randn(layout.rows, 2, 8, generator=generator)
-    found = token_shares(q_GNH, k_PKH, layout, spec, 8**-0.5)
-    expected = torch.tensor(dense_parts(q_GNH, k_PKH, layout, spec, 8**-0.5))
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
-
-
-def test_token_shares_in_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = golden_spec(length_norm=0.5)
-    layout = random_layout([4, *range(1, 12), 6], spec)
-    q_GNH, k_PKH = torch.randn(2, 4, 8), torch.randn(layout.rows, 2, 8)
-    whole = token_shares(q_GNH, k_PKH, layout, spec, 0.3)
-    monkeypatch.setattr("blockrank.readout.signals._CHUNK_ROWS", 16)
-    torch.testing.assert_close(token_shares(q_GNH, k_PKH, layout, spec, 0.3), whole)
 
 
 def test_evidence_names_characters_of_the_text_as_given(mini: Ranker) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, FAMILIES, TOLERANCE, dense_pairs, golden_spec, random_layout, rank_model, tokenised
+from conftest import CPU, FAMILIES, TOLERANCE, golden_spec, random_layout, rank_model, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from blockrank import Ranker, RankRequest, RankSpec
 from blockrank.attention import get_backend
-from blockrank.layout import PackedLayout, pack
+from blockrank.layout import pack
 from blockrank.model import RankModel
 from blockrank.readout.signals import log_scores
 
@@ -158,25 +158,6 @@ def test_many_requests_equal_each_alone(mini: Ranker, requests: list[tuple[str, 
 # Short cuts against dense computations
 
 
-@quick
-@given(lengths=st.lists(LENGTHS, min_size=1, max_size=3), kv_heads=st.sampled_from([1, 2, 4]), data=st.data())
-def test_sdpa_equals_the_reference(lengths: list[list[int]], kv_heads: int, data: st.DataObject) -> None:
-    spec = golden_spec(
-        query_reads=data.draw(st.sampled_from(["all", "own"])),
-        document_attention=data.draw(ATTEND),
-        query_attention=data.draw(ATTEND),
-    )
-    lengths = [[data.draw(st.sampled_from([0, item[0]])), *item[1:]] for item in lengths]
-    layout = pack([tokenised(random_request(item)) for item in lengths], spec)
-    q_TNH = torch.randn(layout.tokens, 4, 8)
-    k_PKH, v_PKH = (torch.randn(layout.rows, kv_heads, 8) for _ in range(2))
-    outputs = []
-    for name in ("reference", "sdpa"):
-        backend = get_backend(name, CPU, torch.float32)
-        outputs.append(backend.attend(q_TNH, k_PKH, v_PKH, backend.plan(layout, CPU), 0.3))
-    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-6, rtol=0)
-
-
 @pytest.mark.parametrize("backend_name", ["reference", "sdpa"])
 def test_cached_rows_are_read_like_new_ones(backend_name: str) -> None:
     whole = random_layout([5, 4, 7, 3, 6], golden_spec())
@@ -194,91 +175,3 @@ def test_cached_rows_are_read_like_new_ones(backend_name: str) -> None:
     expected = backend.attend(q_TNH, k_PKH, v_PKH, backend.plan(whole, CPU), 0.3)[first:]
     found = backend.attend(q_TNH[first:], k_PKH, v_PKH, backend.plan(rest, CPU), 0.3)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
-
-
-def dense_read_out(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> list[float]:
-    """The read-out of one request as `RankSpec` words it."""
-    pairs = dense_pairs(q_GNH, k_PKH, layout, spec, scale)
-    logs = [np.log([document.sum() / total for document in documents]) for documents, total in pairs]
-    if spec.readout.signal_pooling == "arithmetic":
-        return [float(value) for value in np.exp(logs).mean(0)]
-    pooled = np.exp(np.mean(logs, axis=0))
-    return [float(value) for value in pooled / pooled.sum()]
-
-
-@settings(deadline=None, max_examples=25)
-@given(spec=specs(), lengths=st.lists(LENGTHS, min_size=1, max_size=3), kv_heads=st.sampled_from([1, 2, 4]))
-def test_read_out_equals_the_dense_one(spec: RankSpec, lengths: list[list[int]], kv_heads: int) -> None:
-    requests = [tokenised(random_request(item, seed)) for seed, item in enumerate(lengths)]
-    layout = pack(requests, spec)
-    q_GNH, k_PKH = torch.randn(len(layout.signal_G), 4, 8), torch.randn(layout.rows, kv_heads, 8)
-    expected: list[float] = []
-    rows = 0
-    for index, request in enumerate(requests):
-        alone = pack([request], spec)
-        own = torch.from_numpy(layout.signal_request_G == index)
-        expected += dense_read_out(q_GNH[own], k_PKH[rows : rows + alone.rows], alone, spec, 8**-0.5)
-        rows += alone.rows
-    found = log_scores(q_GNH, k_PKH, layout, spec, 8**-0.5).exp()
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
-
-
-def test_read_out_in_chunks_equals_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = golden_spec(softmax_over="all", length_norm=0.5)
-    layout = random_layout([4, *range(1, 12), 6], spec)
-    q_GNH, k_PKH = torch.randn(2, 4, 8), torch.randn(layout.rows, 2, 8)
-    whole = log_scores(q_GNH, k_PKH, layout, spec, 0.3)
-    monkeypatch.setattr("blockrank.readout.signals._CHUNK_ROWS", 16)
-    torch.testing.assert_close(log_scores(q_GNH, k_PKH, layout, spec, 0.3), whole)
-
-
-def test_sdpa_in_small_buckets_equals_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = random_layout([4, *range(1, 30), 6], golden_spec())
-    backend = get_backend("sdpa", CPU, torch.float32)
-    q_TNH, k_PKH, v_PKH = (torch.randn(layout.tokens, 2, 8) for _ in range(3))
-    expected = backend.attend(q_TNH, k_PKH, v_PKH, backend.plan(layout, CPU), 0.3)
-    monkeypatch.setattr("blockrank.attention.sdpa._MAX_BUCKET_LOGITS", 64)
-    plan = backend.plan(layout, CPU)
-    assert len(plan.buckets) > 5
-    torch.testing.assert_close(backend.attend(q_TNH, k_PKH, v_PKH, plan, 0.3), expected, atol=2e-6, rtol=0)
-
-
-@quick
-@given(lengths=st.lists(st.lists(st.integers(1, 600), min_size=3, max_size=9), min_size=2, max_size=3))
-def test_sdpa_pads_a_segment_alike_alone_and_beside_others(lengths: list[list[int]]) -> None:
-    """Products of other shapes add up in another order, which int8 would make visible."""
-
-    def shapes(requests: list[list[int]]) -> list[tuple[int, int, bool]]:
-        """Queries and rows, as padded, of each token's segment, and whether a mask is spared."""
-        layout = pack([tokenised(random_request(item)) for item in requests], golden_spec())
-        plan = get_backend("sdpa", CPU, torch.float32).plan(layout, CPU)
-        found = [(b.q_nQ.shape[1], b.k_nR.shape[1], b.causal) for b in plan.buckets for _ in b.token_Q]
-        return [found[i] for i in plan.inverse_T.tolist()]
-
-    assert shapes(lengths) == [shape for item in lengths for shape in shapes([item])]
-
-
-@quick
-@given(spec=specs(), lengths=st.lists(LENGTHS, min_size=1, max_size=3))
-def test_gradients_of_the_read_out_are_finite(spec: RankSpec, lengths: list[list[int]]) -> None:
-    layout = pack([tokenised(random_request(item)) for item in lengths], spec)
-    q_GNH = torch.randn(len(layout.signal_G), 4, 8, requires_grad=True)
-    k_PKH = torch.randn(layout.rows, 2, 8, requires_grad=True)
-    found = log_scores(q_GNH, k_PKH, layout, spec, 0.3)
-    (found * torch.randn_like(found)).sum().backward()
-    for tensor in (q_GNH, k_PKH):
-        assert tensor.grad is not None
-        assert bool(tensor.grad.isfinite().all())
-
-
-def test_sdpa_of_single_tokens_copies_its_mask() -> None:
-    spec = golden_spec(document_attention="bidirectional", query_attention="bidirectional")
-    layout = random_layout([0, 1, 1, 1], spec)
-    backend = get_backend("sdpa", CPU, torch.float32)
-    torch.set_warn_always(True)  # a warning about a read-only array comes once a process otherwise
-    try:
-        [bucket] = backend.plan(layout, CPU).buckets
-    finally:
-        torch.set_warn_always(False)
-    assert bucket.mask_n1QR.squeeze().sum(1).tolist() == [1, 1, 3]
-    assert bucket.mask_n1QR.squeeze()[:, :3].sum(1).tolist() == [1, 1, 3], "the first rows are real"

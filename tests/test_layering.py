@@ -119,6 +119,33 @@ def modules_imported(path: Path) -> Iterator[str]:
                 yield name if name in known else str(node.module)
 
 
+TESTED_ELSEWHERE = {  # rooms without a test file of their own, and where they are tested
+    "errors": "test_types",
+    "configfile": "test_spec",
+    "registry": "test_scorers",
+    "fake": "test_types",
+}
+TESTED_ALONE = (
+    "layout_prompt", "layout_packed", "attention_backend", "attention_sdpa", "attention_tiles", "readout_signals",
+    "readout_exits", "reuse_keys", "reuse_memory", "engine_capture", "engine_parts", "model_seam", "model_probe",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("room", sorted(LEVEL.keys() - {"", "__main__"}))
+def test_tests_are_named_after_what_they_test(room: str) -> None:
+    tests = Path(__file__).parent
+    if room in TESTED_ELSEWHERE:
+        assert (tests / f"{TESTED_ELSEWHERE[room]}.py").exists()
+    else:
+        assert [*tests.glob(f"test_{room}.py"), *tests.glob(f"test_{room}_*.py")], f"{room} has no test file"
+
+
+@pytest.mark.parametrize("name", TESTED_ALONE)
+def test_modules_of_the_core_have_tests_of_their_own(name: str) -> None:
+    assert (Path(__file__).parent / f"test_{name}.py").exists()
+    assert (SOURCE / f"{name.replace('_', '/', 1)}.py").exists()
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_name)
 def test_each_package_says_in_one_line_what_is_in_it(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

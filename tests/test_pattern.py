@@ -27,14 +27,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blockrank import InputError, ModelError, Ranker, RankSpec
+from blockrank import InputError, Ranker, RankSpec
 from blockrank.attention import get_backend
 from blockrank.attention.reference import dense_mask
-from blockrank.attention.tiles import cut_tiles
 from blockrank.engine.capture import Wanted
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.model import LoadedModel, RankModel
-from blockrank.model.probe import probe_model
 from blockrank.readout.signals import log_scores
 from blockrank.train.batch import Example, collate
 from blockrank.train.config import LossConfig
@@ -160,24 +158,6 @@ def test_fused_layers_equal_the_librarys(kind: str) -> None:
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
 
 
-def test_a_long_request_takes_no_mask() -> None:
-    layout = random_layout([4, *range(40, 52), 6], CAUSAL)
-    q_TNH, k_PKH, v_PKH = torch.randn(layout.tokens, 4, 8), *torch.randn(2, layout.rows, 2, 8)
-    backends = [get_backend(name, CPU, torch.float32) for name in ("reference", "sdpa")]
-    plan = backends[1].plan(layout, CPU)
-    assert [bucket.causal for bucket in plan.buckets] == [True]
-    assert plan.buckets[0].mask_n1QR is None
-    one, two = (item.attend(q_TNH, k_PKH, v_PKH, item.plan(layout, CPU), 0.3) for item in backends)
-    torch.testing.assert_close(two, one, atol=2e-6, rtol=0)
-
-
-def test_tiles_of_a_long_request_are_not_split() -> None:
-    tables = cut_tiles(random_layout([30, *[120] * 40, 25], CAUSAL), 32)
-    assert (tables.slots, len(tables.ranges_R2)) == (0, 0)
-    assert int(tables.items_I8[:, 1].sum()) == 30 + 120 * 40 + 25
-    assert (tables.items_I8[:, 5] == tables.items_I8[:, 0] + tables.items_I8[:, 1]).all()  # up to the tile's last token
-
-
 def test_documents_are_neither_shared_out_nor_remembered(mini: Ranker) -> None:
     model = RankModel(LoadedModel(random_decoder("qwen3")), CAUSAL, get_backend("reference", CPU, torch.float32))
     model.weights.fuse()
@@ -204,22 +184,6 @@ def test_documents_that_left_are_not_read() -> None:
 
 
 # Probe
-
-
-def test_the_probe_passes_and_tells_a_leak() -> None:
-    model = RankModel(
-        LoadedModel(random_decoder("qwen3"), name="tiny"), CAUSAL, get_backend("sdpa", CPU, torch.float32)
-    )
-    model.weights.fuse()
-    probe_model(model)
-
-    class Leaking(type(model.backend)):  # type: ignore[misc]
-        def attend(self, q_TNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, plan: Any, scale: float) -> Tensor:
-            return super().attend(q_TNH, k_PKH, v_PKH, plan, scale) + v_PKH.mean()
-
-    model.backend = Leaking()
-    with pytest.raises(ModelError, match="lets one document influence what stands before it"):
-        probe_model(model)
 
 
 def test_a_prompt_beyond_the_position_table() -> None:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from conftest import TOLERANCE, golden_spec, random_layout, tokenised
+from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockrank import Document, InputError, Ranker, RankRequest
-from blockrank.attention.reference import dense_mask
-from blockrank.layout import pack
-from blockrank.reuse.keys import content_keys
+from blockrank import Document, Ranker, RankRequest
 from blockrank.reuse.memory import MemoryStore
 
 WORDS = ("egg", "boil", "ten", "minutes", "Oslo", "fjord", "is", "the", "capital", "of", "Norway", "42")
@@ -109,78 +104,3 @@ def test_evidence_survives_reuse(mini: Ranker, reusing: Ranker) -> None:
         assert [e.share for e in one.evidence] == pytest.approx(
             [e.share for e in two.evidence], abs=TOLERANCE["float32"]
         )
-
-
-def test_the_key_of_a_document_is_its_content() -> None:
-    spec = golden_spec(query_reads="own")
-    layout = random_layout([3, 4, 4, 2], spec)
-    one, two = content_keys(layout, b"")
-    assert set(content_keys(layout, b"another reading")).isdisjoint({one, two})
-    assert one != two
-    same = layout.ids_T.copy()
-    same[7:11] = same[3:7]
-    assert len(set(content_keys(replace(layout, ids_T=same), b""))) == 1
-    other = layout.ids_T.copy()
-    other[0] += 1
-    assert set(content_keys(replace(layout, ids_T=other), b"")).isdisjoint({one, two})
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    lengths=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=5), min_size=1, max_size=3),
-    reads=st.sampled_from(["all", "own"]),
-    data=st.data(),
-)
-def test_a_layout_without_documents_is_the_rest_of_its_mask(
-    lengths: list[list[int]], reads: str, data: st.DataObject
-) -> None:
-    spec = golden_spec(query_reads=reads)
-
-    layout = pack([tokenised([np.arange(3, 3 + n) for n in (2, *item, 3)]) for item in lengths], spec)
-    dropped = np.zeros(len(layout.starts_S), dtype=bool)
-    for segment in layout.document_segment_C:
-        dropped[segment] = data.draw(st.booleans())
-    lean = layout.without(dropped)
-    kept = torch.from_numpy(np.repeat(~dropped, layout.ends_S - layout.starts_S))
-    assert torch.equal(dense_mask(lean), dense_mask(layout)[kept][:, kept])
-    assert lean.ids_T.tolist() == layout.ids_T[kept.numpy()].tolist()
-    assert lean.positions_T.tolist() == layout.positions_T[kept.numpy()].tolist()
-    assert lean.ids_T[lean.signal_G].tolist() == layout.ids_T[layout.signal_G].tolist()
-    assert len(lean.document_segment_C) == int((~dropped[layout.document_segment_C]).sum())
-
-
-def test_a_store_drops_the_oldest_slab() -> None:
-    entry = torch.arange(4.0).reshape(1, 1, 4)  # 16 bytes; a slab holds two
-    store = MemoryStore(8 * 32)
-    for number in range(16):
-        store.write(b"%d" % number, entry + number)
-    assert (len(store), store.used_bytes) == (16, 256)
-    assert torch.equal(store.find([b"5"])[b"5"], entry + 5)
-    store.write(b"16", entry + 16)
-    assert list(store.find([b"0", b"1", b"2", b"16"])) == [b"2", b"16"]
-    assert (store.hits, store.misses) == (3, 2)
-    assert (len(store), store.used_bytes) == (15, 256)
-    store.write(b"large", torch.zeros(17, 1, 4))
-    store.write(b"5", torch.zeros(1, 1, 4))
-    assert (len(store), store.used_bytes) == (15, 256)
-    assert torch.equal(store.find([b"5"])[b"5"], entry + 5)
-    store.write(b"wide", torch.zeros(9, 1, 4))
-    assert b"wide" in store.find([b"wide"])
-    assert store.used_bytes <= 256
-
-
-def test_a_store_refuses_a_size_that_holds_nothing() -> None:
-    with pytest.raises(InputError, match="max_bytes must be positive"):
-        MemoryStore(0)
-
-
-@settings(deadline=None, max_examples=30)
-@given(sizes=st.lists(st.integers(1, 9), max_size=60), most=st.integers(1, 40))
-def test_a_store_stays_within_its_limit_and_keeps_the_newest(sizes: list[int], most: int) -> None:
-    store = MemoryStore(16 * most)
-    for number, size in enumerate(sizes):
-        store.write(b"%d" % number, torch.full((size, 1, 4), float(number)))
-        assert store.used_bytes <= 16 * most
-        assert len(store.find([b"%d" % number])) == (size <= most)
-    for number in range(len(sizes)):
-        assert all(found.eq(number).all() for found in store.find([b"%d" % number]).values())

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_distil import ITEMS, LEARNS, requests, tiny
 from test_model import BASE, SPEC, stored
 from test_train import config_file, work
+from test_train_distil import ITEMS, LEARNS, requests, tiny
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dense import DOCUMENTS
+from test_retrieve_dense import DOCUMENTS
 
 from blockrank import FakeRanker, InputError, Ranker
 from blockrank.data import open_collection, write_collection

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_page import Checker, check_offline
+from test_report_page import Checker, check_offline
 
 from blockrank.evaluate import plots
 from blockrank.evaluate.compare import compare
