@@ -93,6 +93,9 @@ class Deadly:
             os._exit(1)
         return load().rank_many(group)
 
+    def identity(self) -> dict[str, Any]:
+        return {"ranker": "deadly", "of": load().identity()}
+
     @property
     def model(self) -> Any:
         return type("Model", (), {"name": ""})
