@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -530,7 +531,7 @@ def test_what_there_is_not_is_told_with_what_there_is(text: str, sentence: str) 
         assert "--scorer" in wrong.stderr
 
 
-@pytest.mark.parametrize("given", [None, 3, DecodeScorer, {"name": "decode"}])
+@pytest.mark.parametrize("given", [3, DecodeScorer, {"name": "decode"}])
 def test_what_is_no_scorer_is_refused(given: Any) -> None:
     with pytest.raises(InputError, match=r"a scorer is one of .*, or made already, not"):
         Ranker.from_pretrained(scorer=given)
@@ -661,3 +662,42 @@ def test_bars_are_of_what_can_be_compared(alone: Ranker) -> None:
     }
     assert "█" in drawn["logit"]
     assert "█" not in drawn["order"]
+
+
+@dataclass(frozen=True)
+class BareScorer(LengthScorer):
+    """Reads any checkpoint, by a prompt of its own."""
+
+    zero_shot = True
+
+    def adapted(self, spec: RankSpec) -> RankSpec:
+        return spec.changed(template=TEMPLATE)
+
+
+def test_a_checkpoint_that_says_nothing_is_read_by_scorers_that_know(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "blockrank.json").unlink()
+    ranker = Ranker.from_pretrained(bare, scorer=BareScorer())
+    assert ranker.spec == RankSpec.of(layer=0, pattern="causal", query_offset=None, template=TEMPLATE)
+    assert [entry.text for entry in ranker.rank("q", ["a", "ccc", "bb"])] == ["ccc", "bb", "a"]
+    RequestCheck.load(bare, scorer=BareScorer())(RankRequest("q", ["a"]))
+    with pytest.raises(ModelError, match=r"has no blockrank\.json"):
+        Ranker.from_pretrained(bare)
+    with pytest.raises(ModelError, match="does not exist"):
+        Ranker.from_pretrained(tmp_path / "nowhere" / "at" / "all", scorer=BareScorer())
+
+
+def test_a_checkpoint_names_its_scorer(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    RankSpec.load(folder).changed(scorer="decode:beams=3").save(own)
+    ranker = Ranker.from_pretrained(own)
+    assert ranker.scorer == DecodeScorer(beams=3)
+    assert Ranker.from_pretrained(own, scorer="attention").scorer == AttentionScorer()
+    assert RequestCheck.load(own).scorer == DecodeScorer(beams=3)
+    assert ranker.with_spec(scorer="attention").scorer == AttentionScorer()
+    assert ranker.with_spec(max_query_tokens=9).scorer == DecodeScorer(beams=3)
+    RankSpec.load(folder).changed(scorer="decoed").save(own)
+    with pytest.raises(InputError, match="scorer 'decoed' is unknown"):
+        Ranker.from_pretrained(own)

@@ -18,9 +18,9 @@ from blockrank.configfile import checked
 from blockrank.errors import is_out_of_memory
 from blockrank.keep.identity import model_identity
 from blockrank.layout import Memo, TokenisedRequest, forward_tokens, pack, plan_alike, plan_batches
-from blockrank.model import Devices, Layers, RankModel, load_model, resolve_spec
+from blockrank.model import Devices, Layers, RankModel, load_model
 from blockrank.reuse.memory import MemoryStore
-from blockrank.scorers import DEFAULT_SCORER, SCORERS, Prompts, PromptWriter, Scored, Scorer
+from blockrank.scorers import SCORERS, Prompts, PromptWriter, Scored, Scorer, resolve_scorer
 from blockrank.spec import RankSpec
 from blockrank.types import (
     CapacityError,
@@ -58,12 +58,13 @@ class Ranker(SteppedRanker[Prompts, Scored]):
     """
 
     def __init__(
-        self, model: RankModel, scorer: str | Scorer = DEFAULT_SCORER, max_tokens: int = DEFAULT_MAX_TOKENS
+        self, model: RankModel, scorer: str | Scorer | None = None, max_tokens: int = DEFAULT_MAX_TOKENS
     ) -> None:
         max_tokens = checked(int, max_tokens, "max_tokens")
         if max_tokens < 1:
             raise InputError(f"max_tokens must be positive, not {max_tokens}.")
-        self.scorer, self.max_tokens = SCORERS.make(scorer), max_tokens
+        self.scorer = SCORERS.make(model.spec.scorer if scorer is None else scorer)
+        self.max_tokens = max_tokens
         spec = self.scorer.adapted(model.spec)
         self.model = model if spec == model.spec else model.with_spec(spec)
         self.scorer.check(self.model)
@@ -80,7 +81,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         probe: bool = True,
         layers: Layers | None = None,
-        scorer: str | Scorer = DEFAULT_SCORER,
+        scorer: str | Scorer | None = None,
     ) -> Ranker:
         """Load a checkpoint: a folder with `blockrank.json`, a hub name, or None for the embedded model.
 
@@ -89,14 +90,14 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         and the documents of one large request are shared out. `dtype="bfloat16"` halves the time on processors that
         compute in it; `dtype="int8"` on a processor and `dtype="fp8"` on a GPU run 8-bit products. probe: see
         `blockrank.model.probe`. layers: "library" for transformers' own layers where the fused ones would be chosen.
-        scorer: a name, with settings as in "decode:beams=1,form=list", or an object such as `DecodeScorer(beams=1)`. It
-        says what is loaded: "attention" takes the layers up to the scoring layer, "decode" all of them and the
-        language-model head. `blockrank.scorers.SCORERS.names` has the names.
+        scorer: None for the one that the checkpoint names; a name, with settings as in "decode:beams=1,form=list"; or
+        an object such as `DecodeScorer(beams=1)`. It says what is loaded: "attention" takes the layers up to the
+        scoring layer, "decode" all of them and the language-model head. `blockrank.scorers.SCORERS.names` has the
+        names.
 
         Raises `InputError` on a scorer or a setting that there is not, `ModelError` where the checkpoint cannot serve.
         """
-        chosen = SCORERS.make(scorer)
-        adapted = chosen.adapted(resolve_spec(name_or_path, spec))
+        chosen, adapted = resolve_scorer(name_or_path, scorer, spec)
         model = load_model(
             name_or_path,
             spec=adapted,
@@ -360,7 +361,8 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         both read it alike. `forget` and a new `reuse` are of one ranker alone.
         """
         spec = self.spec.changed(**changes)
-        return Ranker(self.model.with_spec(spec), self.scorer, self.max_tokens)
+        scorer = spec.scorer if "scorer" in changes else self.scorer
+        return Ranker(self.model.with_spec(spec), scorer, self.max_tokens)
 
 
 def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:

@@ -199,7 +199,6 @@ def load_ranker(
 ) -> Ranker:
     """The ranker that the options ask for. Imports torch."""
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
-    from blockrank.scorers import DEFAULT_SCORER
 
     ranker = Ranker.from_pretrained(
         model,
@@ -208,7 +207,7 @@ def load_ranker(
         backend=backend,
         max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
         probe=probe,
-        scorer=scorer or DEFAULT_SCORER,
+        scorer=scorer,
     )
     changes = spec_changes(max_segment_tokens=max_segment_tokens, cut_queries=cut_queries, pattern=pattern)
     return ranker.with_spec(**changes) if changes else ranker
@@ -229,10 +228,9 @@ def spec_changes(
 
 def load_check(model: str | None, *, scorer: str | None = None, **options: Any) -> RequestCheck:
     """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a request."""
-    from blockrank.scorers import DEFAULT_SCORER
     from blockrank.scorers.checking import RequestCheck
 
-    return RequestCheck.load(model, spec_changes(**options), scorer or DEFAULT_SCORER)
+    return RequestCheck.load(model, spec_changes(**options), scorer)
 
 
 @contextmanager

@@ -276,11 +276,12 @@ def rerankers(models: Sequence[str | None], options: dict[str, Any], workers: Wo
     """The rerankers that `--model` asks for. Raises `ModelError` where there is no such model."""
     from blockrank.evaluate.plan import Reranker
     from blockrank.keep.identity import model_identity
-    from blockrank.model import located, resolve_spec
+    from blockrank.model import located
+    from blockrank.scorers import resolve_scorer
 
     for given in models:
         label, model = labelled(given)
-        spec = resolve_spec(model, None)
+        _, spec = resolve_scorer(model, options.get("scorer"))
         folder = Path(located(model))
         files = model_identity(folder) if folder.is_dir() else {"hub": str(model)}
         settings = {"model": files, "spec": spec.to_dict(), "options": options}

@@ -130,7 +130,7 @@ def inspect_request(
         spec = spec.changed(pattern=pattern)
     tokenizer, _ = load_tokenizer(model)
     tokenised = tokenizer.tokenise_request(request, spec)
-    texts = segments(spec.prompt, request, read=tokenised.indices)
+    texts = segments(tokenizer.written(spec.prompt), request, read=tokenised.indices)
     layout = pack([tokenised], spec)
     lines = []
     for place, (text, segment) in enumerate(zip(texts, tokenised.segments, strict=True)):

@@ -101,8 +101,9 @@ class Job:
 
     def _settings(self, model: str | None, options: dict[str, Any]) -> dict[str, Any]:
         """What decides the output beside the requests, as far as it is known before a model is loaded."""
-        from blockrank.model import EMBEDDED_MODEL, resolve_spec
+        from blockrank.model import EMBEDDED_MODEL
         from blockrank.report.environment import versions
+        from blockrank.scorers import resolve_scorer
 
         place = EMBEDDED_MODEL if model is None else Path(model)
         return {
@@ -110,7 +111,7 @@ class Job:
             "top_k": self.top_k,
             "explain": self.explain,
             "model": model_identity(place) if place.is_dir() else {"hub": str(model)},
-            "spec": resolve_spec(model, None).to_dict(),
+            "spec": resolve_scorer(model, options.get("scorer"))[1].to_dict(),
             "options": options,
             "versions": versions(("torch", "transformers")),
         }

@@ -41,7 +41,7 @@ def answer_tokens(tokenizer: PromptTokenizer, template: Template, count: int) ->
     if not (template.answer and template.answer_separator and template.answer_end and template.numbers_documents):
         raise InputError("decoding needs a template that numbers documents, and an answer with separator and end.")
     opening, separator, end = template.answer, template.answer_separator, template.answer_end
-    names = [str(template.id_base + index) for index in range(count)]
+    names = [template.id(index) for index in range(count)]
     alone = [_parts(tokenizer, [opening, name, end]) for name in names]
     pairs = [_parts(tokenizer, [opening, name, separator, name, end]) for name in names]
     opened, last = tuple(tokenizer.encode(opening).tolist()), alone[0][2]

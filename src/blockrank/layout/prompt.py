@@ -81,7 +81,7 @@ def segments(
     """
     read = request.readable if read is None else read
     query = {"query": request.query.strip()}
-    numbers = {index: str(template.id_base + place) for place, index in enumerate(read)}
+    numbers = {index: template.id(place) for place, index in enumerate(read)}
     tail = [fill(piece, query) for piece in template.query]
     if template.answer:
         tail.append(_answer(template, [numbers[index] for index in answer or ()]))

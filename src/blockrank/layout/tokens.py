@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.layout.batches import plan_batches
+from blockrank.layout.chat import ChatMarkup
 from blockrank.layout.encoding import Encoded, Ints, PieceEncoder
 from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, settled
 from blockrank.layout.memo import Memo
 from blockrank.layout.prompt import Kind, Piece, SegmentText, segments
-from blockrank.spec import RankSpec
+from blockrank.spec import RankSpec, Template
 from blockrank.types import InputError, RankRequest
 
 _GROUP_CHARACTERS = 1 << 18  # encoded at once: a tokenizer's own record of a text takes a hundred times its size
@@ -90,11 +91,17 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: a Hugging Face tokenizer with a fast backend. Raises `InputError` without one."""
         self._encoder = PieceEncoder(tokenizer)
+        self._chat = ChatMarkup(tokenizer)
 
     @property
     def control_tokens(self) -> dict[str, int]:
         """Tokens that stand outside the text, by name, and their ids; runs of white space are text."""
         return self._encoder.control_tokens
+
+    def written(self, template: Template) -> Template:
+        """A template as it is tokenised, the markup of a chat written out. Raises `InputError` where this tokenizer's
+        chat template cannot be used."""
+        return self._chat.written(template)
 
     def encode(self, text: str) -> Ints:
         """Token ids of a plain text, without a frame."""
@@ -152,7 +159,7 @@ class PromptTokenizer:
         request, cut = self._within_limit(request, spec)
         indices = request.readable if read is None else tuple(read)
         while True:
-            texts = segments(spec.prompt, request, answer, indices)
+            texts = segments(self.written(spec.prompt), request, answer, indices)
             made = self._in_groups(texts, spec, request.evidence, memo, between)
             kept = tuple(i for i, segment in zip(indices, made.documents, strict=True) if not segment.silent)
             if kept == indices:

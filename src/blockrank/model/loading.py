@@ -63,8 +63,14 @@ def quiet_libraries() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def resolve_spec(name_or_path: str | Path | None, spec: RankSpec | str | None) -> RankSpec:
-    """The spec given, or by built-in name, or from `blockrank.json`, or built in for a published checkpoint."""
+def resolve_spec(
+    name_or_path: str | Path | None, spec: RankSpec | str | None, otherwise: RankSpec | None = None
+) -> RankSpec:
+    """The spec given, or by built-in name, or from `blockrank.json`, or built in for a published checkpoint.
+
+    otherwise: where a checkpoint says nothing. Raises `InputError` on an unknown name of a spec, and `ModelError` where
+    there is no such checkpoint, or it says nothing.
+    """
     if isinstance(spec, RankSpec):
         return spec
     if spec is not None:
@@ -75,12 +81,12 @@ def resolve_spec(name_or_path: str | Path | None, spec: RankSpec | str | None) -
     if not (folder / SPEC_FILE).is_file() and str(name_or_path) in BUILT_IN_SPECS:
         return BUILT_IN_SPECS[str(name_or_path)]
     if folder.is_dir():
-        return RankSpec.load(folder)
-    return _spec_from_hub(str(name_or_path))
+        return otherwise if otherwise and not (folder / SPEC_FILE).is_file() else RankSpec.load(folder)
+    return _spec_from_hub(str(name_or_path), otherwise)
 
 
-def _spec_from_hub(name: str) -> RankSpec:
-    """`blockrank.json` of a hub repository."""
+def _spec_from_hub(name: str, otherwise: RankSpec | None) -> RankSpec:
+    """`blockrank.json` of a hub repository, or the other where it has none or cannot be reached."""
     from transformers.utils import cached_file
 
     if not _HUB_NAME.fullmatch(name):
@@ -89,6 +95,8 @@ def _spec_from_hub(name: str) -> RankSpec:
         with quiet_libraries():
             path = cached_file(name, SPEC_FILE)
     except (OSError, ValueError) as error:
+        if otherwise is not None:
+            return otherwise
         raise ModelError(
             f"model {name!r} is neither a folder nor a reachable hub repository with a {SPEC_FILE}."
         ) from error

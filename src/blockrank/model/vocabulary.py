@@ -86,7 +86,7 @@ def _read_share(library: Any, text: str, source: str | Path) -> float:
 def check_prompt(tokenizer: PromptTokenizer, config: PreTrainedConfig, spec: RankSpec) -> None:
     """Raise `ModelError` where the prompt of a spec cannot be written with a tokenizer: it names a control token that
     there is not, or one without an embedding; or a document at its limit runs past the model's positions."""
-    prompt, rows, frame = spec.prompt, embedding_rows(config), {}
+    prompt, rows, frame = tokenizer.written(spec.prompt), embedding_rows(config), {}
     control = tokenizer.control_tokens
     for kind, pieces in _pieces(prompt).items():
         named = _CONTROL.findall(" ".join([*pieces, prompt.answer_end if prompt.answer and kind == "query" else ""]))

@@ -6,10 +6,9 @@ from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
-from blockrank.scorers.registry import DEFAULT_SCORER, SCORERS
+from blockrank.scorers.registry import SCORERS, resolve_scorer
 
 __all__ = [
-    "DEFAULT_SCORER",
     "SCORERS",
     "AttentionScorer",
     "DecodeScorer",
@@ -18,4 +17,5 @@ __all__ = [
     "Prompts",
     "Scored",
     "Scorer",
+    "resolve_scorer",
 ]

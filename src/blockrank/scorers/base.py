@@ -49,11 +49,13 @@ class Scorer(ABC):
 
     A subclass sets `name` and `kind` (see `ScoreKind`) and, as a frozen dataclass, has its settings as fields. It holds
     nothing else: one serves many requests, from several threads. reuses_keys: whether it reads documents at the
-    spec's layer, so that their keys may be kept for later requests.
+    spec's layer, so that their keys may be kept for later requests. zero_shot: whether it reads checkpoints that say
+    nothing of how they are read; all that it reads them by is then in `adapted`.
     """
 
     name: ClassVar[str]
     reuses_keys: ClassVar[bool] = False
+    zero_shot: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the settings of a dataclass, which alone comes here, against their annotations."""

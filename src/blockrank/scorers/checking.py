@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockrank.layout import PromptTokenizer
-from blockrank.model import load_tokenizer, resolve_spec
+from blockrank.model import load_tokenizer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.prompts import PromptWriter
-from blockrank.scorers.registry import DEFAULT_SCORER, SCORERS
+from blockrank.scorers.registry import resolve_scorer
 from blockrank.spec import RankSpec
 from blockrank.types import RankRequest
 
@@ -31,11 +31,11 @@ class RequestCheck:
         cls,
         name_or_path: str | Path | None,
         changes: Mapping[str, object] | None = None,
-        scorer: str | Scorer = DEFAULT_SCORER,
+        scorer: str | Scorer | None = None,
     ) -> RequestCheck:
         """The check of a checkpoint whose spec differs in the given fields. Raises as `load_tokenizer` does."""
-        made = SCORERS.make(scorer)
-        spec = made.adapted(resolve_spec(name_or_path, None)).changed(**(changes or {}))
+        made, spec = resolve_scorer(name_or_path, scorer)
+        spec = spec.changed(**(changes or {}))
         return cls(load_tokenizer(name_or_path)[0], made.adapted(spec), made)
 
     def check_evidence(self) -> None:

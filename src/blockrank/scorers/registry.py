@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from blockrank.model import resolve_spec
 from blockrank.registry import Registry
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.spec import BARE_SPEC, RankSpec
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer, group="blockrank.scorers")  # type: ignore[type-abstract]
 
-DEFAULT_SCORER = AttentionScorer.name
-
 SCORERS.add(AttentionScorer)
 SCORERS.add(DecodeScorer)
+
+
+def resolve_scorer(
+    name_or_path: str | Path | None, scorer: str | Scorer | None = None, spec: RankSpec | str | None = None
+) -> tuple[Scorer, RankSpec]:
+    """The scorer asked for, or the one that a checkpoint names, and the spec under which it reads the checkpoint.
+
+    spec: in place of the checkpoint's own. Raises as `SCORERS.make` and `resolve_spec`.
+    """
+    made = None if scorer is None else SCORERS.make(scorer)
+    found = resolve_spec(name_or_path, spec, BARE_SPEC if made is not None and made.zero_shot else None)
+    made = made or SCORERS.make(found.scorer)
+    return made, made.adapted(found)

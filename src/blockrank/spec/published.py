@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from blockrank.spec.rank_spec import RankSpec
 
+# Where a checkpoint says nothing of how it is read: full attention, one segment after the other, as it was trained.
+BARE_SPEC = RankSpec.of(layer=0, pattern="causal", query_offset=None)
+
 BUILT_IN_SPECS: dict[str, RankSpec] = {
     "quicktensor/blockrank-msmarco-mistral-7b": RankSpec.of(
         layer=20,

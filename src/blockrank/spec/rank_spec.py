@@ -24,6 +24,7 @@ class RankSpec:
     readout: which layer, heads and tokens are read, and how they become scores.
     template: name of a built-in template, or a `Template`.
     pattern: what reads what. exits: which documents leave early. limits: how long texts may be.
+    scorer: what makes prompts and scores where the caller names none, as `--scorer` takes it.
     notes: free text; two specs that differ in nothing else are equal.
 
     `RankSpec.of(layer=3, pattern="causal")` makes one from fields by their own names, whichever part they belong to,
@@ -35,12 +36,15 @@ class RankSpec:
     pattern: Pattern = field(default_factory=Pattern)
     exits: Exits = field(default_factory=Exits)
     limits: Limits = field(default_factory=Limits)
+    scorer: str = "attention"
     notes: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if isinstance(self.template, str) and self.template not in TEMPLATES:
             raise InputError(f"RankSpec.template {self.template!r} is unknown; built in are {sorted(TEMPLATES)}.")
+        if not self.scorer.strip():
+            raise InputError("RankSpec.scorer is empty; 'attention' is the default.")
         layers = list(self.exits.shares)
         if layers and layers[-1] >= self.readout.layer:
             raise InputError(
@@ -146,7 +150,7 @@ class RankSpec:
 
 
 _PARTS: dict[str, Any] = {"readout": Readout, "pattern": Pattern, "exits": Exits, "limits": Limits}
-_OWN = ("template", "notes")
+_OWN = ("template", "scorer", "notes")
 # The name of a field that belongs to a part -> that part and the field's name there.
 _HOMES = {FLAT_NAMES.get(item.name, item.name): (part, item.name) for part in _PARTS for item in fields(_PARTS[part])}
 

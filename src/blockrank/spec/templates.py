@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Literal
 
 from blockrank.configfile import check_fields
 from blockrank.errors import InputError, listed
@@ -21,6 +23,10 @@ class Template:
     number, counted from `id_base`). Only what a field brings in is *body*; the rest is *frame* and is never cut.
     `answer` is a piece appended to the query segment; training continues it with the ids of the relevant documents,
     joined by `answer_separator` and closed by `answer_end`.
+    `ids`: whether `{id}` is a number or a capital letter; letters are one token in most vocabularies, and there are 26.
+    `chat`: whether the prompt is the user's turn of a chat. What the tokenizer's chat template writes before that turn
+    then comes before the instruction, with `system` as the system's message, and what it writes up to the assistant's
+    answer comes between query and `answer`. A tokenizer without a chat template writes its first token alone.
 
     Raises `InputError` where a part is of another type, names a field that it cannot have, `id_base` is negative, or
     `{text}` or `{query}` is nowhere: the model would rank without having read it.
@@ -33,6 +39,9 @@ class Template:
     answer_separator: str = ", "
     answer_end: str = "]"
     id_base: int = 0
+    ids: Literal["numbers", "letters"] = "numbers"
+    chat: bool = False
+    system: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,6 +56,21 @@ class Template:
             raise InputError("Template.query does not hold {query}, nor does any other part.")
         if self.id_base < 0:
             raise InputError(f"Template.id_base must not be negative; it is {self.id_base}.")
+        if self.ids == "letters" and self.id_base:
+            raise InputError(f"Template.id_base is for numbers; letters begin with A, not {self.id_base}.")
+        if self.system and not self.chat:
+            raise InputError("Template.system is a message of a chat, and Template.chat is false.")
+
+    def id(self, place: int) -> str:
+        """What `{id}` is for the document at a place of the prompt, from 0. Raises `InputError` beyond the letters."""
+        if self.ids == "numbers":
+            return str(self.id_base + place)
+        if place >= len(ascii_uppercase):
+            raise InputError(
+                f"the template calls documents by letters, of which there are {len(ascii_uppercase)}: rank fewer at "
+                "once, with a strategy such as 'sliding'."
+            )
+        return ascii_uppercase[place]
 
     @property
     def reads_query_first(self) -> bool:
