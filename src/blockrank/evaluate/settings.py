@@ -1,4 +1,8 @@
-"""What decides the rankings of an evaluation, kept in its folder, so that it goes on only with the same."""
+"""What decides the rankings of an evaluation, kept in its folder, so that it goes on only with the same.
+
+An entry is refused where it differs from the one on disk (`keep.settings.Settings.claim`); this module says which
+differences do not count. What is entered: `evaluation`, and the identity of each ranker (`keep.identity`).
+"""
 
 from __future__ import annotations
 

@@ -28,11 +28,11 @@ from blockrank.layout import PromptTokenizer
 from blockrank.model.adapters import chain_of, root_of, with_adapter
 from blockrank.model.loaded import LoadedModel
 from blockrank.model.needs import Needs
-from blockrank.model.parameters import check_finite, load_weights
 from blockrank.model.probe import probe_model
 from blockrank.model.rank_model import RankModel
 from blockrank.model.sources import broken_file, located, one_line
 from blockrank.model.vocabulary import check_files, check_prompt, check_vocabulary
+from blockrank.model.weights import check_finite, load_weights
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 
