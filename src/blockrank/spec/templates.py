@@ -9,7 +9,7 @@ from blockrank.configfile import check_fields
 from blockrank.errors import InputError, listed
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
-# What can be said in each kind of segment.
+# Fields allowed in each kind of segment.
 _FIELDS = {"instruction": {"query"}, "document": {"query", "text", "id"}, "query": {"query"}}
 
 
@@ -22,8 +22,8 @@ class Template:
     `answer` is a piece appended to the query segment; training continues it with the ids of the relevant documents,
     joined by `answer_separator` and closed by `answer_end`.
 
-    Raises `InputError` where a part is of another type, names a field that it cannot have, `id_base` is negative, or
-    `{text}` or `{query}` is nowhere: the model would rank without having read it.
+    Raises `InputError` where a part has the wrong type or names a field that it cannot have, `id_base` is negative, or
+    no part has `{text}` or none has `{query}`: the model would rank without having read it.
     """
 
     instruction: tuple[str, ...]
