@@ -22,7 +22,7 @@ _FILES = (
     ".txt",
     ".model",
     ".py",
-)  # file types of an encoder that can change its vectors
+)  # files of an encoder that can change its vectors
 
 
 class Encoder(Protocol):

@@ -16,7 +16,7 @@ from blockrank.text.words import document_words, query_words, spans_of_words
 from blockrank.types import MissingExtraError
 
 TERMS_VERSION = 2  # incremented whenever the terms of a text or query change, by this module or `blockrank.text.words`
-# Lucene's English list, and single letters of English that name nothing, as in contractions.
+# Lucene's English list, and `i`, `eg` and `ie`.
 STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "eg", "for", "i", "ie", "if", "in", "into", "is", "it",
     "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to",
