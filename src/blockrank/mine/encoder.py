@@ -33,7 +33,7 @@ class CachingEncoder:
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """The model's device."""
         return self._encoder.model.device
 
     def queries(self, texts: Sequence[str]) -> Floats:

@@ -69,7 +69,7 @@ class Pool:
         return (self[position] for position in range(len(self)))
 
     def position(self, doc_id: str) -> int | None:
-        """Where the document of an id is; None where there is none."""
+        """Position of the document with an id; None if there is none."""
         return self._places.get(doc_id)
 
     def distinct(self) -> int:

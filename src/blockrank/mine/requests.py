@@ -157,6 +157,6 @@ def drawn_queries(queries: Sequence[JudgedQuery], most: int | None, seed: int) -
 
 
 def query_generator(seed: int, query_id: str) -> Generator:
-    """Randomness of one query, whatever other queries there are."""
+    """Random generator of one query, independent of all others."""
     digest = hashlib.blake2b(f"{seed} {query_id}".encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -69,7 +69,7 @@ def read_query_file(path: str | Path) -> dict[str, str]:
 
 
 def _derived(source: str, pool: Pool, corpus: Corpus, take: Taken, seed: int) -> Judged:
-    """A query of every document that gives one."""
+    """Queries taken from the documents that yield one."""
     titles = Counter(text_key(document.title) for document in pool.documents())
     taking = QueryTaking(take, frozenset(key for key, count in titles.items() if count > 1), seed)
     queries: dict[int, JudgedQuery] = {}

@@ -33,7 +33,7 @@ class Encoder(Protocol):
 
     @property
     def identity(self) -> object:
-        """What tells this encoder from others."""
+        """Distinguishes this encoder from others."""
 
     def queries(self, texts: Sequence[str]) -> Floats:
         """Vectors of queries, (Q, D)."""

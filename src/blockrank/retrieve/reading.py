@@ -58,7 +58,7 @@ class ReadLimits:
                 raise InputError(f"{item.name} must be a positive number, not {value!r}.")
 
     def seconds_for(self, size: int) -> float:
-        """How long reading a file of so many bytes may take."""
+        """Time limit in seconds for reading a file of that size."""
         return self.seconds * max(1.0, size / _USUAL_BYTES)
 
 

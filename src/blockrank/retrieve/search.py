@@ -232,12 +232,12 @@ class PassageIndex:
         return list(best.values())[:depth]
 
     def _copies(self, position: int) -> list[Passage]:
-        """The other passages with the text of one."""
+        """The other passages with the same text."""
         same = np.flatnonzero(self._firsts_N == self._firsts_N[position])
         return [self[int(other)] for other in same if other != position]
 
     def _path(self, passage: Passage) -> str:
-        """Where a passage's file is, as the caller would name it."""
+        """The path of a passage's file, in the form the caller used."""
         return str(self.source / passage.path if self.source.is_dir() else self.source)
 
 
@@ -297,7 +297,7 @@ def _ordered(
 def _kept(
     place: Path | None, source: Path, limits: ReadLimits, states: Sequence[Sequence[object]]
 ) -> KeptFolder | None:
-    """Where the index is kept, if anywhere."""
+    """The folder of the index, if it is stored."""
     if place is None:
         return None
     return KeptFolder(place, "passages", str(source.resolve()), [FORMAT, versions(), astuple(limits), states])

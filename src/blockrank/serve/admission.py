@@ -109,7 +109,7 @@ class Rate:
 
 
 def overload(why: str, wait_s: float) -> Refusal:
-    """What is told where too much is waiting."""
+    """The refusal when the server is overloaded."""
     return Refusal(
         429,
         "overload",
@@ -119,7 +119,7 @@ def overload(why: str, wait_s: float) -> Refusal:
 
 
 class Ticket:
-    """Tokens of one request that are counted in; given back once."""
+    """The admitted tokens of one request; released once."""
 
     def __init__(self, admission: Admission, tokens: int, is_large: bool) -> None:
         self._admission, self._tokens, self._is_large = admission, tokens, is_large

@@ -122,7 +122,7 @@ class Batcher:
 
     @property
     def end(self) -> Exception | None:
-        """Once closed, the error that `close` was given, made anew."""
+        """Once closed, a new instance of the error given to `close`."""
         return self._closed() if self._closed is not None else None
 
     def _next_large(self) -> list[QueuedRequest]:

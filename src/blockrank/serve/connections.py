@@ -247,7 +247,7 @@ class Connection(H11Protocol):
 
 
 class _Parser(h11.Connection):
-    """h11's, which gives no more than `left` events."""
+    """h11's parser, limited to `left` events."""
 
     left = _EVENTS_A_TURN
 

@@ -38,5 +38,5 @@ class Deadline:
 
 
 def over() -> Refusal:
-    """What is told of a request that is late."""
+    """The refusal of a request past its deadline."""
     return Refusal(504, "deadline", "the time allowed for this request is over.")

@@ -36,7 +36,7 @@ _OTHER_NAMES = {
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
+    """The JSON type of a value."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -141,7 +141,7 @@ def _is_scalar(value: object) -> bool:
 
 
 def _whole(value: object) -> int | None:
-    """The whole number that a value means, None where it is none."""
+    """A value as an integer, None if it is not one."""
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():

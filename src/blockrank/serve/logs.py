@@ -88,7 +88,7 @@ def server_logs(
 
 
 def _log_thread(error: threading.ExceptHookArgs) -> None:
-    """What ended a thread, as a record."""
+    """Log the error that ended a thread."""
     name = error.thread.name if error.thread is not None else "a thread"
     trace = (error.exc_type, error.exc_value or error.exc_type(), error.exc_traceback)
     logging.getLogger("blockrank").error("%s has ended", name, exc_info=trace)

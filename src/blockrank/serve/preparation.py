@@ -45,7 +45,7 @@ def new_trace(path: str, request_id: str) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call that is ready for a device."""
+    """A call ready for a device."""
 
     call: Call
     read: TokenCounts

@@ -152,7 +152,7 @@ class Service:
         self._drop()
 
     def _drop(self) -> None:
-        """Refuse all that is left."""
+        """Refuse all remaining requests."""
         if self._batcher is not None:
             self._batcher.close(draining)
         if not self._end.done():

@@ -97,7 +97,7 @@ class ServeSettings:
 
     @property
     def model_names(self) -> frozenset[str]:
-        """What a request may call the model."""
+        """The names that a request may give for the model."""
         return frozenset({self.served_name, *self.aliases})
 
 

@@ -236,7 +236,7 @@ class Worker:
 
 
 def lost() -> Refusal:
-    """What is told where a device is lost."""
+    """The refusal when a device is lost."""
     return Refusal(503, "failed", "the device that ranks is lost; this server must be restarted.", retry_after=30)
 
 

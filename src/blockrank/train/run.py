@@ -191,7 +191,7 @@ def forwards_in_step(arguments: Any) -> int:
 
 
 def forward_stream(config: TrainConfig, sources: Sequence[ExampleSource], steps: int, lanes: int) -> ForwardStream:
-    """What each forward of a run of so many steps sees."""
+    """The requests of each forward of a run of `steps` steps."""
     requests = requests_in_forward(config)
     examples = ExampleStream(sources, steps * lanes * requests, config.seed, config.data.weights)
     return ForwardStream(examples, steps, lanes, requests, config.data)

@@ -44,7 +44,7 @@ class Example:
 
 
 class ExampleSource(Protocol):
-    """Where examples come from."""
+    """A source of training examples."""
 
     name: str
 

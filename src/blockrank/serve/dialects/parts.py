@@ -53,7 +53,7 @@ def check_unsupported(fields: Fields) -> None:
 
 
 def warnings_of(call: Call, ranking: Ranking, read: TokenCounts) -> list[str]:
-    """What the caller should know beside the ranking."""
+    """Warnings for the caller, beside the ranking."""
     warnings = [*call.notes, *(call.names.in_words(warning) for warning in ranking.warnings)]
     if read.cut_documents:
         warnings.append(
