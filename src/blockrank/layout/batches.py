@@ -1,4 +1,4 @@
-"""How much runs at once: items grouped by their size, and the size that is best on a device."""
+"""Batching: items grouped by their size, and the best batch size on a device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Tokens of a forward, by type of device: larger ones are slower a token on a processor, and its states take memory,
-# thirteen kilobytes per token with the embedded model.
+# Tokens of a forward, by type of device: on a processor larger forwards are slower per token, and hidden states take
+# memory, 13 kB per token with the embedded model.
 _FORWARD_TOKENS, _FORWARD_TOKENS_ELSEWHERE = {"cpu": 4096}, 32_768
 
 
 def forward_tokens(device_type: str) -> int:
-    """About how many tokens a forward is best made of, where it can be made of fewer or more."""
+    """The best number of tokens for a forward, where that can be chosen."""
     return _FORWARD_TOKENS.get(device_type, _FORWARD_TOKENS_ELSEWHERE)
 
 
@@ -29,8 +29,8 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[slice]:
 
 
 def plan_alike(lengths: Sequence[int] | NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-    """Items that need not stay in order, grouped by tokens: those of similar length together, so that little is padded.
-    Gives the indices of each group; equal lengths stay in order."""
+    """Items grouped by tokens without keeping their order: similar lengths together, to reduce padding. Returns the
+    indices of each group; items of equal length stay in order."""
     lengths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     return [order[group] for group in plan_batches(lengths[order].tolist(), budget)]

@@ -1,10 +1,11 @@
-"""How much of a long text is encoded: its beginning, as far as it can matter, and its end where a frame follows.
+"""The part of a long text that is encoded: as much of its beginning as can matter, and its end if a frame follows.
 
 Of a document over the limit the first tokens are kept, and the others are counted and dropped. Tokenizers work word by
-word, so that the first tokens are known without the rest: what is encoded is a beginning, a gap, and the end that the
-frame behind it may merge with. The tokens before the gap, less a margin of words, are those of the whole text. A
-beginning of `FIRST_ROOM` characters for each token of the limit is tried first, then one of `LAST_ROOM`. More is never
-encoded: a text that has so few tokens, or a word so long that it fills all of that, is taken as if it ended there.
+word, so that the first tokens do not depend on the rest. The encoded text is the beginning, a gap, and the end, which
+may merge with the frame behind it. The tokens before the gap, minus a margin of words, are those of the whole text.
+First a beginning of `FIRST_ROOM` characters per token of the limit is tried, then one of `LAST_ROOM`. More is never
+encoded: a text that has too few tokens even then (because of one very long word, for example) is treated as if it ended
+there.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _MARGIN_WORDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A piece without the middle of its content. gap: where that stood, in `piece.text`, or None where nothing is left
-    out; omitted: how many characters that were."""
+    """A piece without the middle of its content. gap: the position of the omitted part in `piece.text`, or None if
+    nothing is left out; omitted: its number of characters."""
 
     piece: Piece
     gap: int | None = None
@@ -32,7 +33,7 @@ class Excerpt:
 
 
 def excerpt(piece: Piece, room: int) -> Excerpt:
-    """The piece with at most `room` characters of its content before the gap; whole where that would save nothing."""
+    """The piece with at most `room` characters of its content before the gap; the whole piece if that saves nothing."""
     if piece.content is None:
         return Excerpt(piece)
     start, end = piece.bodies[piece.content]
@@ -47,7 +48,7 @@ def excerpt(piece: Piece, room: int) -> Excerpt:
 
 
 def _end_of(text: str, end: int) -> int:
-    """Where the end of a content begins, at a space if there is one; none of it where nothing follows."""
+    """Start of the end part of a content, at a space if there is one; the end part is empty if nothing follows."""
     if end == len(text):
         return end
     start = max(end - _END, 0)
@@ -55,9 +56,9 @@ def _end_of(text: str, end: int) -> int:
 
 
 def settled(encoded: Encoded, gap: int, encoder: PieceEncoder, *, is_last: bool) -> int:
-    """How many of the first tokens stay what they are whatever stands behind the gap.
+    """How many of the first tokens do not depend on the text behind the gap.
 
-    is_last: whether the text is taken to end there.
+    is_last: whether the text is treated as if it ended there.
     """
     place = encoded.encoded(gap) - encoder.longest_name
     if is_last:
@@ -68,7 +69,8 @@ def settled(encoded: Encoded, gap: int, encoder: PieceEncoder, *, is_last: bool)
 
 
 def _before_runs(text: str, place: int) -> int:
-    """A place before the white space and digits that end there: some tokenizers group those from their end."""
+    """The position before the run of white space and digits that ends there: some tokenizers group those from their
+    end."""
     for _ in range(2):
         while place > 0 and text[place - 1].isnumeric():
             place -= 1

@@ -1,4 +1,4 @@
-"""What was made of a text, for callers that see the same texts again."""
+"""A cache of results by text, for callers that see the same texts again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 Made = TypeVar("Made")
-_ENTRY_BYTES = 600  # that an entry takes beside what its size counts
+_ENTRY_BYTES = 600  # overhead of an entry, beyond its counted size
 
 
 class Memo(Generic[Made]):
-    """Keeps entries up to `max_bytes`, then drops the oldest. For use from several threads."""
+    """A cache of at most `max_bytes` that evicts the oldest entries. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
@@ -27,7 +27,7 @@ class Memo(Generic[Made]):
         return found[0] if found else None
 
     def put(self, key: Hashable, made: Made, size: int) -> None:
-        """Keep an entry of so many bytes; one that is kept already, or over the limit, changes nothing."""
+        """Store an entry of `size` bytes; no effect if it is already stored or over the limit."""
         size += _ENTRY_BYTES
         with self._lock:
             if key in self._entries or size > self._max_bytes:

@@ -26,8 +26,8 @@ class PackedLayout:
 
     ids_T, positions_T: token ids and positions.
     starts_S, ends_S: each segment's tokens, as [start, end) in the stream; its own rows are those plus `cached_rows`.
-    causal_S: whether a token reads its own segment up to itself (else all of it). own_S: whether it reads its own
-    segment at all; where not, another device's layout does (see `part`).
+    causal_S: whether tokens read their own segment only up to themselves (else all of it). own_S: whether they read
+    their own segment at all; if not, that is done in another device's layout (see `part`).
     reads_R2 with read_offsets_S1: rows read before the own ones, as [start, end) ranges, CSR over segments.
     document_segment_C, document_request_C: segment and request of each document, request by request.
     signal_G, signal_request_G: stream positions of the tokens that are read out, and their requests.
@@ -61,12 +61,12 @@ class PackedLayout:
 
     @property
     def last_B(self) -> Ints:
-        """(B,) stream position of each request's last token, behind which an answer would follow."""
+        """(B,) stream position of each request's last token, after which an answer would follow."""
         return self.ends_S[self.query_segment_B] - 1
 
     @cached_property
     def is_instruction_S(self) -> NDArray[np.bool_]:
-        """(S,) which segments are instructions; of no length, like the two below, where kinds are not known."""
+        """(S,) which segments are instructions; empty, like the two below, if kinds are unknown."""
         return self._are("instruction")
 
     @cached_property
@@ -110,11 +110,11 @@ class PackedLayout:
         return chosen_T
 
     def without(self, dropped_S: NDArray[np.bool_]) -> PackedLayout:
-        """The same layout less some document segments, whose rows no other segment then reads."""
+        """The same layout without some document segments; no other segment reads their rows any more."""
         kept_S = ~dropped_S
         lengths_S = self.ends_S - self.starts_S
         kept_T = self.tokens_of(kept_S)
-        # Kept rows before each row, cached ones included: where a row of the old layout stands in the new one.
+        # Number of kept rows before each row, cached ones included: the position of an old row in the new layout.
         before_P1 = np.concatenate([np.arange(self.cached_rows), self.cached_rows + np.r_[0, np.cumsum(kept_T)]])
         ends_S = np.cumsum(lengths_S[kept_S])
         counts_S = np.diff(self.read_offsets_S1)
@@ -141,7 +141,7 @@ class PackedLayout:
         )
 
     def padded(self, tokens: int) -> PackedLayout:
-        """The same layout up to a larger number of tokens: a last segment of zeros that nothing else reads."""
+        """The same layout padded to a larger number of tokens by a last segment of zeros that nothing else reads."""
         more = tokens - self.tokens
         zeros = np.zeros(more, dtype=np.int64)
         return replace(
@@ -157,10 +157,10 @@ class PackedLayout:
         )
 
     def part(self, kept_C: NDArray[np.bool_], *, whole: bool) -> PackedLayout:
-        """The same layout with some of its documents, one of several that share the work on a layout.
+        """The same layout with a part of its documents, to divide one layout over several devices.
 
-        Query tokens attend to the documents of each part apart, and the parts are merged by their log-sum-exps; so
-        only one part, the `whole` one, has them read the instruction and their own segment too.
+        Query tokens attend to the documents of each part separately, and the results are merged by their log-sum-exps;
+        so they read the instruction and their own segment in one part only, the `whole` one.
         """
         dropped_S = np.zeros(len(self.starts_S), dtype=bool)
         dropped_S[self.document_segment_C[~kept_C]] = True
@@ -183,8 +183,8 @@ class PackedLayout:
         )
 
     def joined(self) -> PackedLayout:
-        """The same to attention, which knows no documents: a request whose segments each read all of it before them,
-        causally, is one segment. The layout itself where there is no such request."""
+        """An equivalent layout for attention: a request whose segments all read everything before them, causally,
+        becomes one segment. The layout itself if there is no such request."""
         counts_S = np.diff(self.read_offsets_S1)
         alone_S = counts_S == 0
         heads = np.flatnonzero(alone_S)
@@ -218,7 +218,7 @@ class PackedLayout:
         own_ends = np.where(self.own_S[segments], self.ends_S[segments], self.starts_S[segments])
         own = np.stack([self.starts_S[segments], own_ends], 1) + self.cached_rows
         ranges = ranges_flat(first, last)
-        # One list of ranges in segment order: what each segment reads, then its own rows.
+        # One list of ranges in segment order: the rows that each segment reads, then its own.
         owner = np.concatenate([np.repeat(np.arange(len(segments)), last - first), np.arange(len(segments))])
         order = np.argsort(owner, kind="stable")
         table = np.concatenate([self.reads_R2[ranges], own])[order]
@@ -227,7 +227,7 @@ class PackedLayout:
 
 
 def _ranges_that_hold_rows(reads_R2: Ints, owner_R: Ints, segments: int) -> tuple[Ints, Ints]:
-    """Ranges less the empty ones, and their offsets over segments. owner_R: the segment of each, rising."""
+    """Ranges without the empty ones, and their offsets over segments. owner_R: the segment of each, ascending."""
     some_R = reads_R2[:, 1] > reads_R2[:, 0]
     counts_S = np.bincount(owner_R[some_R], minlength=segments)
     return reads_R2[some_R], np.r_[0, np.cumsum(counts_S)].astype(np.int64)
@@ -242,7 +242,7 @@ def ranges_flat(starts: Ints, ends: Ints) -> Ints:
 
 
 def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
-    """Lay requests one after the other in one stream; no row of one is ever listed by another.
+    """Lay requests one after the other in one stream; no request ever reads rows of another.
 
     Positions (method, section 2): the instruction starts at 0, every document right after it, the query segment at
     `query_offset` (or where documents start). Under the causal pattern each segment starts where the one before it
@@ -293,7 +293,7 @@ def _reads(
     """The block pattern: documents read the instruction; the query reads all before it, or the instruction alone.
     The causal one: every segment reads all of its request before it.
 
-    Every segment reads at most one range here (rows of a request are contiguous), none where it would be empty.
+    Every segment reads at most one range here, as rows of a request are contiguous; empty ranges are left out.
     """
     range_starts = starts[first_S]
     document_ends = starts if spec.pattern.kind == "causal" else ends[first_S]

@@ -18,8 +18,8 @@ _FIELD = re.compile(r"\{(query|text|id)\}")
 class Piece:
     """A string that is tokenised on its own, and the character spans of it that came from the caller.
 
-    `content`: which of the spans is the document's content, None where none is. `id_spans`: where the ids of an answer
-    stand, in the order written.
+    `content`: index of the span that is the document's content, None if there is none. `id_spans`: spans of the ids in
+    an answer, in their order.
     """
 
     text: str
@@ -38,10 +38,10 @@ class SegmentText:
 
 
 def fill(piece: str, values: dict[str, str]) -> Piece:
-    """Replace the fields of one template piece and note where the caller's text landed.
+    """Replace the fields of one template piece and record the spans of the caller's text.
 
-    Braces in the caller's text are plain text: values are placed, never formatted again. A document's number is
-    frame: it is ours, and it must survive a cut.
+    Braces in the caller's text are plain text: values are inserted, never formatted again. A document's number is
+    frame: it is not the caller's text, and must survive a cut.
     """
     text, content, at = "", None, 0
     bodies: list[tuple[int, int]] = []
@@ -73,11 +73,11 @@ def _answer(template: Template, ids: list[str]) -> Piece:
 def segments(
     template: Template, request: RankRequest, answer: tuple[int, ...] | None = None, read: Sequence[int] | None = None
 ) -> list[SegmentText]:
-    """The segments of a request: instruction, one a candidate in the order given, query.
+    """The segments of a request: instruction, one per candidate in the given order, query.
 
-    `read` lists the candidates that have one, the readable ones if left out; a template numbers these alone, so that
-    scores are those of a request without the others. `answer` lists indices of candidates; training passes them and the
-    query segment then ends in their numbers, in the order given, and the template's end (method, section 2).
+    `read` lists the candidates that get a segment, by default the readable ones; a template numbers only these, so that
+    scores equal those of a request without the others. `answer` lists indices of candidates; training passes them and
+    the query segment then ends in their numbers, in the order given, and the template's end (method, section 2).
     """
     read = request.readable if read is None else read
     query = {"query": request.query.strip()}

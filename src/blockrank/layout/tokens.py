@@ -1,4 +1,4 @@
-"""From segment texts to tokens: encode what can matter, keep control tokens out, cut to the limits."""
+"""From segment texts to tokens: encode the part that can matter, keep control tokens out, cut to the limits."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from blockrank.layout.prompt import Kind, Piece, SegmentText, segments
 from blockrank.spec import RankSpec, Template
 from blockrank.types import InputError, RankRequest
 
-_GROUP_CHARACTERS = 1 << 18  # encoded at once: a tokenizer's own record of a text takes a hundred times its size
-_QUERY_SLACK = 16  # tokens by which a query may differ alone and in its frame
+_GROUP_CHARACTERS = 1 << 18  # encoded at once: a tokenizer's `Encoding` takes a hundred times the size of its text
+_QUERY_SLACK = 16  # largest difference in tokens between a query alone and in its frame
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One tokenised segment.
 
-    `ids` are its tokens; `body_tokens` counts those that came from the caller, `cut` those dropped for the limit. The
-    rest of a document of over `FIRST_ROOM` characters for each token of the limit is not encoded: `cut_is_estimate`.
-    `silent` (documents): there is no token of what the caller wrote, and nothing to rank.
+    `ids` are its tokens; `body_tokens` counts those that came from the caller, `cut` those dropped for the limit. A
+    document of over `FIRST_ROOM` characters per token of the limit is not encoded to its end: then `cut` is an estimate
+    (`cut_is_estimate`). `silent` (documents): no token comes from the caller's text, so there is nothing to rank.
     `signal_end` (query segment) is the end of the tokens that may be read out: an answer may follow it in training.
     `spans_L2` (documents): each token's [start, end) in the characters of the document's content, -1 for frame.
-    `ranks_A` (query segment with an answer): for each token after `signal_end`, the place from 1 in the answer of the
-    id that the token is part of, 0 for separators and the end.
+    `ranks_A` (query segment with an answer): for each token after `signal_end`, the rank from 1 of its id in the
+    answer, 0 for separators and the end.
     """
 
     kind: Kind
@@ -48,7 +48,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPiece:
-    """One piece of a segment as tokens, and what of it was left out."""
+    """One piece of a segment as tokens, and the part that was left out."""
 
     encoded: Encoded
     excerpt: Excerpt
@@ -108,7 +108,8 @@ class PromptTokenizer:
         return self._encoder.text(text)[0]
 
     def encode_parts(self, parts: Sequence[str]) -> list[Ints]:
-        """Token ids of texts that follow each other as one piece, part by part; one over a seam is the later part's."""
+        """Token ids of consecutive texts encoded as one piece, part by part; a token across a boundary belongs to the
+        later part."""
         ids_L, spans_L2 = self._encoder.text("".join(parts))
         last_L = np.maximum(spans_L2[:, 0], spans_L2[:, 1] - 1)
         owner_L = np.searchsorted(np.cumsum([len(part) for part in parts]), last_L, side="right")
@@ -124,7 +125,8 @@ class PromptTokenizer:
         return text[: int(end[0])], tokens - limit
 
     def _measured(self, text: str, limit: int) -> tuple[EncodedPiece, int]:
-        """The beginning of a query, where that can be enough of it for `limit` tokens, and how many tokens all has."""
+        """The beginning of a query, as far as needed for `limit` tokens, and the number of tokens of the whole
+        query."""
         whole = Piece(text, ((0, len(text)),), content=0)
         for room in (FIRST_ROOM, LAST_ROOM):
             found = excerpt(whole, room * limit)
@@ -134,7 +136,7 @@ class PromptTokenizer:
         return part, len(part.encoded.ids_L) + _estimated(part)
 
     def _settled(self, part: EncodedPiece, *, is_last: bool) -> int:
-        """How many of the first tokens of a piece are those that it has as a whole."""
+        """How many of the first tokens of a piece equal those of the whole, uncut piece."""
         if part.excerpt.gap is None:
             return len(part.encoded.ids_L)
         return settled(part.encoded, part.excerpt.gap, self._encoder, is_last=is_last)
@@ -148,13 +150,13 @@ class PromptTokenizer:
         between: Callable[[], None] | None = None,
         read: Sequence[int] | None = None,
     ) -> TokenisedRequest:
-        """The segments of a request as tokens; a query over the limit loses its end where the spec allows it.
+        """The segments of a request as tokens; a query over the limit is cut at its end if the spec allows it.
 
-        A document without a readable character, or of which this tokenizer makes no token, has no segment: `indices`
-        says which have one. `answer`: see `blockrank.layout.prompt.segments`; `memo`: see `tokenise`. Raises
-        `InputError` as `tokenise` does, where no document yields a token, and where one that the answer lists does not.
-        between: called before each group of segments; what it raises ends the work. read: indices of the candidates
-        that stand in this prompt, in this order; all that can be read if left out.
+        A document without a readable character, or without any token of this tokenizer, has no segment: `indices` lists
+        those that have one. `answer`: see `blockrank.layout.prompt.segments`; `memo`: see `tokenise`. Raises
+        `InputError` as `tokenise` does, where no document yields a token, and where a document listed in the answer
+        does not. between: called before each group of segments; an exception from it ends the work. read: indices of
+        the candidates in this prompt, in this order; by default all readable ones.
         """
         request, cut = self._within_limit(request, spec)
         indices = request.readable if read is None else tuple(read)
@@ -171,8 +173,8 @@ class PromptTokenizer:
             indices = kept
 
     def _within_limit(self, request: RankRequest, spec: RankSpec) -> tuple[RankRequest, int]:
-        """A request whose query is not far over its limit, and how many tokens it lost. Refuses a long one before it is
-        encoded in its frames, each time as a whole."""
+        """The request with its query cut close to its limit, and how many tokens the query lost. A query over the limit
+        is refused here, before it is encoded as a whole in each of its frames."""
         query, limit = request.query.strip(), spec.limits.max_query_tokens
         if spec.limits.long_queries == "cut":
             query, cut = self.shorten(query, limit)
@@ -202,7 +204,7 @@ class PromptTokenizer:
     ) -> TokenisedRequest:
         """Encode the segments of one request under the limits of `spec`.
 
-        spans: note where document tokens stand. memo: documents that are in it are taken from it, and others put there.
+        spans: record the character spans of document tokens. memo: a cache of tokenised documents, read and filled.
         Raises `InputError` when the query is over `max_query_tokens`, a document's frame alone is over
         `max_segment_tokens`, a text yields no token, or it cannot be kept free of control tokens.
         """
@@ -231,7 +233,7 @@ class PromptTokenizer:
     def _parts(
         self, texts: Sequence[SegmentText], chosen: Sequence[int], room: int
     ) -> Iterator[tuple[int, list[EncodedPiece]]]:
-        """The parts of the chosen segments, encoded group by group so that little is held at once."""
+        """The parts of the chosen segments, encoded group by group to save memory."""
         found = [[excerpt(piece, room) for piece in texts[index].pieces] for index in chosen]
         sizes = [sum(len(item.piece.text) for item in items) for items in found]
         for group in plan_batches(sizes, _GROUP_CHARACTERS):
@@ -291,7 +293,7 @@ class PromptTokenizer:
         )
 
     def _settled_tokens(self, parts: Sequence[EncodedPiece], is_last: bool) -> int:
-        """How many of the first tokens of a segment are those that it has as a whole."""
+        """How many of the first tokens of a segment equal those of the whole, uncut segment."""
         tokens = 0
         for part in parts:
             tokens += self._settled(part, is_last=is_last)
@@ -314,8 +316,8 @@ class PromptTokenizer:
 
 
 def _key(text: SegmentText, spec: RankSpec, spans: bool) -> Hashable:
-    """What a document's segment depends on, beside the tokenizer. The place among the candidates is in the text where
-    the template writes it."""
+    """Everything that a document's segment depends on, except the tokenizer. Its number is part of the text if the
+    template writes it."""
     return text.kind, text.pieces, spec.limits.max_segment_tokens, spans
 
 
@@ -336,7 +338,7 @@ def _too_long(count: str, limit: int) -> InputError:
 
 
 def _estimated(part: EncodedPiece) -> int:
-    """About how many tokens were left out: as many a character as before the gap."""
+    """Estimated number of omitted tokens, at the rate of tokens per character before the gap."""
     if part.excerpt.gap is None:
         return 0
     gap = part.encoded.encoded(part.excerpt.gap)
@@ -345,7 +347,8 @@ def _estimated(part: EncodedPiece) -> int:
 
 
 def _says_nothing(parts: Sequence[EncodedPiece]) -> bool:
-    """Whether there are bodies of which no token covers a character: contents in a document, else the query's."""
+    """Whether there are bodies, but no token covers a character of them: contents in a document, else the query's
+    bodies."""
     wanted, covered = False, False
     for part in parts:
         piece, spans_L2 = part.encoded.piece, part.encoded.spans_L2
@@ -356,7 +359,7 @@ def _says_nothing(parts: Sequence[EncodedPiece]) -> bool:
 
 
 def _body_mask(parts: Sequence[EncodedPiece]) -> NDArray[np.bool_]:
-    """Which tokens lie wholly inside a body; a token that straddles the seam belongs to the frame."""
+    """Which tokens lie entirely inside a body; a token across the boundary belongs to the frame."""
     masks = [np.zeros(0, dtype=bool)]
     for part in parts:
         spans_L2 = part.encoded.spans_L2
@@ -368,7 +371,8 @@ def _body_mask(parts: Sequence[EncodedPiece]) -> NDArray[np.bool_]:
 
 
 def _answer_ranks(answer: Encoded, count: int) -> Ints:
-    """`Segment.ranks_A` of the last `count` tokens of an answer; a token over the seam of id and frame is the id's."""
+    """`Segment.ranks_A` of the last `count` tokens of an answer; a token across the boundary of id and frame belongs to
+    the id."""
     offsets = answer.spans_L2
     ranks = np.zeros(len(offsets), dtype=np.int64)
     for rank, (start, end) in enumerate(answer.piece.id_spans, 1):

@@ -1,4 +1,4 @@
-"""Training requests from judged collections: negatives found, false ones dropped, teachers' scores, statistics."""
+"""Training requests from judged collections: negatives, removal of false negatives, teacher scores, statistics."""
 
 from blockrank.mine.denoise import DropRule
 from blockrank.mine.encoder import CachingEncoder, nearest

@@ -1,4 +1,4 @@
-"""False negatives: documents that a teacher finds as good as the positive, and that nobody has judged."""
+"""False negatives: unjudged documents that a teacher scores about as high as the positive."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from blockrank.types import InputError
 class DropRule:
     """Which negatives are dropped: those over a share of the best positive's score, or within a margin of it.
 
-    above: a negative over `above` times the score of the best positive is dropped; where that score is not above zero,
-    a negative over the score itself. margin: a negative over the score less `margin` is dropped. With both, either
-    suffices. Raises `InputError` where none is given or one is out of its range.
+    above: a negative over `above` times the score of the best positive is dropped; if that score is not above zero, a
+    negative over the score itself. margin: a negative over the score less `margin` is dropped. With both, either
+    suffices. Raises `InputError` where neither is given or one is out of range.
     """
 
     above: float | None = None
@@ -30,7 +30,8 @@ class DropRule:
             raise InputError(f"drop_margin must be at least 0, not {self.margin}.")
 
     def limit(self, best: float, *, are_logs: bool = False) -> float:
-        """The highest score a negative may have. are_logs: scores are logarithms of what `above` is a share of."""
+        """The highest score a negative may have. are_logs: scores are logarithms; `above` then applies to their
+        exponentials."""
         limits = []
         if self.above is not None:
             limits.append(best + math.log(self.above) if are_logs else min(self.above * best, best))

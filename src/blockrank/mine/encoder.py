@@ -14,14 +14,14 @@ from blockrank.mine.pool import Pool
 from blockrank.retrieve.encoder import Floats, SentenceEncoder
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
-_DOCUMENTS, _QUERIES = 4096, 4096  # encoded, and compared, at a time
+_DOCUMENTS, _QUERIES = 4096, 4096  # documents encoded, and queries compared, at a time
 
 
 class CachingEncoder:
-    """Vectors whose product is the model's similarity: unit length where it compares by cosine.
+    """Vectors whose dot product is the model's similarity: unit length for cosine models.
 
-    name_or_folder: a model that sentence-transformers loads. kept_bytes: documents' vectors kept for when they occur
-    again. Raises as `SentenceEncoder`.
+    name_or_folder: a model that sentence-transformers loads. kept_bytes: size of a cache of document vectors. Raises as
+    `SentenceEncoder`.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CachingEncoder:
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """The model's device."""
         return self._encoder.model.device
 
     def queries(self, texts: Sequence[str]) -> Floats:
@@ -49,7 +49,7 @@ class CachingEncoder:
         vectors_CD = np.stack([found[name] if name in found else self._kept[name] for name in names])
         self._kept.update(found)
         if over := len(self._kept) - self._kept_bytes // vectors_CD[0].nbytes:
-            for name in list(islice(self._kept, max(over, 0))):  # the oldest
+            for name in list(islice(self._kept, max(over, 0))):  # evict the oldest
                 del self._kept[name]
         return vectors_CD
 
@@ -59,7 +59,7 @@ def nearest(
 ) -> NDArray[np.int32]:
     """Positions (N, depth) of the most similar documents with text, best first; -1 where there are no more.
 
-    The pool is encoded once, a few thousand documents at a time; memory is that of the queries' vectors and the result.
+    The pool is encoded once, a few thousand documents at a time; memory holds the queries' vectors and the result.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Queries over a pool of documents, whatever source they come from."""
+"""Queries over a pool of documents, independent of their source."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from blockrank.types import Document
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuery:
-    """A query over a pool; documents are positions in it. positives: none where nothing is judged.
+    """A query over a pool; documents are given by position in it. positives: empty if nothing is judged.
 
     given: negatives that the source names, best first. barred: documents that are neither positive nor negative. group:
-    queries of one group come from one page, or empty.
+    queries of one group come from one page; empty if unknown.
     """
 
     query_id: str
@@ -28,10 +28,10 @@ class JudgedQuery:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Queries, and the pool of all documents. corpus: the pool as a file beside which an index may be kept, or None.
+    """Queries, and the pool of all documents. corpus: the pool as a file whose index may be stored, or None.
 
-    left_out: how many queries were left out, by reason. own_form: how a query sees its positives, where it was taken
-    from their text.
+    left_out: how many queries were left out, by reason. own_form: the form of the positives in a query's request, if
+    the query was taken from their text.
     """
 
     source: str

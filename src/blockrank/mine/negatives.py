@@ -1,4 +1,4 @@
-"""Which documents per query is trained against: found by BM25, by an encoder, named by the source, siblings, random."""
+"""The negatives of each query: from BM25, from an encoder, given by the source, siblings, random."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blockrank.retrieve import Bm25Index
 from blockrank.types import InputError
 
 KINDS = ("bm25", "dense", "given", "siblings", "random")
-_SMALL = 4096  # so many positions are put in order at once; of more they are drawn one after the other
+_SMALL = 4096  # up to this many positions are shuffled at once; more are drawn one by one
 _DRAWN = 64
 
 
@@ -24,9 +24,10 @@ class RequestPlan:
     """What a training request is made of.
 
     candidates: documents of a request, the positives among them. negatives: share of each kind of `KINDS`; `random` is
-    uniform over the pool. depth: `bm25` and `dense` draw from this many best documents that are no positives, after
-    leaving out the first `skip_top`. max_positives: positives of a request, drawn where there are more. max_queries:
-    how many queries, drawn at random. fill: what the kinds cannot give is drawn at random; else requests are shorter.
+    uniform over the pool. depth: `bm25` and `dense` draw from this many best documents that are not positives, after
+    leaving out the first `skip_top`. max_positives: most positives in a request, drawn at random if there are more.
+    max_queries: how many queries, drawn at random. fill: missing negatives are drawn at random; else requests are
+    shorter.
 
     Raises `InputError` naming the field.
     """
@@ -57,7 +58,7 @@ class RequestPlan:
 
 
 def parse_negatives(text: str) -> dict[str, float]:
-    """Shares by kind of `bm25=0.7,random=0.3` or `bm25,random`. Raises `InputError` on what is no share."""
+    """Shares by kind of `bm25=0.7,random=0.3` or `bm25,random`. Raises `InputError` on an invalid share."""
     shares: dict[str, float] = {}
     for item in text.split(","):
         kind, _, share = item.strip().partition("=")
@@ -86,10 +87,10 @@ def table_finder(table_ND: NDArray[np.int32]) -> Finder:
 class Negatives:
     """Draws negatives for the queries of a source. finders: of the kinds `bm25` and `dense`, by row of `queries`.
 
-    filled: how many were drawn so far in place of a kind that had no more.
+    filled: how many were drawn so far in place of a kind that ran out.
 
-    No document is drawn that is a positive of any query with the same words, by its id or by its text; nor one that is
-    barred, has no text, or whose text has been drawn before.
+    Never drawn are: positives, by id or text, of any query with the same words; barred documents; documents without
+    text; and a text already drawn for the request.
     """
 
     def __init__(
@@ -107,9 +108,9 @@ class Negatives:
         self._siblings = {name: np.fromiter(places, np.int64) for name, places in self._groups.items()}
 
     def draw(self, row: int, counts: Iterable[int], generator: Generator) -> list[tuple[int, str]]:
-        """Positions and kinds of negatives: for each of `counts` so many, each part mixed as the plan says.
+        """Positions and kinds of negatives: as many as each of `counts`, with the plan's mixture in each part.
 
-        What one kind lacks the others give, random ones last. Fewer where there are no more.
+        If one kind runs out, the others fill in, random ones last. Fewer if all run out.
         """
         taken = set(self._barred[text_key(self._queries[row].query)])
         streams = {kind: self._fresh(self._stream(kind, row, generator), taken) for kind in self._plan.negatives}
@@ -163,7 +164,8 @@ def quotas(shares: Mapping[str, float], count: int) -> dict[str, int]:
 
 
 def in_random_order(size: int, generator: Generator) -> Iterator[int]:
-    """The numbers below `size`, each once, in random order; of many, time is spent on those asked for alone."""
+    """The numbers below `size`, each once, in random order; for a large `size`, time is spent only on the numbers
+    requested."""
     if size <= _SMALL:
         yield from generator.permutation(size).tolist()
         return
@@ -178,7 +180,7 @@ def in_random_order(size: int, generator: Generator) -> Iterator[int]:
 
 
 def _first(stream: Iterator[int], count: int) -> list[int]:
-    """The next `count` of a stream, or what it has; takes none beyond."""
+    """The next `count` items of a stream, or all it has; consumes no more."""
     found: list[int] = []
     while len(found) < count and (item := next(stream, None)) is not None:
         found.append(item)

@@ -18,7 +18,7 @@ _UNUSABLE = 0  # key of a document without text
 
 
 def text_key(text: str) -> int:
-    """63 bits, equal for texts that are the same when folded but for white space; zero where nothing is left."""
+    """63-bit key, equal for texts that are equal after folding, ignoring white space; zero if nothing is left."""
     words = " ".join(fold(text).split())
     if not words:
         return _UNUSABLE
@@ -34,8 +34,8 @@ def document_key(document: Document) -> int:
 class Pool:
     """C documents with ids. Texts stay in files of a folder; `keys_C` and the ids' places are in memory.
 
-    keys_C: `document_key` of each; zero for a document without text, which is never used. A document whose key is
-    that of an earlier one is its copy.
+    keys_C: `document_key` of each; zero for a document without text, which is never used. A document with the key of an
+    earlier one is its copy.
     """
 
     keys_C: NDArray[np.int64]
@@ -69,7 +69,7 @@ class Pool:
         return (self[position] for position in range(len(self)))
 
     def position(self, doc_id: str) -> int | None:
-        """Where the document of an id is; None where there is none."""
+        """Position of the document with an id; None if there is none."""
         return self._places.get(doc_id)
 
     def distinct(self) -> int:

@@ -19,19 +19,19 @@ from blockrank.retrieve import Bm25Index
 from blockrank.types import InputError, RankRequest
 
 POSITIVE = "positive"
-_SPARE = 0.5  # negatives drawn beyond those needed, where a rule may drop some
+_SPARE = 0.5  # share of extra negatives to draw if a rule may drop some
 
 
 class RequestMaker:
-    """The training requests of a source, made as they are asked for; the same seed gives the same ones.
+    """The training requests of a source, made lazily; the same seed gives the same requests.
 
     encoder: for the negatives `dense`. rule, teacher: negatives that the rule drops by the teacher's scores are
     replaced by further ones; the scores are kept with the requests. A rule needs a teacher. counts: after iteration,
-    `requests`, negatives `scored` and `dropped`, negatives `filled` (in place of a kind that had no more), `short`
-    requests (fewer candidates than asked for), queries `left out` (no negative).
+    `requests`, negatives `scored` and `dropped`, negatives `filled` (in place of a kind that ran out), `short` requests
+    (fewer candidates than asked for), queries `left out` (no negative).
 
-    Raises `InputError` where the pool has fewer distinct documents than a request, or a kind of negatives lacks what it
-    needs; `MissingExtraError` without the extra.
+    Raises `InputError` where the pool has fewer distinct documents than a request, or a kind of negatives lacks its
+    encoder or other input; `MissingExtraError` without the extra.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RequestMaker:
             yield item
 
     def _finders(self, queries: Sequence[JudgedQuery]) -> dict[str, Finder]:
-        """How documents are found, deep enough that `depth` are left after positives."""
+        """Finders of documents, deep enough that `depth` are left without positives."""
         plan, finders = self._plan, {}
         never = max(len(query.positives) + len(query.barred) for query in self._judged.queries)
         reach = plan.depth + plan.skip_top + never
@@ -110,12 +110,12 @@ class RequestMaker:
             drawn = negatives.draw(row, (needed, int(needed * _SPARE) if self._rule else 0), generator)
             places = [(place, POSITIVE) for place in positives] + drawn
             order = generator.permutation(len(places)).tolist()
-            # The place of each preferred candidate, for `_settled`: drafts come there in this order.
+            # The place of each preferred candidate, for `_settled`, which receives drafts in this order.
             self._preferences.append(np.argsort(order).tolist())
             yield self._request(query, [places[index] for index in order])
 
     def _positives(self, query: JudgedQuery, generator: Generator) -> list[int]:
-        """The positives of a request, drawn; of several with one text the first drawn."""
+        """The positives of a request, drawn at random; of several with the same text, the first one drawn."""
         by_text: dict[int, int] = {}
         for place in generator.permutation(query.positives).tolist():
             if key := int(self._judged.pool.keys_C[place]):
@@ -137,7 +137,7 @@ class RequestMaker:
         return TrainingRequest(request, positives, origins=origins, group=query.group)
 
     def _settled(self, draft: TrainingRequest) -> TrainingRequest:
-        """A draft without what the rule drops, cut to its size, its order kept."""
+        """A draft without the negatives that the rule drops, cut to its size, in the same order."""
         dropped: set[int] = set()
         if self._rule is not None and self._teacher is not None and draft.positives:
             assert draft.teacher is not None, "the teacher has scored it"
@@ -149,7 +149,7 @@ class RequestMaker:
 
 
 def drawn_queries(queries: Sequence[JudgedQuery], most: int | None, seed: int) -> Sequence[JudgedQuery]:
-    """At most so many queries, drawn at random, in the order of the source."""
+    """At most `count` queries, drawn at random, in the order of the source."""
     if most is None or most >= len(queries):
         return queries
     rows = np.random.default_rng(seed).choice(len(queries), most, replace=False)
@@ -157,6 +157,6 @@ def drawn_queries(queries: Sequence[JudgedQuery], most: int | None, seed: int) -
 
 
 def query_generator(seed: int, query_id: str) -> Generator:
-    """Randomness of one query, whatever other queries there are."""
+    """Random generator of one query, independent of all others."""
     digest = hashlib.blake2b(f"{seed} {query_id}".encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -1,4 +1,4 @@
-"""Files that bring their documents along: pairs, and DPR's training files."""
+"""Files that contain their own documents: pairs, and DPR's training files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Row = tuple[str, str, str, list[Document], list[Document]]  # query_id, query, g
 
 
 def open_rows(path: Path, folder: Path, titles: Titles) -> Judged:
-    """The rows of a file over the pool of all their documents, which is written into `folder`.
+    """The rows of a file over a pool of all their documents; the pool is written into `folder`.
 
-    Equal documents (title and text) are one. Raises `InputError` naming the file and the line, or the object of an
+    Equal documents (title and text) count once. Raises `InputError` naming the file and the line, or the object of an
     array, where a row is broken or has no positive.
     """
     reading = _Reading(_rows(path, titles))
@@ -38,7 +38,7 @@ class _Reading:
     places: dict[bytes, int] = field(default_factory=dict)
 
     def documents(self) -> Iterator[Document]:
-        """Each document when it first occurs; remembers which row has which."""
+        """Each document at its first occurrence; also records the documents of each row."""
         for query_id, query, group, positives, negatives in self.rows:
             for document in (*positives, *negatives):
                 key = _identity(document)
@@ -53,13 +53,13 @@ class _Reading:
 
 
 def _identity(document: Document) -> bytes:
-    """What a document is told by: its id where it has one, else title and text."""
+    """The identity of a document: its id if it has one, else title and text."""
     whole = f"i{document.doc_id}" if document.doc_id else f"t{document.title}\0{document.text}"
     return hashlib.blake2b(whole.encode(), digest_size=16).digest()
 
 
 def _rows(path: Path, titles: Titles) -> Iterator[Row]:
-    """The rows of a file in either form, told by its first character and its first object."""
+    """The rows of a file in either form, detected by its first character and its first object."""
     first = next((text.lstrip()[:1] for _, text in text_lines(path) if text.strip()), "")
     records = json_array(path) if first == "[" else json_objects(path)
     place = "object " if first == "[" else ""

@@ -38,7 +38,7 @@ def open_judged(
     min_relevance: int = 1,
     titles: Titles = "keep",
 ) -> Iterator[Judged]:
-    """Open a source; its texts lie in a temporary folder until the block ends.
+    """Open a source; its texts are in a temporary folder until the block ends.
 
     source: a BEIR folder or an id of ir_datasets, as `open_collection` takes them; a folder with MS MARCO's
     `collection.tsv`, `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`; a JSON array in DPR's form (`question`,
@@ -46,9 +46,9 @@ def open_judged(
     `positives`, `titles`, `negatives`, `group`).
 
     qrels: judgements to use instead. given: negatives of a collection, a run or triples of query_id, positive and
-    negative; at most `depth` of each query are read. min_relevance: from which relevance a document is a positive; what
-    is judged between zero and that is barred. titles: of pairs, kept, dropped, or `share`: negatives get that of the
-    row's first positive.
+    negative; at most `depth` of each query are read. min_relevance: lowest relevance of a positive; documents judged
+    between zero and that are barred. titles: of pairs, kept, dropped, or `share`: negatives get the title of the row's
+    first positive.
 
     Raises `InputError` where something is missing or broken.
     """
@@ -155,7 +155,7 @@ class TsvCorpus:
 
 
 def read_pairs(path: Path, what: str) -> Iterator[tuple[str, str]]:
-    """Id and text of each line. Raises `InputError` on a line without a tab, an id that was there before, or none."""
+    """Id and text of each line. Raises `InputError` on a line without a tab, a repeated id, no id, or no line."""
     seen: set[str] = set()
     for number, line in text_lines(path):
         name, tab, text = line.partition("\t")

@@ -1,4 +1,4 @@
-"""Training data divided by query: what belongs together never straddles two parts."""
+"""Training data divided by query: linked rows are never divided over two parts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from blockrank.types import InputError
 
 
 def assign(families: Sequence[int], shares: Mapping[str, float], seed: int = 0) -> list[str]:
-    """The part of each row, so that rows of one family share a part and parts have about their share of rows.
+    """The part of each row: rows of one family are in the same part, and parts have about their share of rows.
 
     families: a number for each row. Families are drawn in random order, the large ones first; each goes to the part
-    that lacks most of its share. Raises `InputError` where the shares are none.
+    that is furthest below its share. Raises `InputError` where the shares are invalid.
     """
     if not shares or not all(0 < share < float("inf") for share in shares.values()):
         raise InputError("shares must name at least one part, each with a share above zero.")
@@ -37,7 +37,7 @@ def assign(families: Sequence[int], shares: Mapping[str, float], seed: int = 0) 
 
 
 def families_of(rows: Sequence[tuple[int, int | None]]) -> list[int]:
-    """A number for each row, equal for rows that are linked by equal queries or groups, also over others.
+    """A number for each row, equal for rows that are linked by equal queries or groups, directly or through other rows.
 
     rows: a key of the query and one of the group, None where there is none.
     """
@@ -63,8 +63,8 @@ def split_file(
     """Divide a file of JSON lines with `query` and perhaps `group` over files `NAME.PART.jsonl` of a folder.
 
     Lines are copied as they are, in order; all files appear together or none does. The file is read twice. Returns the
-    rows of each part; one may have none, where families are large. name: by default that of the source, whose `.gz`
-    the parts share.
+    rows of each part; a part may be empty if families are large. name: by default that of the source; parts are
+    compressed like it.
 
     Raises `InputError` on a broken line, a source without rows, or a place that cannot be written.
     """
@@ -84,7 +84,7 @@ def split_file(
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}.") from None
-    with ExitStack() as stack:  # all files get their names at its end
+    with ExitStack() as stack:  # all files are renamed at its end
         files = {
             part: stack.enter_context(packed_file(Path(folder) / f"{stem}.{part}.jsonl{packing}")) for part in shares
         }

@@ -1,4 +1,4 @@
-"""What is in a file of training requests: counts over all of it, lengths and BM25 over a sample."""
+"""Statistics of a file of training requests: counts over all of it, lengths and BM25 over a sample."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Spread:
 class RequestStatistics:
     """Statistics of training requests.
 
-    repeated_queries: requests whose query came before, but for case and white space. unjudged: requests without
-    positives, which are left out of everything that is said of positives. documents, distinct_documents:
+    repeated_queries: requests whose query occurred before, ignoring case and white space. unjudged: requests without
+    positives, which are left out of all statistics of positives. documents, distinct_documents:
     candidates in all, and by their texts. same_as_positive: negatives with the text of a positive of their request.
-    positive_place: mean place of the positives among the candidates, from 0 to 1; 0.5 says that places tell nothing.
-    origins: candidates by where they came from. titled_positives, titled_negatives: shares with a title, which a model
-    could tell them by. taught: requests with teacher scores; teacher_agrees: share of those whose best is a positive,
-    None where none has any.
+    positive_place: mean place of the positives among the candidates, from 0 to 1; at 0.5 places reveal nothing.
+    origins: candidates by origin. titled_positives, titled_negatives: shares with a title, by which a model could tell
+    them apart. taught: requests with teacher scores; teacher_agrees: share of those whose best document is a positive,
+    None if none has positives.
 
     Of a sample of at most `SAMPLE` requests: query_length and document_length in `unit`; bm25_first: share in which
     BM25 puts a positive before every negative (None without the extra), chance: the same for a random order.
@@ -79,7 +79,8 @@ class RequestStatistics:
 
 
 class StatisticsCollector:
-    """Takes training requests one at a time. Holds a key for each query and text, and a sample of the requests."""
+    """Takes training requests one at a time. Memory holds a key for each query and text, and a sample of the
+    requests."""
 
     def __init__(self, seed: int = 0, sample: int = SAMPLE) -> None:
         self._generator, self._most = np.random.default_rng(seed), sample
@@ -120,7 +121,7 @@ class StatisticsCollector:
         self._keep(item)
 
     def _keep(self, item: TrainingRequest) -> None:
-        """Each request is in the sample with equal probability, however many come."""
+        """Reservoir sampling: each request is in the sample with equal probability."""
         if len(self._sample) < self._most:
             self._sample.append(item)
         elif (place := int(self._generator.integers(len(self._sizes)))) < self._most:
@@ -165,7 +166,7 @@ def count_words(text: str) -> int:
 def bm25_first(items: Sequence[TrainingRequest]) -> float | None:
     """Share of requests in which a positive has a higher BM25 score than every negative, None without the extra.
 
-    Frequencies are those of all candidates of all `items`.
+    Document frequencies are computed over all candidates of all `items`.
     """
     places: dict[str, int] = {}
     for item in items:

@@ -28,22 +28,22 @@ class Teacher(Protocol):
 
 
 class RankerTeacher:
-    """A model that blockrank ranks with: of each document the logarithm of its share, as the teacher `model` in
-    training.
+    """A model that blockrank ranks with: the score of a document is the logarithm of its share, as for the teacher
+    `model` in training.
 
-    Other kinds of scores are stored as `Ranking.logits` has them: the logarithm of a probability, a logit as it is,
-    minus the logarithm of the rank of an order. cut: how many documents and queries were cut to the model's limits so
-    far.
+    Other kinds of scores are stored as `Ranking.logits` gives them: the logarithm of a probability, a logit as it is,
+    and minus the logarithm of the rank for an order. cut: how many documents and queries were cut to the model's limits
+    so far.
     """
 
     def __init__(self, ranker: RequestRanker, name: str) -> None:
         self._ranker, self.name, self.cut = ranker, name, 0
-        self.are_logs = True  # until rankings say otherwise
+        self.are_logs = True  # until rankings report another kind
 
     def scores(self, requests: Sequence[RankRequest]) -> list[list[float]]:
-        """Scores as logits. A share that float32 rounds to zero counts as the smallest that is not.
+        """Scores as logits. A share that float32 rounds to zero counts as the smallest float32.
 
-        Raises `InputError` where scores are not of the kind that the ranker says.
+        Raises `InputError` where scores are not of the kind that the ranker declares.
         """
         found = []
         whole = [replace(request, top_k=None, evidence=False) for request in requests]
@@ -70,7 +70,7 @@ class CrossEncoderTeacher:
             raise ModelError(f"{name_or_folder} has {self._model.num_labels} outputs; a teacher needs one.")
 
     def scores(self, requests: Sequence[RankRequest]) -> list[list[float]]:
-        """What the model gives for query and document, after its own activation."""
+        """The model's output for query and document, after its own activation."""
         pairs = [(request.query, document.content) for request in requests for document in request.candidates]
         flat = iter(self._model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False).tolist())
         return [list(islice(flat, len(request.candidates))) for request in requests]
@@ -85,7 +85,7 @@ class EncoderTeacher:
         self._encoder, self.name = encoder, encoder.name
 
     def scores(self, requests: Sequence[RankRequest]) -> list[list[float]]:
-        """Products of the vectors: cosines, where the model compares by them."""
+        """Dot products of the vectors: cosines for cosine models."""
         queries_ND = self._encoder.queries([request.query for request in requests])
         texts = [document.content for request in requests for document in request.candidates]
         documents_CD, at, found = self._encoder.documents(texts), 0, []

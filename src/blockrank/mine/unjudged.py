@@ -1,4 +1,4 @@
-"""Queries without judgements over a collection: those of a file, or taken from the documents themselves."""
+"""Queries without judgements over a collection: from a file, or taken from the documents themselves."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 def open_unjudged(
     source: str | Path, queries: str | Path | None = None, *, take: Taken = "titles", seed: int = 0
 ) -> Iterator[Judged]:
-    """Open a collection without judgements; its texts lie in a temporary folder until the block ends.
+    """Open a collection without judgements; its texts are in a temporary folder until the block ends.
 
-    source: a BEIR folder, of which the corpus alone is read; a file as its corpus; a folder with MS MARCO's
+    source: a BEIR folder, of which only the corpus is read; a file in the form of its corpus; a folder with MS MARCO's
     `collection.tsv`; or an id of ir_datasets. queries: a file of queries, JSON lines of `_id` and `text`, lines of id
     and tab and text where it ends in `.tsv`, else one query per line. They have no positives. None takes queries from
-    the documents: of `titles` the title where no other document has it, else the first sentence; of `sentences` one
-    drawn at random. Such a query has its document as its positive, which it sees without those words: with them it
-    would be found by its words alone.
+    the documents: `titles` takes the title if no other document has it, else the first sentence; `sentences` takes one
+    at random. The document is the positive of such a query, without the words taken: with them it could be found by
+    word overlap alone.
 
-    Raises `InputError` where something is missing or broken, or no query can be had.
+    Raises `InputError` where something is missing or broken, or there is no query.
     """
     corpus: Corpus = marco_corpus(Path(source)) or open_corpus(source)
     given = read_query_file(queries) if queries is not None else None
@@ -51,7 +51,7 @@ def open_unjudged(
 
 
 def read_query_file(path: str | Path) -> dict[str, str]:
-    """Queries by id; the number of its line is the id of one that has none.
+    """Queries by id; a query without an id gets its line number.
 
     Raises `InputError` on a broken line and where there is no query.
     """
@@ -69,7 +69,7 @@ def read_query_file(path: str | Path) -> dict[str, str]:
 
 
 def _derived(source: str, pool: Pool, corpus: Corpus, take: Taken, seed: int) -> Judged:
-    """A query of every document that gives one."""
+    """Queries taken from the documents that yield one."""
     titles = Counter(text_key(document.title) for document in pool.documents())
     taking = QueryTaking(take, frozenset(key for key, count in titles.items() if count > 1), seed)
     queries: dict[int, JudgedQuery] = {}
@@ -90,7 +90,8 @@ def _derived(source: str, pool: Pool, corpus: Corpus, take: Taken, seed: int) ->
 
 @dataclass(frozen=True, slots=True)
 class QueryTaking:
-    """Takes a query out of a document. shared: keys of titles that several documents have, which name none of them.
+    """Takes a query out of a document. shared: keys of titles that several documents have, and which are therefore not
+    used.
 
     What is drawn depends on the seed and the document's id alone.
     """

@@ -1,7 +1,7 @@
 """BM25 over a corpus, kept on disk.
 
 Scores are those of bm25s in Lucene's variant (arXiv 2407.03618) over the terms of `blockrank.retrieve.terms`; title and
-text are one field. Stop words and single characters, where a query counts them, are scored without the length.
+text are one field. Stop words and single characters, in queries that use them, are scored without length normalisation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from blockrank.keep.lines import Records, write_records
 from blockrank.retrieve.terms import TERMS_VERSION, Analyser, is_apart, libraries
 from blockrank.types import Document, InputError
 
-K1, B = 0.9, 0.4  # how soon a term's repetitions count no more; how much a document's length does
-_FORMAT = 2  # raised whenever what is written below changes
+K1, B = 0.9, 0.4  # term-frequency saturation; length normalisation
+_FORMAT = 2  # incremented whenever the format written below changes
 _log = logging.getLogger(__name__)
 
 
@@ -40,11 +40,11 @@ class Bm25Index:
 
     @classmethod
     def open(cls, corpus: Corpus, *, folder: Path | None = None, k1: float = K1, b: float = B) -> Bm25Index:
-        """The index of a corpus: loaded where it is fresh, else made and kept.
+        """The index of a corpus: loaded from disk if up to date, else built and saved.
 
-        folder: where indices are kept; None means the user's own cache folder. An index is fresh while the content of
-        the corpus file, the settings and the versions of the libraries are those it was made with. Where the folder
-        cannot be written, or the corpus has no file, the index stays in memory.
+        folder: where indices are kept; None means the user's own cache folder. An index is up to date while the content
+        of the corpus file, the settings and the versions of the libraries are unchanged. If the folder cannot be
+        written, or the corpus has no file, the index stays in memory.
 
         Raises `InputError` where the corpus has no documents, `MissingExtraError` without the extra.
         """
@@ -103,7 +103,7 @@ class Bm25Index:
             return None
 
     def search(self, query: str, depth: int) -> dict[str, float]:
-        """Scores of the best `depth` documents that share a word with the query, best first. Empty where none does."""
+        """Scores of the best `depth` documents that share a word with the query, best first. Empty if none does."""
         return {str(self._doc_ids[position]): score for position, score in self.positions(query, depth)}
 
     def positions(self, query: str, depth: int) -> list[tuple[int, float]]:
@@ -115,7 +115,7 @@ class Bm25Index:
             return []
         scores = self._scores.get_scores(terms)
         found = np.flatnonzero(scores > 0)
-        if len(found) > depth:  # no need to sort what cannot be among the best
+        if len(found) > depth:  # sort only candidates for the best
             least = np.partition(scores[found], -depth)[-depth]
             found = found[scores[found] >= least]
         best = found[np.argsort(-scores[found], kind="stable")][:depth]
@@ -127,7 +127,7 @@ class Bm25Index:
 
 
 def versions() -> dict[str, object]:
-    """What finds and scores depend on besides texts and settings: our terms, and the libraries under them."""
+    """Versions that decide matches and scores besides texts and settings: of our terms, and of the libraries below."""
     bm25s, stemmer = libraries()
     return {
         "terms": TERMS_VERSION,
@@ -138,12 +138,13 @@ def versions() -> dict[str, object]:
 
 
 def matching_words(query: str, text: str) -> list[tuple[int, int]]:
-    """Where in `text` words of the query stand, as (start, end) of characters; other forms of a word count."""
+    """(start, end) of the characters in `text` that match words of the query; other forms of a word match too."""
     return Analyser().matches(query, text)
 
 
 class _TermIds(dict[str, int]):
-    """Ids of terms, filled as terms occur: from 0 in the order of `counted`, or -1 downwards in that of `apart`."""
+    """Ids of terms, assigned as terms occur: from 0 up in the order of `counted`, from -1 down in the order of
+    `apart`."""
 
     def __init__(self) -> None:
         self.counted: dict[str, int] = {}
@@ -158,7 +159,8 @@ class _TermIds(dict[str, int]):
 
 
 class _Postings:
-    """The terms of each document: those that count, and those that are kept apart, by their own ids."""
+    """The terms of each document: those that count in its length, and separately those that do not, each with its own
+    ids."""
 
     def __init__(self) -> None:
         self.ids = _TermIds()
@@ -174,7 +176,7 @@ class _Postings:
 
 def _scored(ids: list[list[int]], vocabulary: dict[str, int], k1: float, b: float) -> Any:
     """An index over the terms of each document."""
-    if not vocabulary:  # bm25s cannot index nothing at all; no query holds the empty word
+    if not vocabulary:  # bm25s cannot index an empty corpus; no query contains the empty word
         ids, vocabulary = [[0]] * len(ids), {"": 0}
     scores = libraries()[0].BM25(k1=k1, b=b)
     scores.index((ids, vocabulary), create_empty_token=False, show_progress=False)
@@ -182,7 +184,7 @@ def _scored(ids: list[list[int]], vocabulary: dict[str, int], k1: float, b: floa
 
 
 def _joined(counted: Any, apart: Any) -> Any:
-    """Two indices of the same documents as one: the columns of the second behind those of the first."""
+    """Two indices of the same documents merged: the columns of the second follow those of the first."""
     for name in ("data", "indices"):
         counted.scores[name] = np.concatenate([counted.scores[name], apart.scores[name]])
     ends = apart.scores["indptr"][1:] + counted.scores["indptr"][-1]

@@ -1,4 +1,4 @@
-"""Dense retrieval: a vector for each document of a corpus, found by its product with the query's, exactly.
+"""Dense retrieval: a vector for each document of a corpus, and exact search by its dot product with the query's vector.
 
 Encoders are models of sentence-transformers. A corpus is encoded once; its vectors are kept on disk under the hash of
 the corpus and of the encoder.
@@ -24,14 +24,14 @@ from blockrank.types import Document, InputError
 Progress = Callable[[int, int], None]  # (documents encoded, documents in all)
 Dtype = Literal["float32", "float16"]
 
-_FORMAT = 1  # raised whenever what is written below changes
+_FORMAT = 1  # incremented whenever the format written below changes
 _GROUP = 1024  # documents encoded between two reports of progress; the encoder sorts them by length
 _CHUNK = 65_536  # documents compared with queries at once
 _log = logging.getLogger(__name__)
 
 
 class DenseIndex:
-    """Finds the documents whose vectors have the largest product with a query's, best first, exactly.
+    """Finds the documents whose vectors have the largest dot product with a query's, best first, by exact search.
 
     Equal scores are ordered as in the corpus. Documents without any text are not in it.
     """
@@ -54,12 +54,13 @@ class DenseIndex:
         dtype: Dtype = "float32",
         progress: Progress | None = None,
     ) -> DenseIndex:
-        """The index of a corpus: loaded where its vectors are kept, else encoded and kept.
+        """The index of a corpus: loaded if its vectors are on disk, else encoded and saved.
 
         folder: where vectors are kept; None means the user's own cache folder. They are found by the content of the
-        corpus file and of the encoder's, so a copy or a newer date of the same files is no reason to encode again.
-        dtype: of the vectors kept; the product is taken in float32. Where the folder cannot be written, the corpus has
-        no file or the encoder no identity, the index stays in memory. progress: called with documents done and all.
+        corpus file and of the encoder's files, so a copy or a new timestamp of the same files does not cause another
+        encoding. dtype: of the stored vectors; dot products are computed in float32. If the folder cannot be written,
+        the corpus has no file or the encoder no identity, the index stays in memory. progress: called with documents
+        done and all.
 
         Raises `InputError` where the corpus has no text at all.
         """
@@ -149,7 +150,7 @@ class DenseIndex:
         return dict(zip(queries, found, strict=True))
 
     def nearest(self, queries_QD: Floats, depth: int) -> list[dict[str, float]]:
-        """The same for vectors of queries. Raises `InputError` where depth or the width of the vectors is wrong."""
+        """As `search`, for vectors of queries. Raises `InputError` where depth or the width of the vectors is wrong."""
         if depth < 1:
             raise InputError(f"depth must be positive, not {depth}.")
         if queries_QD.ndim != 2 or queries_QD.shape[1] != self._vectors_ND.shape[1]:
@@ -171,6 +172,7 @@ class DenseIndex:
 
 
 def _best(places_QK: NDArray[np.int64], scores_QK: Floats, depth: int) -> tuple[NDArray[np.int64], Floats]:
-    """The best `depth` of each row, score descending, then place ascending; places of a row ascend where scores tie."""
+    """The best `depth` of each row, by descending score, then ascending place; in the input, places of equal scores
+    ascend."""
     order_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, :depth]
     return np.take_along_axis(places_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1)

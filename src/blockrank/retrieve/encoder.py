@@ -15,18 +15,25 @@ from blockrank.types import MissingExtraError, ModelError
 Floats = NDArray[np.float32]
 
 _BATCH = 32  # texts of one forward
-_FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")  # of an encoder, that can change its vectors
+_FILES = (
+    ".json",
+    ".safetensors",
+    ".bin",
+    ".txt",
+    ".model",
+    ".py",
+)  # files of an encoder that can change its vectors
 
 
 class Encoder(Protocol):
-    """Texts to vectors whose product is the score.
+    """Texts to vectors whose dot product is the score.
 
-    identity: JSON-ready, equal for encoders with equal vectors; None where that cannot be told.
+    identity: JSON-ready, equal for encoders with equal vectors; None if unknown.
     """
 
     @property
     def identity(self) -> object:
-        """What tells this encoder from others."""
+        """Distinguishes this encoder from others."""
 
     def queries(self, texts: Sequence[str]) -> Floats:
         """Vectors of queries, (Q, D)."""
@@ -38,15 +45,14 @@ class Encoder(Protocol):
 class SentenceEncoder:
     """A model of sentence-transformers: a folder or a hub name.
 
-    Queries and documents get the prompts that the model names for them. Vectors have unit length where the model is
-    compared by cosine; `score` says which.
+    Queries and documents get the prompts that the model defines for them. Vectors have unit length if the model uses
+    cosine similarity; `score` is its similarity.
     """
 
     def __init__(self, name_or_path: str | Path, *, device: str | None = None, batch_size: int = _BATCH) -> None:
-        """Load the model in float32. device: None chooses by the machine.
+        """Load the model in float32. device: None chooses automatically.
 
-        Raises `ModelError` where it cannot be loaded or is compared by a distance, `MissingExtraError` without the
-        extra.
+        Raises `ModelError` where it cannot be loaded or uses a distance, `MissingExtraError` without the extra.
         """
         self._name, self._batch_size = str(name_or_path), batch_size
         self.model = load_sentence_model("SentenceTransformer", self._name, device)
@@ -58,7 +64,7 @@ class SentenceEncoder:
 
     @property
     def identity(self) -> object:
-        """Hash of the folder's files; of a hub name, its revision; None where there is none."""
+        """Hash of the folder's files, or the revision of a hub name; None where there is none."""
         if Path(self._name).is_dir():
             return {"files": _files_hash(Path(self._name)), "score": self.score}
         revision = getattr(self.model[0].auto_model.config, "_commit_hash", None)
@@ -114,7 +120,7 @@ def load_sentence_model(kind: str, name_or_path: str, device: str | None) -> Any
                 model_kwargs={"dtype": "float32"},
                 local_files_only=Path(name_or_path).is_dir(),
             )
-        except Exception as error:  # a missing folder, no network, broken weights: each library its own
+        except Exception as error:  # missing folder, no network, broken weights: each library raises its own errors
             raise ModelError(f"{name_or_path}: sentence-transformers cannot load it: {_first_line(error)}") from None
 
 

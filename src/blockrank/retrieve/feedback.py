@@ -1,4 +1,4 @@
-"""Relevance feedback: what the ranker prefers, distilled into the query's vector, and retrieval anew with it.
+"""Relevance feedback: the ranker's preferences are distilled into the query's vector, and retrieval runs again.
 
 At inference the vector of a query q is moved so that the retriever's distribution over the candidates comes nearer to
 the ranker's (FIRST, arXiv 2406.15657, section 3.3, after ReFIT, arXiv 2305.11744):
@@ -7,7 +7,7 @@ the ranker's (FIRST, arXiv 2406.15657, section 3.3, after ReFIT, arXiv 2305.1174
     p    = softmax(ranker's scores / ranker_temperature)
 
 V holds the candidates' vectors, q0 is the query's own. L is convex, and its gradient has a closed form, so that plain
-gradient descent suffices: nothing here needs a library for gradients.
+gradient descent without autograd suffices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from blockrank.retrieve.encoder import Floats
 from blockrank.types import InputError, Ranking, RankRequest, RequestRanker
 
 Progress = Callable[[int, int], None]  # (queries done, queries in all)
-_LEAST = float(np.finfo(np.float64).tiny)  # a share of zero has a logarithm, too
+_LEAST = float(np.finfo(np.float64).tiny)  # so that a share of zero has a logarithm
 Doubles = NDArray[np.float64]
 
 
@@ -33,10 +33,11 @@ Doubles = NDArray[np.float64]
 class Feedback:
     """How far the vector of a query follows the ranker.
 
-    depth: candidates that the ranker reads and that teach. steps: of gradient descent; with 0 the second retrieval is
-    the first. rate: length of a step, as a share of the longest that provably never raises the objective.
+    depth: candidates that the ranker reads and that the query's vector is fitted to. steps: of gradient descent; with 0
+    the second retrieval equals the first. rate: step size, as a share of the largest that provably never raises the
+    objective.
     temperature: of the retriever's scores, in their own unit. ranker_temperature: of the ranker's scores as logits.
-    pull: towards the query's own vector; 0 leaves the number of steps to hold it back.
+    pull: weight of the penalty on the distance from the query's own vector; with 0 only the number of steps limits it.
 
     Raises `InputError` on a value out of range.
     """
@@ -65,7 +66,7 @@ def refine(query_D: ArrayLike, vectors_CD: ArrayLike, scores_C: ArrayLike, feedb
     """The query's vector moved towards the ranker's preference, (D,).
 
     vectors_CD: of the candidates. scores_C: the ranker's as logits, of which a softmax is taken: for shares, their
-    logarithms. With no steps the result is `query_D` as it is. The length of the result means nothing.
+    logarithms. With no steps the result is `query_D` unchanged. The norm of the result has no meaning.
 
     Raises `InputError` where shapes do not fit or a number is not finite.
     """
@@ -84,7 +85,7 @@ def refine(query_D: ArrayLike, vectors_CD: ArrayLike, scores_C: ArrayLike, feedb
     if not all(np.isfinite(value).all() for value in (q0_D, v_CD, scores)):
         raise InputError("query, vectors and scores must be finite.")
     p_C = _softmax(scores / feedback.ranker_temperature)
-    # A shift of all vectors changes no softmax; around their mean they are short, and the steps long.
+    # Subtracting a vector from all does not change the softmax; centred vectors are shorter and allow longer steps.
     centred_CD = v_CD - v_CD.mean(0)
     step = feedback.rate / (_curvature(centred_CD) + feedback.pull)
     q_D = q0_D
@@ -99,7 +100,7 @@ def refine(query_D: ArrayLike, vectors_CD: ArrayLike, scores_C: ArrayLike, feedb
 def objective(
     query_D: ArrayLike, start_D: ArrayLike, vectors_CD: ArrayLike, scores_C: ArrayLike, feedback: Feedback
 ) -> float:
-    """L of the module's head at `query_D`, in nats; `start_D` is q0."""
+    """L of the module docstring at `query_D`, in nats; `start_D` is q0."""
     q_D, q0_D, v_CD, scores = (np.asarray(v, dtype=np.float64) for v in (query_D, start_D, vectors_CD, scores_C))
     p_C = _softmax(scores / feedback.ranker_temperature)
     logits_C = v_CD @ q_D / feedback.temperature
@@ -122,7 +123,7 @@ def _curvature(centred_CD: Doubles) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What feedback did for one query.
+    """The steps of feedback for one query.
 
     first: scores of the first retrieval. ranking: its best `depth`, as the ranker orders them; None where none has
     text. vector_D: the refined vector. second: scores of the second retrieval.
@@ -141,7 +142,7 @@ class FeedbackRetriever:
         retriever = FeedbackRetriever(DenseIndex.open(corpus, encoder), corpus, Ranker.from_pretrained())
         run = retriever.run({"q1": "who wrote Dracula"}, depth=100)
 
-    Its scores may be of any kind, see `Ranking.logits`: of an order the shares are in proportion to 1/rank.
+    The ranker's scores may be of any kind, see `Ranking.logits`: for an order, p is proportional to 1/rank.
     """
 
     def __init__(
@@ -155,7 +156,8 @@ class FeedbackRetriever:
         return {item.query_id: item.second for item in self.rounds(queries, depth, progress)}
 
     def rounds(self, queries: Mapping[str, str], depth: int, progress: Progress | None = None) -> Iterator[Round]:
-        """The same with every step kept, query by query. Raises `InputError` as `Ranker.rank` and `DenseIndex`."""
+        """As `run`, with the results of every step, query by query. Raises `InputError` as `Ranker.rank` and
+        `DenseIndex`."""
         vectors_QD = self.index.encoder.queries(list(queries.values()))
         found = self.index.nearest(vectors_QD, max(depth, self.feedback.depth))
         wanted = dict.fromkeys(doc_id for scores in found for doc_id in list(scores)[: self.feedback.depth])

@@ -18,7 +18,7 @@ from blockrank.retrieve.passages import Lines, Passage, TextBlock, paragraphs, s
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, as_document
 
-MOST_BYTES = 20_000_000  # of a file in a folder; one that is named itself may be larger
+MOST_BYTES = 20_000_000  # of a file in a folder; a file named by the user may be larger
 DOCUMENTS = ("corpus.jsonl", "corpus.jsonl.gz", "documents.jsonl", "documents.jsonl.gz")
 _INSTALLED = frozenset({"node_modules", "__pycache__", "site-packages", "bower_components"})
 _BINARY_SUFFIXES = frozenset({".gz", ".zip", ".png", ".jpg", ".jpeg", ".gif", ".so", ".pyc", ".npy", ".safetensors"})
@@ -26,15 +26,15 @@ _log = logging.getLogger(__name__)
 
 
 class UnreadableError(Exception):
-    """A file is skipped; the message is the kind of files it is counted under."""
+    """A file is skipped; the message is the category in which it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file to be read.
 
-    path: relative to the source, `/` between its parts, as text; place: where it is. holds_documents: it is JSON lines,
-    one document each.
+    path: relative to the source, with `/`, as text; place: its location on disk. holds_documents: it is JSON lines, one
+    document each.
     """
 
     path: str
@@ -44,12 +44,13 @@ class SourceFile:
 
 
 def list_files(source: Path) -> tuple[list[SourceFile], Counter[str]]:
-    """Files of a folder in a fixed order, or the one file; and how many of what kind are skipped unread.
+    """Files of a folder in a fixed order, or the one file; and how many are skipped unread, by category.
 
-    A file of JSON lines holds documents where it is named itself, or is called `corpus.jsonl` or `documents.jsonl`.
+    A file of JSON lines holds documents if the source is that file, or if it is called `corpus.jsonl` or
+    `documents.jsonl`.
 
     Hidden files and folders, virtual environments, installed packages and files over the limit are skipped; links to
-    folders are not followed. A folder with `corpus.jsonl` or `corpus.jsonl.gz` stands for that file.
+    folders are not followed. From a folder with `corpus.jsonl` or `corpus.jsonl.gz` only that file is read.
 
     Raises `InputError` where there is no such file or folder, or it cannot be listed.
     """
@@ -138,7 +139,7 @@ def read_passages(file: SourceFile) -> list[Passage]:
 
 
 def _text(file: SourceFile, suffix: str) -> str:
-    """The text of a file: UTF-8, or UTF-16 that says so; of HTML, the encoding that it names."""
+    """The text of a file: UTF-8, or UTF-16 with a byte order mark; for HTML, the encoding that it declares."""
     if suffix in _BINARY_SUFFIXES:
         raise UnreadableError("binary files")
     try:
@@ -201,7 +202,7 @@ def _of_json_lines(file: SourceFile) -> Iterator[Passage]:
 
 
 def _document(value: Mapping[str, Any], index: int) -> Document | None:
-    """A checked document; None where it has neither text nor title, as real corpora hold."""
+    """A checked document; None if it has neither text nor title, which occurs in real corpora."""
     texts = [value.get("text"), value.get("title") or ""]
     if all(isinstance(text, str) and not is_readable(text) for text in texts):
         return None

@@ -1,4 +1,4 @@
-"""HTML to blocks of readable text, with the lines of the source they stand on."""
+"""HTML to blocks of readable text, with their line numbers in the source."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _BLOCKS = frozenset({
     "ol", "option", "p", "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "title", "tr", "ul",
     *_HEADINGS,
 })  # fmt: skip
-_APART = frozenset({"br", "td", "th"})  # no block of their own, yet their words do not run together
+_APART = frozenset({"br", "td", "th"})  # inline elements that still separate words
 _BETWEEN = "\n\n"
 _TAG = re.compile(r"<(?:[^<>\"']|\"[^\"]*\"|'[^']*')*>")
 
 
-Pieces = list[tuple[str, int]]  # text, and the line of the source it stands on
+Pieces = list[tuple[str, int]]  # text, and its line in the source
 
 
 @dataclass(frozen=True, slots=True)
 class HtmlText:
-    """The readable text of an HTML page, its blocks a blank line apart, and where its pieces stand in the source."""
+    """The readable text of an HTML page, its blocks separated by blank lines, and the positions of its pieces in the
+    source."""
 
     text: str
     blocks: list[TextBlock]
@@ -39,14 +40,14 @@ class HtmlText:
     lines: list[int]
 
     def line(self, position: int) -> int:
-        """Line of the source that a character of `text` stands on, from 1."""
+        """Line in the source of a character of `text`, from 1."""
         return self.lines[bisect_right(self.starts, position) - 1]
 
 
 def read_page(source: str) -> HtmlText:
     """The text of an HTML page in blocks under its headings. Navigation, scripts and styles are left out.
 
-    A page without headings of the first level is headed by its title. Raises `MissingExtraError` without the extra.
+    A page without first-level headings gets its title as heading. Raises `MissingExtraError` without the extra.
     """
     soup = _parsed(source)
     title = heading_name(soup.title.get_text()) if soup.title else ""
@@ -69,7 +70,7 @@ def read_page(source: str) -> HtmlText:
 
 
 def decoded(data: bytes) -> str | None:
-    """Text of a page that is not UTF-8, in the encoding that it declares or seems to have; None where none fits."""
+    """Text of a page that is not UTF-8, in its declared or detected encoding; None if none fits."""
     text = _library().UnicodeDammit(data, is_html=True).unicode_markup
     return None if text is None else str(text)
 
@@ -86,7 +87,7 @@ def _parsed(source: str) -> Any:
     """The tree."""
     bs4 = _library()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its guesses about what the text may be instead
+        warnings.simplefilter("ignore")  # its warnings about other formats that the text may have
         return bs4.BeautifulSoup(source, "html.parser")
 
 
@@ -109,7 +110,7 @@ def _strings(soup: Any, source: str) -> Iterator[tuple[Any, str, int]]:
     from bs4.element import CData, NavigableString, Tag
 
     starts = [0, *(match.end() for match in re.finditer("\n", source))]
-    blocks: dict[int, Any] = {id(soup): soup}  # block element around or at each element, None where nothing is shown
+    blocks: dict[int, Any] = {id(soup): soup}  # block element that contains or is each element, None if hidden
     line = 1
     for item in soup.descendants:
         block = blocks[id(item.parent)]
@@ -131,7 +132,7 @@ def _strings(soup: Any, source: str) -> Iterator[tuple[Any, str, int]]:
 
 
 def _tidied(pieces: Pieces, *, keep: bool) -> Pieces:
-    """Pieces without white space at both ends, and inside with one space for any run of it unless it is to be kept."""
+    """Pieces stripped of white space, with runs of it inside replaced by one space unless it must be kept."""
     tidied: Pieces = []
     for text, line in pieces:
         if not keep:

@@ -32,7 +32,7 @@ def markdown_blocks(text: str) -> Iterator[TextBlock]:
     headings: list[tuple[int, str]] = []
     for block, level in _marked(text, at):
         yield from _between(text, at, block.start, _path(headings))
-        if level:  # ends the headings of its own level and below
+        if level:  # a heading ends those of its own level and below
             headings = [*((other, name) for other, name in headings if other < level), (level, block.headings[0])]
         yield replace(block, headings=_path(headings))
         at = block.end
@@ -52,7 +52,7 @@ def _between(text: str, start: int, end: int, headings: tuple[str, ...]) -> Iter
 def _marked(text: str, begin: int) -> Iterator[tuple[TextBlock, int]]:
     """Headings, each with its name and level, and blocks of code, with 0, from character `begin` on."""
     body = text[begin:]
-    # A line feed alone ends a line, for the reader as for `Lines`.
+    # Only a line feed ends a line, for the parser as for `Lines`.
     tokens = _reader().parse(body.replace("\r\n", "\n").replace("\r", " "))
     starts = [begin, *(begin + match.end() for match in re.finditer("\n", body)), len(text)]
     for place, token in enumerate(tokens):
@@ -67,7 +67,8 @@ def _marked(text: str, begin: int) -> Iterator[tuple[TextBlock, int]]:
 
 
 def _is_title(token: Token, title: str) -> bool:
-    """Whether a heading heads what follows: not one in a list or a quote, and no row of a table over a line."""
+    """Whether a heading applies to the text after it: not one in a list or a quote, nor a table row above a line of
+    dashes."""
     return token.level == 0 and (token.markup.startswith("#") or "|" not in title)
 
 
@@ -82,7 +83,7 @@ def _name(title: str) -> str:
 
 @cache
 def _reader() -> MarkdownIt:
-    """Reads blocks alone: what stands inside a line matters in headings only."""
+    """A parser of blocks only: inline markup matters in headings only."""
     try:
         from markdown_it import MarkdownIt
     except ImportError:

@@ -18,12 +18,12 @@ from blockrank.text.words import end_of_marks
 # Sizes are rough counts of a model's tokens. In English prose a word has about 1.25. The embedded model reads 256
 # tokens of a document; it counts a tenth more than this, and the title is one part of the document.
 USUAL, MOST, MOST_WITH_TITLE = 150, 210, 225
-_SMALL = USUAL // 3  # a block or span as small as this joins its neighbour over the usual size
-_HEADING = 30  # what a block under the limit leaves for the heading above it
+_SMALL = USUAL // 3  # a block or span up to this size may join its neighbour even above the usual size
+_HEADING = 30  # room that a block under the limit leaves for the heading above it
 _HEADING_LENGTH = 200  # characters
 _MOST_MARKS = 8  # of a letter
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]{1,9}|\d{1,3}|[^\w\s]|_")
-# Where a block over the limit is cut, the best places first.
+# Places where a block over the limit is cut, best first.
 _CUTS = (
     re.compile(r"\n\s*\n"),
     re.compile(r"\n"),
@@ -35,11 +35,11 @@ _CUTS = (
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A part of a document, and where it stands.
+    """A part of a document, and its position.
 
     path: its file, relative to the folder searched. doc_id: its document; for a file of JSON lines the id in it, else
-    the path. title: the file and the headings above it, or the document's title. text: what stands there, for PDF and
-    HTML without markup. Lines and pages count from 1; a PDF file has pages, all others have lines.
+    the path. title: the file and the headings above it, or the document's title. text: its text, for PDF and HTML
+    without markup. Lines and pages count from 1; a PDF file has pages, all others have lines.
     """
 
     path: str
@@ -74,7 +74,7 @@ class TextBlock:
 
 
 class Lines:
-    """Which line of a text a character stands on; only a line feed ends a line."""
+    """Line numbers of characters in a text; only a line feed ends a line."""
 
     def __init__(self, text: str) -> None:
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
@@ -85,7 +85,7 @@ class Lines:
 
 
 def heading_name(text: str) -> str:
-    """A heading on one line, as it stands in titles: a long one is shortened there."""
+    """A heading on one line, as in titles: a long one is shortened."""
     name = " ".join(text[: 2 * _HEADING_LENGTH].split())
     return name if len(name) <= _HEADING_LENGTH else name[: _HEADING_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -105,9 +105,9 @@ def paragraphs(text: str, headings: tuple[str, ...] = ()) -> Iterator[TextBlock]
 
 
 def spans(text: str, blocks: Iterable[TextBlock], title: str = "") -> Iterator[TextBlock]:
-    """Blocks joined or cut to the size of passages; each without white space at its ends but its first indentation.
+    """Blocks joined or cut to the size of passages; each stripped of white space except its first indentation.
 
-    title: what stands before the headings in the titles of these passages.
+    title: the text before the headings in the titles of these passages.
     """
     group: list[TextBlock] = []
     held = 0
@@ -125,7 +125,7 @@ def spans(text: str, blocks: Iterable[TextBlock], title: str = "") -> Iterator[T
 
 
 def _room(title: str, block: TextBlock) -> int:
-    """The most that a passage under these headings holds; a long title does not take more than half of it."""
+    """The largest size of a passage under these headings; a long title takes at most half of it."""
     return max(min(MOST, MOST_WITH_TITLE - size(" ".join((title, *block.headings)))), MOST // 2)
 
 
@@ -138,7 +138,7 @@ def _joins(group: Sequence[TextBlock], held: int, block: TextBlock, weight: int,
 
 
 def _joined(text: str, group: Sequence[TextBlock]) -> TextBlock:
-    """One span, from the beginning of its first line where nothing else stands on it before."""
+    """One span, which starts at the beginning of its first line if only white space precedes it there."""
     line = group[0].start
     while line and text[line - 1] in " \t":
         line -= 1
@@ -147,7 +147,7 @@ def _joined(text: str, group: Sequence[TextBlock]) -> TextBlock:
 
 
 def _parts(text: str, block: TextBlock, limit: int) -> Iterator[TextBlock]:
-    """A block without white space at its ends; one over the limit in parts of about the same size."""
+    """A stripped block; one over the limit is cut into parts of about the same size."""
     pieces = list(_pieces(text, block.start, block.end, limit, 0))
     total = sum(weight for _, _, weight in pieces)
     usual = min(USUAL, limit)
@@ -162,7 +162,7 @@ def _parts(text: str, block: TextBlock, limit: int) -> Iterator[TextBlock]:
 
 
 def _pieces(text: str, start: int, end: int, limit: int, level: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, size) of pieces under the limit, cut at the best places that suffice, without white space around."""
+    """(start, end, size) of pieces under the limit, cut at the best places that suffice, and stripped."""
     part = text[start:end]
     start, end = end - len(part.lstrip()), start + len(part.rstrip())
     if start >= end:
@@ -184,6 +184,7 @@ def _pieces(text: str, start: int, end: int, limit: int, level: int) -> Iterator
 
 
 def _before_a_letter(text: str, position: int) -> int:
-    """`position`, or where the marks there end that belong to the letter before; of too many none are kept together."""
+    """`position`, or the end of the marks there that belong to the letter before; too many marks are not kept
+    together."""
     end = end_of_marks(text, position)
     return end if end - position <= _MOST_MARKS else position

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_pages(path: Path) -> list[str]:
-    """Text of each page, empty where it has none; words divided at the end of a line are joined.
+    """Text of each page, empty if it has none; words hyphenated at the end of a line are joined.
 
     Raises `InputError` where the file is no PDF, damaged or locked, `MissingExtraError` without the extra.
     """
@@ -27,7 +27,7 @@ def read_pages(path: Path) -> list[str]:
     with _quiet():
         try:
             return [_HYPHENATED.sub("", page.extract_text()) for page in pypdf.PdfReader(path).pages]
-        except Exception as error:  # a damaged file fails with whatever the parser stumbles over
+        except Exception as error:  # on a damaged file the parser can raise anything
             _log.info("%s: %s: %s", path, type(error).__name__, error)
             raise InputError(f"{path}: cannot be read as PDF: {error}.") from None
 

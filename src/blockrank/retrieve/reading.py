@@ -1,8 +1,8 @@
-"""Files read in a process of its own, so that none can hold up or bring down a search.
+"""Files are read in a separate process, so that no file can block or crash a search.
 
-Text, Markdown, HTML and PDF files are taken apart by parsers of other people that nothing can interrupt from within.
-The process reads one file after the other, with a deadline for each and, where the system has such a limit, no more
-memory than it is given; one that fails is ended and started anew for the next file.
+Text, Markdown, HTML and PDF files are read by third-party parsers that cannot be interrupted within a process. The
+process reads one file after the other, with a timeout for each and, where the system supports it, a memory limit; if it
+fails, it is killed and restarted for the next file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from blockrank.retrieve.files import SourceFile, UnreadableError, read_passages
 from blockrank.retrieve.passages import Passage
 from blockrank.types import BlockrankError, InputError, MissingExtraError
 
-_START_SECONDS = 60  # until a new process has loaded its modules: this is no file's fault
+_START_SECONDS = 60  # for a new process to load its modules; not counted against any file
 _USUAL_BYTES = 5_000_000  # HTML of this size takes about 4 s on one core
-_SPARE_SECONDS = 2  # by which the process's own alarm comes later than the deadline kept here
-# The same modules as here, and none of the working directory's.
+_SPARE_SECONDS = 2  # delay of the process's own alarm after the timeout checked here
+# The same modules as in this process, and none from the working directory.
 _CODE = (
     "import sys; numbers = sys.argv[1:4]; sys.path[:] = sys.argv[4:]; "
     "from blockrank.retrieve.reading import answer; answer(*map(int, numbers))"
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """What reading one file may take.
+    """Limits for reading one file.
 
     seconds: of a file up to 5 MB, of a larger one in proportion. memory_bytes: of the whole process. text_chars: of all
     passages of the file.
@@ -58,19 +58,19 @@ class ReadLimits:
                 raise InputError(f"{item.name} must be a positive number, not {value!r}.")
 
     def seconds_for(self, size: int) -> float:
-        """How long reading a file of so many bytes may take."""
+        """Time limit in seconds for reading a file of that size."""
         return self.seconds * max(1.0, size / _USUAL_BYTES)
 
 
 class LimitError(UnreadableError):
-    """Reading a file took more than it may; the message is the kind of files it is counted under."""
+    """Reading a file exceeded a limit; the message is the category in which it is counted."""
 
 
 class FileReader:
     """Reads files one at a time; a context manager, which ends its process at the end.
 
-    Files of JSON lines are read in this process: nothing but the standard library's parser of JSON sees them, a line at
-    a time, and they may be as large as they are.
+    Files of JSON lines are read in the calling process: only the standard library's JSON parser reads them, line by
+    line, and their size is not limited.
     """
 
     def __init__(self, limits: ReadLimits | None = None) -> None:
@@ -89,8 +89,8 @@ class FileReader:
     def read(self, file: SourceFile) -> list[Passage]:
         """The passages of one file, in order; errors as those of `read_passages`.
 
-        Raises `LimitError` where it took more than it may, after a sentence in the log, `BlockrankError` where no
-        process can be started.
+        Raises `LimitError` where it exceeded a limit, after a log message, `BlockrankError` where no process can be
+        started.
         """
         if file.holds_documents:
             return read_passages(file)
@@ -105,7 +105,7 @@ class FileReader:
         except queue.Empty:
             self._end()
             self._refuse(file, "files that take too long", f"reading it takes longer than {seconds:.3g} s")
-        except (OSError, ValueError):  # the pipe is closed, or an answer ends in the middle
+        except (OSError, ValueError):  # the pipe is closed, or an answer is truncated
             self._end()
             self._refuse(file, "files that break their parser", "its parser came to a sudden end")
         return self._passages(file, answer)
@@ -158,14 +158,14 @@ class FileReader:
 
 
 def _forward(stream: BinaryIO, answers: queue.Queue[bytes]) -> None:
-    """Put lines into a queue until there are no more; then an empty one."""
+    """Put lines into a queue until the end; then an empty one."""
     with stream:
         while line := stream.readline():
             answers.put(line)
     answers.put(b"")
 
 
-# In the process that reads
+# In the reading process
 
 
 def answer(memory_bytes: int, text_chars: int, level: int) -> None:
@@ -175,7 +175,7 @@ def answer(memory_bytes: int, text_chars: int, level: int) -> None:
     """
     _limit_memory(memory_bytes)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what a parser says is no answer
+    sys.stdout = sys.stderr  # output of a parser must not mix with answers
     records = _Records(level)
     logging.getLogger("blockrank").addHandler(records)
     logging.getLogger("blockrank").setLevel(level)
@@ -199,7 +199,7 @@ def _answered(file: SourceFile, text_chars: int) -> dict[str, Any]:
         return {"missing": str(error)}
     except MemoryError:
         return {"limit": ("files that take too much memory", "reading it takes too much memory")}
-    except Exception as error:  # a parser fails with whatever it stumbles over
+    except Exception as error:  # a parser can raise anything
         return {"limit": ("files that break their parser", f"its parser fails with {type(error).__name__}")}
     if _chars(passages) > text_chars:
         return {"limit": ("files with too much text", f"it holds more than {text_chars:,} characters of text")}
@@ -212,7 +212,7 @@ def _chars(passages: Sequence[Passage]) -> int:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """End this process where it takes longer, even if nobody is left to do it."""
+    """End this process if it takes longer, even if its parent is gone."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -224,7 +224,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """Let memory be refused beyond so many bytes, where the system can."""
+    """Limit the memory of this process, where the system supports it."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What came of reading the files of a source: read now, or known from an earlier index."""
+"""Results of reading the files of a source: read now, or known from an earlier index."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from blockrank.retrieve.reading import FileReader, LimitError, ReadLimits
 from blockrank.types import InputError
 
 Progress = Callable[[int, int], None]  # (files read, files in all)
-FORMAT = 3  # raised whenever passages are cut in another way or written in another form
+FORMAT = 3  # incremented whenever passages are cut differently or their format changes
 FILES, PASSAGES = "files", "passages"  # names of records in an index
 _log = logging.getLogger(__name__)
 
 
 class FileReading(NamedTuple):
-    """What came of reading a file. reason: why it has no passages; limited: because reading it took too much."""
+    """The result of reading a file. reason: why it has no passages; limited: whether reading it exceeded a limit."""
 
     passages: list[Passage]
     reason: str | None = None
@@ -32,7 +32,7 @@ class FileReading(NamedTuple):
 
 
 def file_state(file: SourceFile) -> list[Any]:
-    """What changes when the file does: where it is, and what stands in it."""
+    """A value that changes with the file: its location and its content."""
     try:
         content = file_digest(file.place)
     except InputError:  # reading it will say so
@@ -47,7 +47,7 @@ def read_files(
     limits: ReadLimits,
     progress: Progress | None,
 ) -> list[FileReading]:
-    """What came of reading each file; those of a known state are not read.
+    """The result of reading each file; files of a known state are not read again.
 
     Raises `InputError` where the only file is broken.
     """
@@ -63,7 +63,7 @@ def read_files(
 
 
 def _read(reader: FileReader, file: SourceFile, *, alone: bool) -> FileReading:
-    """A file's passages, or none and why. alone: what is wrong with the only file is an error."""
+    """A file's passages, or the reason for none. alone: it is the only file, so a broken one is an error."""
     try:
         return FileReading(reader.read(file))
     except LimitError as reason:
@@ -93,9 +93,9 @@ def kept_reasons(folder: Path) -> Counter[str]:
 
 
 def known_readings(kept: KeptFolder, limits: ReadLimits) -> dict[tuple[Any, ...], FileReading]:
-    """From the state of a file to what came of reading it, out of an earlier index.
+    """State of a file -> result of reading it, from an earlier index.
 
-    What took too much is known only where the limits are the same.
+    Files that exceeded a limit are included only if the limits are the same.
     """
     known = {}
     for folder in filter(is_whole, kept.earlier()):

@@ -43,8 +43,8 @@ class Hit:
     """One result. score: the ranker's, comparable within one search alone, or BM25's where none ranked.
 
     bm25: the first stage's score, 0 where the passage shares no word with the query. path: the passage's file, from the
-    working directory if the source was given so. copies: where else the same text stands but for white space, with
-    paths given in the same way.
+    working directory if the source was given so. copies: other places of the same text, ignoring white space, with
+    paths in the same form.
     """
 
     rank: int
@@ -69,7 +69,7 @@ class Hit:
 class PassageIndex:
     """The passages of a folder or file, ready to be searched.
 
-    skipped: how many files of what kind hold no passage. is_new: whether it was made now, not found on disk.
+    skipped: number of files without a passage, by category. is_new: whether it was built now, not found on disk.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PassageIndex:
         *,
         is_new: bool,
     ) -> None:
-        """firsts_N: of each passage the position of the first one with its text."""
+        """firsts_N: for each passage, the position of the first passage with its text."""
         self.source, self.skipped, self.is_new = source, dict(skipped), is_new
         self._passages, self._firsts_N, self._bm25 = passages, firsts_N, bm25
 
@@ -108,10 +108,10 @@ class PassageIndex:
     ) -> PassageIndex:
         """The index of a folder, a file or a file of JSON lines.
 
-        It is kept in the folder `cache`, by default in the user's own cache folder; found there, it is used while path
-        and content of every file are those it was made with. Where only some files changed, the others are not taken
-        apart again. Where the folder cannot be written the index stays in memory. rebuild: make it anew in any case.
-        limits: of what reading one file may take; a file over them is skipped.
+        It is kept in the folder `cache`, by default in the user's own cache folder; an index found there is used while
+        path and content of every file are unchanged. If only some files changed, the others are not read again. If the
+        folder cannot be written, the index stays in memory. rebuild: build it again in any case. limits: for reading
+        one file; a file over them is skipped.
 
         Raises `InputError` where the source does not exist or holds nothing readable, `MissingExtraError` without the
         extra.
@@ -157,7 +157,7 @@ class PassageIndex:
         return index
 
     def _save(self, folder: Path, rows: Iterable[Sequence[Any]]) -> None:
-        """Write everything into an empty folder. rows: what is said of each file."""
+        """Write everything into an empty folder. rows: the record of each file."""
         write_records(folder, FILES, rows)
         write_records(folder, PASSAGES, map(astuple, self))
         np.save(folder / "firsts.npy", self._firsts_N)
@@ -186,10 +186,10 @@ class PassageIndex:
     ) -> list[Hit]:
         """The best documents for a query, each with its best passage, best first; at most `top_k`.
 
-        BM25 hands its best `depth` passages to the ranker, which ranks them in one request; without a ranker their
-        order is BM25's. Where no passage shares a word with the query the result is empty, unless there are no more
-        than `depth` passages: then all of them are ranked. Of passages with the same text but for white space one is
-        ranked, and the others are its copies. all_passages: every passage is a result of its own, copies aside.
+        The ranker ranks BM25's best `depth` passages in one request; without a ranker their order is BM25's. If no
+        passage shares a word with the query the result is empty, unless there are at most `depth` passages: then all
+        are ranked. Of passages with the same text, ignoring white space, one is ranked, and the others are its copies.
+        all_passages: every passage is a result of its own, copies aside.
 
         Raises `InputError` where the query is empty or over the model's limit.
         """
@@ -215,7 +215,7 @@ class PassageIndex:
     def _candidates(self, query: str, depth: int, *, or_all: bool) -> list[tuple[int, float]]:
         """(position, BM25's score) of the best `depth` passages of different texts, best first.
 
-        or_all: where none shares a word with the query, all, if there are no more than `depth`.
+        or_all: if none shares a word with the query, return all, provided there are at most `depth`.
         """
         reach = depth
         while True:
@@ -225,19 +225,19 @@ class PassageIndex:
                 best.setdefault(int(self._firsts_N[position]), (position, score))
             if len(best) >= depth or len(found) < reach:
                 break
-            reach *= 4  # copies of a few texts took all places
+            reach *= 4  # copies of a few texts filled the list
         texts = np.unique(self._firsts_N)
         if not best and or_all and len(texts) <= depth:
             return [(int(position), 0.0) for position in texts]
         return list(best.values())[:depth]
 
     def _copies(self, position: int) -> list[Passage]:
-        """The other passages with the text of one."""
+        """The other passages with the same text."""
         same = np.flatnonzero(self._firsts_N == self._firsts_N[position])
         return [self[int(other)] for other in same if other != position]
 
     def _path(self, passage: Passage) -> str:
-        """Where a passage's file is, as the caller would name it."""
+        """The path of a passage's file, in the form the caller used."""
         return str(self.source / passage.path if self.source.is_dir() else self.source)
 
 
@@ -261,7 +261,7 @@ def search(
 
 
 def passage_document(passage: Passage, index: int) -> Document:
-    """What BM25 and the ranker read of a passage; its id is `index`."""
+    """A passage as BM25 and the ranker read it; its id is `index`."""
     return Document(passage.text, str(index), passage.title)
 
 
@@ -282,7 +282,7 @@ def _check(query: str, depth: int, top_k: int) -> None:
 def _ordered(
     query: str, passages: Sequence[Passage], scores: Sequence[float], ranker: RequestRanker | None
 ) -> list[tuple[int, float]]:
-    """(index, score) of passages, best first: the ranker's, or those given where there is none."""
+    """(index, score) of passages, best first: the ranker's, or the given ones without a ranker."""
     if ranker is None:
         return list(enumerate(scores))
     ranking = ranker.rank(query, [passage_document(passage, index) for index, passage in enumerate(passages)])
@@ -297,14 +297,14 @@ def _ordered(
 def _kept(
     place: Path | None, source: Path, limits: ReadLimits, states: Sequence[Sequence[object]]
 ) -> KeptFolder | None:
-    """Where the index is kept, if anywhere."""
+    """The folder of the index, if it is stored."""
     if place is None:
         return None
     return KeptFolder(place, "passages", str(source.resolve()), [FORMAT, versions(), astuple(limits), states])
 
 
 def _firsts(passages: Sequence[Passage]) -> NDArray[np.int64]:
-    """Of each passage the position of the first one with its text but for white space."""
+    """For each passage, the position of the first passage with its text, ignoring white space."""
     positions: dict[str, int] = {}
     keys = (digest(passage.text.split()) for passage in passages)
     return np.array([positions.setdefault(key, index) for index, key in enumerate(keys)], dtype=np.int64)

@@ -1,8 +1,8 @@
 """Terms: words as BM25 compares them, in an index and in a query.
 
-Words are stemmed by Snowball's English stemmer, which leaves other scripts alone. English stop words and single
-characters are kept apart: a document's length does not count them. A query's single characters count, as in `vitamin C`
-or `type 2`; its stop words only where it holds nothing else, or where they are written in capitals, as in `IT budget`.
+Words are stemmed by Snowball's English stemmer, which does not change other scripts. English stop words and single
+characters are separate terms that do not count in a document's length. In a query, single characters are used, as in
+`vitamin C` or `type 2`; stop words only if it holds nothing else, or if they are in capitals, as in `IT budget`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from blockrank.text.words import document_words, query_words, spans_of_words
 from blockrank.types import MissingExtraError
 
-TERMS_VERSION = 2  # raised whenever a text or a query has other terms, by this module or `blockrank.text.words`
-# Lucene's English list, and what English writes with single letters but does not name anything by.
+TERMS_VERSION = 2  # incremented whenever the terms of a text or query change, by this module or `blockrank.text.words`
+# Lucene's English list, and `i`, `eg` and `ie`.
 STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "eg", "for", "i", "ie", "if", "in", "into", "is", "it",
     "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to",
     "was", "will", "with",
 })  # fmt: skip
 _CAPITALS = re.compile(rf"\b[A-Z]{{2,{max(map(len, STOP_WORDS))}}}\b")
-_APART = " "  # begins terms that are kept apart: no stem does
+_APART = " "  # prefix of separate terms: no stem begins with it
 
 
 class _Terms(dict[str, str]):
@@ -40,7 +40,7 @@ class _Terms(dict[str, str]):
 
 
 class Analyser:
-    """Texts to terms. One serves one thread: of each word the term is remembered."""
+    """Texts to terms. Not thread-safe: it caches the term of each word."""
 
     def __init__(self) -> None:
         self._terms = _Terms()
@@ -57,7 +57,7 @@ class Analyser:
         return [*map(self._terms.__getitem__, counted or words), *capitals]
 
     def matches(self, query: str, text: str) -> list[tuple[int, int]]:
-        """Where in `text` words of the query stand, as (start, end) of characters; other forms of a word count."""
+        """(start, end) of the characters in `text` that match words of the query; other forms of a word match too."""
         wanted = set(self.of_query(query))
         return spans_of_words(text, lambda word: self._terms[word] in wanted)
 
@@ -68,7 +68,7 @@ def is_apart(term: str) -> bool:
 
 
 def _capitals(text: str) -> list[str]:
-    """Stop words in capitals, unless everything is: names such as IT."""
+    """Stop words in capitals, such as the name IT, unless the whole text is in capitals."""
     if text.isupper() and len(text.split()) > 1:
         return []
     return [_APART + word for word in _CAPITALS.findall(text) if word.lower() in STOP_WORDS]
@@ -84,5 +84,5 @@ def libraries() -> tuple[Any, Any]:
             f"BM25 needs bm25s and PyStemmer ({error.name} is missing): pip install 'blockrank[search]', "
             "or 'blockrank[mine]' to mine training requests alone."
         ) from None
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # the library sets its logger to DEBUG
     return bm25s, Stemmer

@@ -1,4 +1,4 @@
-"""Who is let in: requests, tokens and bytes in the server at once are bounded; what is over is refused at once."""
+"""Admission control: requests, tokens and bytes in the server at once are bounded; excess is refused at once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LONGEST_RETRY = 60  # seconds
 class Admission:
     """Counts requests and tokens in the server.
 
-    A request is counted before it is tokenised, by an estimate, and settled to its real tokens afterwards. Those over
-    the size of a batch are counted apart: they wait apart, and must not keep the others out. One that finds none of its
-    kind is let in whatever its size, so that a limit never makes a request impossible. max_tokens: of either kind.
-    batch_tokens: tokens of a batch.
+    A request is counted by an estimate before it is tokenised, and by its real tokens afterwards. Requests over the
+    size of a batch are counted separately: they have their own queue, and must not keep small ones out. A request is
+    always admitted if no other of its kind is there, so that a limit never makes one impossible. max_tokens: for each
+    kind. batch_tokens: tokens of a batch.
     """
 
     def __init__(self, max_requests: int, max_tokens: int, max_bytes: int) -> None:
@@ -38,8 +38,8 @@ class Admission:
 
     @contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
-        """What counts the bytes of one body in as they arrive; all are counted out when the block ends. It raises
-        `Refusal` where other bodies leave no room."""
+        """Gives a function that adds the bytes of one body as they arrive; all are subtracted when the block ends. The
+        function raises `Refusal` where other bodies leave no room."""
         held = 0
 
         def grow(size: int) -> None:
@@ -58,7 +58,7 @@ class Admission:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """A place among the requests, for as long as the block runs. Raises `Refusal` where all are taken."""
+        """Occupies one place among the requests while the block runs. Raises `Refusal` where all are taken."""
         with self._lock:
             if self.requests >= self.max_requests:
                 raise self._overload(f"{self.requests} requests are under way and the limit is {self.max_requests}")
@@ -70,7 +70,7 @@ class Admission:
                 self.requests -= 1
 
     def take(self, tokens: int) -> Ticket:
-        """Count tokens in. Raises `Refusal` where the limit does not allow it."""
+        """Admit tokens. Raises `Refusal` where the limit does not allow it."""
         with self._lock:
             is_large = tokens > self.batch_tokens
             found = self._tokens[is_large]
@@ -93,7 +93,7 @@ class Admission:
 
 
 class Rate:
-    """How much is done in a second, lately. first: before anything was timed."""
+    """Recent throughput per second. first: the value before anything was timed."""
 
     def __init__(self, first: float) -> None:
         self._rate = first
@@ -109,7 +109,7 @@ class Rate:
 
 
 def overload(why: str, wait_s: float) -> Refusal:
-    """What is told where too much is waiting."""
+    """The refusal when the server is overloaded."""
     return Refusal(
         429,
         "overload",
@@ -119,7 +119,7 @@ def overload(why: str, wait_s: float) -> Refusal:
 
 
 class Ticket:
-    """Tokens of one request that are counted in; given back once."""
+    """The admitted tokens of one request; released once."""
 
     def __init__(self, admission: Admission, tokens: int, is_large: bool) -> None:
         self._admission, self._tokens, self._is_large = admission, tokens, is_large

@@ -42,10 +42,10 @@ def create_app(
     *,
     on_failure: Callable[[str], None] | None = None,
 ) -> Starlette:
-    """The application of a server. Loading begins when it starts; until then, and while it ends, it answers 503.
+    """The application of a server. Loading begins when it starts; while it loads or shuts down, it answers 503.
 
     load: gives the rankers, each of which may be loaded on several devices; None loads the embedded model. on_failure:
-    called from any thread, with a sentence, where nothing can be served any more: loading failed or a device is lost.
+    called from any thread, with a message, when nothing can be served any more: loading failed or a device is lost.
     `app.state.service` is the `Service` behind it.
     """
     settings = settings or ServeSettings()
@@ -72,7 +72,7 @@ def create_app(
 
 
 def _embedded() -> Sequence[ServedRanker]:
-    """The one ranker that is named here: what is served where nobody says otherwise."""
+    """The only ranker named in this package: the default of the server."""
     from blockrank import Ranker
 
     return [Ranker.from_pretrained()]
@@ -88,7 +88,7 @@ def _rerank_routes(service: Service) -> list[Route]:
                 work = service.rank(request.url.path, body, trace, _timeout(request))
                 answer = await while_connected(request.receive, work)
         except Refusal as refusal:
-            # Its way leads to the request, and the request's future to it: they would keep each other.
+            # Its traceback refers to the request, and the request's future to it: a reference cycle.
             return refused(refusal.with_traceback(None), trace, service.metrics)
         headers = {"server-timing": trace.timing}
         if cut := trace.fields.get("cut_documents"):
@@ -105,7 +105,7 @@ def _other_routes(service: Service) -> list[Route]:
         return JSONResponse({"status": "failed" if failed else "alive"}, 503 if failed else 200)
 
     async def readyz(_: Request) -> Response:
-        """Whether requests are served: every device has run a forward lately."""
+        """Whether requests are served: every device has run a forward recently."""
         state = service.readiness()
         return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
@@ -201,7 +201,7 @@ async def read_body(request: Request, settings: ServeSettings, count_in: Callabl
 
 
 def _declared_size(request: Request) -> int:
-    """The size of a body as its header says it; 0 where it does not."""
+    """The size of a body by its Content-Length; 0 without that header."""
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdecimal() and len(declared) <= _MOST_DIGITS else 0
 
@@ -223,7 +223,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, bytes]) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        del tasks, task  # else an error of theirs refers to itself, and keeps the body in memory
+        del tasks, task  # else an error of theirs is in a reference cycle, and keeps the body in memory
 
 
 def _left() -> Refusal:
@@ -231,7 +231,7 @@ def _left() -> Refusal:
 
 
 def _timeout(request: Request) -> float | None:
-    """Seconds that the client gives the request, None where it does not say."""
+    """The client's own timeout in seconds, None if it sets none."""
     given = request.headers.get(TIMEOUT_HEADER)
     if given is None:
         return None

@@ -1,8 +1,8 @@
-"""What waits for a device, and which of it goes next.
+"""The queue of a device, and which jobs run next.
 
-There is no timer: a device that becomes free takes what is waiting, up to a budget of tokens, so that a lone request
-never waits for company. Requests over the budget have a lane of their own; where both lanes wait, turns alternate, so
-that neither starves the other.
+Batches are not delayed by a timer: a device that becomes free takes the waiting jobs, up to a budget of tokens, so that
+a single request never waits for others. Requests over the budget have a lane of their own; when both lanes have jobs,
+they take turns, so that neither starves.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Clock = Callable[[], float]
 
 @dataclass(eq=False, slots=True)
 class QueuedRequest:
-    """A tokenised request on its way. future: its scores, or why not.
+    """A tokenised request in the queue or running. future: its scores, or the error.
 
-    arrived, started, forward_s: when it was put in, when it was taken out, and how long its forwards took.
+    arrived, started, forward_s: when it was queued, when it left the queue, and how long its forwards took.
     """
 
     request: RankRequest
@@ -50,7 +50,7 @@ class QueuedRequest:
 
 
 class Batcher:
-    """Jobs in the order they came, in two lanes; safe to use from several threads."""
+    """Jobs in order of arrival, in two lanes; thread-safe."""
 
     def __init__(self, batch_tokens: int, *, batching: bool = True, clock: Clock = time.monotonic) -> None:
         self.batch_tokens, self._batching, self._clock = batch_tokens, batching, clock
@@ -74,7 +74,7 @@ class Batcher:
             return sum(job.tokens for lane in lanes for job in lane if not job.future.cancelled())
 
     def put(self, job: QueuedRequest) -> None:
-        """Let a job wait. Raises the error that `close` was given, once closed."""
+        """Add a job to the queue. Once closed, raises the error given to `close`."""
         with self._changed:
             if (end := self.end) is not None:
                 raise end
@@ -88,9 +88,9 @@ class Batcher:
             self._changed.notify()
 
     def take(self, timeout: float | None = None) -> list[QueuedRequest]:
-        """The next jobs to share a forward; waits for one. Empty after `timeout` seconds, and once closed.
+        """The next jobs to share a forward; blocks until there is one. Empty after `timeout` seconds, and once closed.
 
-        Jobs that were abandoned are dropped, and those past their deadline refused, before anything is spent on them.
+        Abandoned jobs are dropped, and those past their deadline refused, before any work is spent on them.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._small or self._large or self._closed is not None, timeout)
@@ -99,7 +99,7 @@ class Batcher:
             return batch or (self._next_small() if large_first else self._next_large())
 
     def take_small(self) -> list[QueuedRequest]:
-        """The next small jobs that wait; does not wait itself. For turns between the parts of a large one."""
+        """The next small jobs in the queue; does not block. For turns between the parts of a large job."""
         with self._changed:
             return self._next_small()
 
@@ -122,7 +122,7 @@ class Batcher:
 
     @property
     def end(self) -> Exception | None:
-        """Once closed, the error that `close` was given, made anew."""
+        """Once closed, a new instance of the error given to `close`."""
         return self._closed() if self._closed is not None else None
 
     def _next_large(self) -> list[QueuedRequest]:
@@ -153,7 +153,7 @@ class Batcher:
 
 
 def late(job: QueuedRequest, now: float) -> bool:
-    """Refuse a running job that nobody waits for, or that is past its deadline; says whether it was."""
+    """Refuse a running job that was abandoned or is past its deadline; returns whether it was."""
     if (refusal := job.deadline.refusal(now)) is not None:
         job.fail(refusal)
     return job.future.done()

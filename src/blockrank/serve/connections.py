@@ -1,8 +1,8 @@
-"""Connections with an end: a deadline for each thing that a client may let a server wait for, and how many may wait.
+"""Timeouts for everything that a client can make the server wait for, and a limit on the number of connections.
 
-uvicorn waits without limit for a header, for the rest of a body that nobody wants and for a client to read its answer,
-and it parses all that one read brought in one go. `Connection` is its protocol with what a watcher has to know;
-`Connections` looks at all of them twice a second.
+uvicorn waits without limit for a header, for the rest of an unwanted body and for a client to read its answer, and it
+parses everything from one read at once. `Connection` is its protocol class plus the state that a watcher needs;
+`Connections` checks all of them twice a second.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from blockrank.serve.metrics import Ending, Metrics
 from blockrank.serve.settings import CROWDED, ServeSettings
 
 _log = logging.getLogger(__name__)
-# Events of one connection in a turn of the event loop. A body may come in chunks of one byte, 40,000 to a read: parsed
-# in one go they keep everybody else waiting for a third of a second.
+# Events of one connection in an iteration of the event loop. A body may come in chunks of one byte, 40,000 in a read:
+# parsed at once they block all other connections for a third of a second.
 _EVENTS_A_TURN = 256
-_LEAST_PROGRESS = 64 << 10  # bytes of an answer that are to go within its deadline
-_UNWANTED_BODY_S = 5.0  # for the rest of a body whose answer is out
-# Beyond the limit: connections that get 503 or, for a probe, its answer. Further ones are closed at once.
+_LEAST_PROGRESS = 64 << 10  # bytes of an answer that must be sent within the write timeout
+_UNWANTED_BODY_S = 5.0  # for the rest of a body after its answer was sent
+# Connections beyond the limit that get 503 or, for a probe, its answer. Further ones are closed at once.
 _RESERVE = 32
-# Descriptors that are not for connections: for those accepted and not yet counted, and for files that a forward or an
-# import opens.
+# File descriptors reserved for sockets accepted but not yet counted, and for files that a forward or an import opens.
 _SPARE_DESCRIPTORS = 24
 Waiting = Literal["idle", "header", "body", "write"]
 
 
 class Connections:
-    """All connections of a server and what ends them. Used from its event loop."""
+    """All connections of a server and their timeouts. Used from its event loop."""
 
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._limit, self._reserve = connection_limits(settings.max_connections)
         self._unparsed: deque[Connection] = deque()
-        self._open: dict[Connection, None] = {}  # the one that has been waited for longest comes first
+        self._open: dict[Connection, None] = {}  # oldest wait first
         metrics.watch(
             {
                 "connections": ("Open connections.", lambda: float(len(self._open))),
@@ -56,7 +55,7 @@ class Connections:
         return sum(connection.unsent for connection in [*self._open])
 
     def add(self, connection: Connection) -> bool:
-        """Take a new connection in; one over the limit takes another's place. Whether it has a full place."""
+        """Add a new connection; one over the limit takes another's place. Returns whether it is within the limit."""
         displaced = self._waited_for_longest() if len(self._open) >= self._limit else None
         self._open[connection] = None
         if displaced is not None:
@@ -66,8 +65,8 @@ class Connections:
         return len(self._open) <= self._limit
 
     def _waited_for_longest(self) -> Connection | None:
-        """Of those that are not being served the one to do without: before its request, or else with a part of its
-        body, or else with an answer that it does not read."""
+        """The connection to end first among those not being served: one before its request, else one with a part of its
+        body, else one that does not read its answer."""
         found: dict[Waiting, Connection] = {}
         for connection in self._open:
             waits_for = connection.waits_for
@@ -96,9 +95,9 @@ class Connections:
         connection.abort(told=why == "header")
 
     def parse_later(self, connection: Connection) -> None:
-        """Let a connection with more to parse wait for its turn: one connection has one in each of the event loop's.
+        """Queue a connection with more to parse: one connection is parsed in each iteration of the event loop.
 
-        After a turn comes a rest as long: parsing holds the interpreter's lock, and a forward asks for it often.
+        After each, parsing pauses for as long as it took: it holds the GIL, which a forward needs often.
         """
         self._unparsed.append(connection)
         if len(self._unparsed) == 1:
@@ -117,7 +116,8 @@ class Connections:
             loop.call_later(loop.time() - started, self._parse_one)
 
     def sweep(self, now: float) -> None:
-        """End what is past its deadline, and what stands still longest where too much is unsent."""
+        """End connections past their timeouts, and, where too much is unsent, those that have made no progress for
+        longest."""
         for connection in [*self._open]:
             waits_for = connection.waits_for
             if waits_for == "write":
@@ -153,7 +153,7 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self.conn: _Parser = _Parser(h11.SERVER)
         self._all = connections
-        self.since = self.loop.time()  # when what it waits for began
+        self.since = self.loop.time()  # when its present wait began
         self._unsent_mark, self._moved = 0, self.since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -175,7 +175,7 @@ class Connection(H11Protocol):
         super().data_received(data)
 
     def handle_events(self) -> None:
-        """Parse what has arrived: some of it now, and what is left in later turns, until when nothing more is read."""
+        """Parse the received bytes: some now, the rest in later turns; reading pauses until then."""
         self.conn.left = _EVENTS_A_TURN
         super().handle_events()
         if self.conn.left == 0 and not self.transport.is_closing():
@@ -189,7 +189,7 @@ class Connection(H11Protocol):
             self.handle_events()
 
     def on_response_complete(self) -> None:
-        """An answer is out: the one before it has been read, since uvicorn waits for that."""
+        """An answer was sent: the client has read the one before it, since uvicorn waits for that."""
         self._unsent_mark = 0
         self._begin_to_wait()
         super().on_response_complete()
@@ -202,7 +202,7 @@ class Connection(H11Protocol):
         """The server ends."""
         try:
             super().shutdown()
-        except h11.LocalProtocolError:  # what was sent on it was no HTTP
+        except h11.LocalProtocolError:  # the client did not send HTTP
             self.transport.close()
 
     @property
@@ -217,7 +217,7 @@ class Connection(H11Protocol):
 
     @property
     def waits_for(self) -> Waiting | None:
-        """What a client lets the server wait for; None while a request is being served."""
+        """What the server is waiting for from the client; None while a request is being served."""
         if self.unsent:
             return "write"
         if self.cycle is not None and not self.cycle.response_complete:
@@ -227,14 +227,14 @@ class Connection(H11Protocol):
         return "body"
 
     def moved(self, now: float) -> float:
-        """When an answer that is not read to its end last went on by a good part; asked for at every sweep."""
+        """When an unfinished answer last made progress of at least `_LEAST_PROGRESS` bytes; called at every sweep."""
         unsent = self.unsent
         if not self._unsent_mark or unsent <= self._unsent_mark - _LEAST_PROGRESS:
             self._unsent_mark, self._moved = unsent, now
         return self._moved
 
     def abort(self, *, told: bool) -> None:
-        """End it at once; `told`: with an answer that says that its header took too long."""
+        """Close it at once; `told`: first answer that its header took too long."""
         if self.transport.is_closing() and not self.unsent:
             return
         if told and self.conn.our_state is h11.IDLE:
@@ -247,7 +247,7 @@ class Connection(H11Protocol):
 
 
 class _Parser(h11.Connection):
-    """h11's, which gives no more than `left` events."""
+    """h11's parser, limited to `left` events."""
 
     left = _EVENTS_A_TURN
 
@@ -260,7 +260,7 @@ class _Parser(h11.Connection):
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, in which nothing is read while what was read before is not parsed."""
+    """uvicorn's flow control, which also pauses reading until all earlier bytes are parsed."""
 
     _held = False
 
@@ -281,7 +281,8 @@ class _Flow(FlowControl):
 
 
 def connection_limits(wanted: int) -> tuple[int, int]:
-    """How many connections there can be and how many beyond: as wanted, where the system allows so many descriptors."""
+    """The limit of connections and the reserve beyond it: as wanted, or fewer if the system allows fewer
+    descriptors."""
     try:
         import resource
     except ImportError:  # no limit of this kind on this system

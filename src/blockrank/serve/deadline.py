@@ -1,4 +1,4 @@
-"""Until when a request may take, and whether anybody still waits for it."""
+"""The deadline of a request, and whether its client still waits for it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from blockrank.serve.refusals import Refusal
 
 @dataclass(eq=False, slots=True)
 class Deadline:
-    """Shared by all that works for one request. at: on the clock of `time.monotonic`. abandoned: nobody waits any more;
-    set from any thread, and what works for the request ends where it looks next."""
+    """Shared by all code that works on one request. at: on the clock of `time.monotonic`. abandoned: the client is
+    gone; set from any thread, and work on the request ends at its next check."""
 
     at: float
     abandoned: bool = False
@@ -28,15 +28,15 @@ class Deadline:
         return over() if now >= self.at else None
 
     def check(self) -> None:
-        """Raise `Refusal` where work for the request would be for nothing."""
+        """Raise `Refusal` where the request is late or abandoned."""
         refusal = self.refusal(time.monotonic())
         try:
             if refusal is not None:
                 raise refusal
         finally:
-            del refusal  # else it refers to itself through its traceback, and keeps the body of the request
+            del refusal  # else the error is in a reference cycle through its traceback, and keeps the body in memory
 
 
 def over() -> Refusal:
-    """What is told of a request that is late."""
+    """The refusal of a request past its deadline."""
     return Refusal(504, "deadline", "the time allowed for this request is over.")

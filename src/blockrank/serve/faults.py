@@ -1,4 +1,4 @@
-"""The last resort: what nothing else caught still ends in the words that the client's library reads."""
+"""The outermost error handler: an error that nothing else caught still becomes an answer in the client's dialect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SERVER_ERROR = 500
 
 
 class Faults:
-    """Middleware: an error, or the end of the server, in the middle of a request becomes a refusal in its dialect.
+    """Middleware: an error, or a shutdown, in the middle of a request becomes a refusal in its dialect.
 
     Nothing can be done where the answer has begun.
     """
@@ -45,7 +45,7 @@ class Faults:
 
 
 def _refusal(error: BaseException, trace: Trace) -> Refusal:
-    if not isinstance(error, Exception):  # the server ends and waits no longer
+    if not isinstance(error, Exception):  # shutdown: the server waits no longer
         return draining()
     refusal = refusal_of(error)
     if refusal.status >= _SERVER_ERROR:

@@ -24,7 +24,7 @@ _FLAGS: dict[object, bool] = {
     "1": True,
     "0": False,
 }  # 1 is True
-# What other interfaces call a field.
+# Names of a field in other interfaces.
 _OTHER_NAMES = {
     "top_k": ("top_n",), "top_n": ("top_k",), "topn": ("top_n", "top_k"), "k": ("top_n", "top_k"),
     "n": ("top_n", "top_k"), "limit": ("top_n", "top_k"), "passages": ("documents", "texts"),
@@ -36,16 +36,16 @@ _OTHER_NAMES = {
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
+    """The JSON type of a value."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 class Fields:
-    """The fields of one body, or of an object in it whose name is `within`, with a point at its end.
+    """The fields of one body, or of an object in it; then `within` is its name with a dot at the end.
 
-    known: the names that the dialect has. ignored: names that cannot change a ranking, and why; they are told in
-    `notes`. Any other name is refused at once. What is unambiguous is read as meant: `"true"`, `2.0`, `"2"`.
+    known: the names that the dialect has. ignored: names that cannot change a ranking, and why; they are reported in
+    `notes`. Any other name is refused at once. Unambiguous values are converted: `"true"`, `2.0`, `"2"`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Fields:
         return self._values.get(name)
 
     def text(self, name: str) -> str | None:
-        """A string. Raises `Refusal` for anything else, and for what is no valid Unicode."""
+        """A string. Raises `Refusal` for anything else, and for invalid Unicode."""
         value = self._values.get(name)
         return None if value is None else check_text(value, self._within + name)
 
@@ -120,7 +120,7 @@ class Fields:
 
 
 def shown(value: object) -> str:
-    """A caller's value in a sentence: as Python writes it, and not too long. The time it takes is bounded too."""
+    """A caller's value for an error message: as Python writes it, shortened. The time it takes is bounded too."""
     return shortened(repr(value[: _MOST_SHOWN + 1]) if isinstance(value, str) else reprlib.repr(value))
 
 
@@ -130,7 +130,7 @@ def shortened(text: str) -> str:
 
 
 def in_json(value: object) -> str:
-    """A value that has the wrong type: a scalar itself, else what it is."""
+    """A value of the wrong type for an error message: a scalar itself, else its JSON type."""
     if isinstance(value, bool):
         return str(value).lower()
     return shown(value) if _is_scalar(value) else kind_of(value)
@@ -141,7 +141,7 @@ def _is_scalar(value: object) -> bool:
 
 
 def _whole(value: object) -> int | None:
-    """The whole number that a value means, None where it is none."""
+    """A value as an integer, None if it is not one."""
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():
@@ -167,7 +167,7 @@ def check_text(value: object, name: str) -> str:
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:
-    if len(name) > _MOST_SHOWN:  # a misspelling is not; comparing takes time that grows with the square
+    if len(name) > _MOST_SHOWN:  # longer names are no misspelling, and comparing takes quadratic time
         return "."
     close = [*_OTHER_NAMES.get(name.lower(), ()), *difflib.get_close_matches(name, known, n=1)]
     found = next((item for item in close if item in known), None)

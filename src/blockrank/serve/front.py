@@ -1,4 +1,4 @@
-"""What every request passes first: its id, its Host and Origin, the key, the time it took, and a line in the log."""
+"""The outermost layer of every request: its id, checks of Host, Origin and key, the time it took, and its log line."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from blockrank.serve.settings import CROWDED, OPEN_PATHS, ServeSettings
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # asked for every few seconds
-_DROPPED, _DROP_S = 4, 5.0  # of a body that is not wanted: times the limit, and seconds, that are read at most
+_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # polled every few seconds
+_DROPPED, _DROP_S = 4, 5.0  # at most so many times the body limit, and seconds, of an unwanted body are read
 _TOO_SLOW = 408
 _SERVER_ERROR = 500
 OTHER_ROUTE = "other"  # paths that are no route share one label
 
 
 class Front:
-    """Middleware around the whole application. Without the key no path answers but `open_paths`, a route or not; and
-    probes answer under every Host."""
+    """Middleware around the whole application. Without the key only `open_paths` answer, whether a path is a route or
+    not; probes answer under every Host."""
 
     def __init__(
         self,
@@ -74,7 +74,8 @@ class Front:
             exchange.answered()
 
     def _refusal(self, scope: Scope, headers: Headers, *, is_canonical: bool) -> Refusal | None:
-        """Why a request goes no further, if it does not. Paths are open word for word: a POST to / is no page."""
+        """The reason to refuse a request, None if there is none. Open paths are compared exactly: a POST to / is no
+        page."""
         is_probe = scope["path"] in OPEN_PATHS
         if scope["state"].get(CROWDED) and not is_probe:
             return Refusal(503, "crowded", "all connections of this server are taken; try again later.", retry_after=1)
@@ -96,7 +97,7 @@ class Front:
         _log_request(scope, trace, status, seconds)
 
     def _opens(self, authorization: str) -> bool:
-        """Whether a header carries one of the keys. Takes the same time for every wrong one."""
+        """Whether a header carries one of the keys. Takes constant time for every wrong key."""
         scheme, _, given = authorization.partition(" ")
         found = not self._keys
         for key in self._keys:
@@ -107,9 +108,9 @@ class Front:
 class _Exchange:
     """The messages of a request and of its answer.
 
-    The rest of a body that nobody wanted is read and dropped when the answer is out and before it ends: a server that
-    hangs up on a client that is still sending takes the answer from it. on_answer: called once, with status and
-    seconds.
+    The rest of an unwanted body is read and dropped after the answer's body is sent and before the answer is closed: if
+    the server closed the connection while the client still sends, the client would lose the answer. on_answer: called
+    once, with status and seconds.
     """
 
     def __init__(self, receive: Receive, send: Send, headers: Headers, request_id: str, most_dropped: int) -> None:
@@ -132,7 +133,7 @@ class _Exchange:
             self._status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._request_id
-            if not self._ended and self._expects:  # its body may come or not: only a new connection is sure
+            if not self._ended and self._expects:  # its body may follow or not: only a new connection is safe
                 headers["connection"] = "close"
         elif not self._ended and self._status != _TOO_SLOW and not message.get("more_body", False):
             await self._send({**message, "more_body": True})

@@ -1,9 +1,9 @@
-"""Which Host and Origin a request may have, so that no web page of others uses a server through somebody's browser.
+"""Checks of Host and Origin, so that no foreign web page uses a server through a visitor's browser.
 
-A page can send requests to a server on its reader's own machine (cross-site requests), and under a name of its own that
-it points at that machine it can read the answers too (DNS rebinding). The first shows in Origin or Sec-Fetch-Site,
-which browsers send and pages cannot forge; the second in Host. Programs that are no browsers send neither of the first
-two. With keys there is nothing to guard: a page does not have one, and a browser adds none by itself.
+A page can send requests to a server on its visitor's own machine (cross-site requests). If it points a domain name of
+its own at that machine, it can read the answers too (DNS rebinding). The first is visible in Origin or Sec-Fetch-Site,
+which browsers send and pages cannot forge; the second in Host. Clients other than browsers send neither Origin nor
+Sec-Fetch-Site. With keys no check is needed: a page does not have one, and a browser adds none by itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MISDIRECTED = 421
 
 
 class HostCheck:
-    """Refuses requests whose Host is another server's, or that a page of another origin makes."""
+    """Refuses requests with another server's Host, or from a page of another origin."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._allowed = tuple(name.lower() for name in settings.allowed_hosts)
@@ -50,8 +50,8 @@ class HostCheck:
             )  # fmt: skip
 
     def _is_own(self, name: str | None, scope: Mapping[str, Any]) -> bool:
-        """Whether a name is this server's. Reached from this machine alone it has that machine's own names; elsewhere
-        it may have any, and is asked by address: names count there once some are allowed."""
+        """Whether a name is this server's. On a loopback address the machine's own names are valid; on another address
+        any name is, unless `allowed_hosts` is given: then only those and addresses."""
         if name is None:
             return False
         address = self._bound or (scope.get("server") or ("", None))[0]
@@ -60,8 +60,8 @@ class HostCheck:
         return not is_loopback(address) and (not self._allowed or _is_address(name))
 
     def _is_same_origin(self, headers: Mapping[str, str], host: str | None) -> bool:
-        """Whether a request comes from no browser or from a page of this server. A browser's own word goes before its
-        Origin: behind a proxy that names another Host, that of the page differs from it."""
+        """Whether a request comes from a page of this server or not from a browser. Sec-Fetch-Site is preferred to
+        Origin: behind a proxy that sends another Host, the page's Origin differs from it."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         source = None if origin is None else origin.lower().partition("://")[2]
         if source and self._allows(name_of(source)):

@@ -1,4 +1,4 @@
-"""Keys that open a server: what can be one, and a file of them."""
+"""API keys of a server: their form, and reading a file of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def is_key(text: str) -> bool:
 def keys_in(path: Path) -> tuple[str, ...]:
     """The keys in a file, one per line; empty lines do not count.
 
-    Raises `InputError` where it cannot be read, is no text or holds none, and names the line that no header can carry.
-    No sentence holds a key.
+    Raises `InputError` where it cannot be read, is no text or holds no key, and names a line that cannot be sent in a
+    header. No message contains a key.
     """
     lines = [line.strip() for line in _text(path).splitlines()]
     for number, line in enumerate(lines, 1):
@@ -39,6 +39,6 @@ def _text(path: Path) -> str:
     if len(found) > _MOST_BYTES:
         raise InputError(f"the key file {path} is larger than {_MOST_BYTES} bytes.")
     try:
-        return found.decode("utf-8-sig")  # editors of one system put a mark at the beginning
+        return found.decode("utf-8-sig")  # some editors write a byte order mark at the beginning
     except UnicodeDecodeError:
         raise InputError(f"the key file {path} is no UTF-8 text.") from None

@@ -1,7 +1,7 @@
-"""Threads that read bodies and write answers, in two lanes: what is small never waits for what is large.
+"""Threads that read bodies and write answers, in two lanes: small work never waits for large work.
 
-A thread cannot be interrupted. What it does looks at the deadline of its request now and then; and work that is late or
-that nobody waits for is not begun.
+A thread cannot be interrupted. Its work checks the deadline of its request from time to time, and late or abandoned
+work is not begun.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from blockrank.serve.deadline import Deadline
 
 Result = TypeVar("Result")
 _MOST_THREADS = 8
-_LARGE_BYTES = 1 << 18  # a body from here on is large: it takes a tenth of a second and more
-_MOST_SMALL_BYTES = 8 << 20  # waiting and under way: about two seconds
-_MOST_LARGE_BODIES = 4  # the same, in bodies of the size that is allowed
+_LARGE_BYTES = 1 << 18  # bodies from this size on are large: one takes a tenth of a second or more
+_MOST_SMALL_BYTES = 8 << 20  # waiting and running: about two seconds of work
+_MOST_LARGE_BODIES = 4  # the same, in bodies of the largest allowed size
 _FIRST_RATE = 4e6  # bytes a second
-_GRACE_S = 1.0  # within which late work must have noticed
+_GRACE_S = 1.0  # time in which late work must notice its deadline
 
 
 class Lanes:
@@ -50,7 +50,7 @@ class Lanes:
         return any(lane.is_busy for lane in self._both)
 
     def is_stalled(self, now: float, stall_s: float) -> bool:
-        """Whether all threads of a lane are at work that should have ended."""
+        """Whether all threads of a lane are busy with work past its deadline."""
         return any(lane.is_stalled(now, stall_s) for lane in self._both)
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Lanes:
 
 @dataclass(eq=False, slots=True)
 class _Work(Generic[Result]):
-    """call: None once ended, so that what was cancelled keeps no body alive until a thread takes it."""
+    """call: None once ended, so that cancelled work does not keep its body in memory until a thread takes it."""
 
     call: Callable[[], Result] | None
     deadline: Deadline
@@ -70,7 +70,7 @@ class _Work(Generic[Result]):
 
 
 class Lane:
-    """Threads that take work in the order it came. most_bytes: of the bodies in the lane; one alone may be larger."""
+    """Threads that take work in order of arrival. most_bytes: of all bodies in the lane; a single one may be larger."""
 
     def __init__(self, name: str, threads: int, most_bytes: int) -> None:
         self._threads, self._most_bytes = threads, most_bytes
@@ -81,7 +81,7 @@ class Lane:
         self.waiting_bytes = 0
 
     def submit(self, call: Callable[[], Result], deadline: Deadline, size: int = 0) -> Future[Result]:
-        """Let a thread make a call; cancelled in time it is not begun. size: of the body that it reads.
+        """Queue a call for a thread; if cancelled in time it is not begun. size: bytes of the body that it reads.
 
         Raises `Refusal` where the bodies of others leave no room.
         """

@@ -1,4 +1,4 @@
-"""Lines of a log on their way out: in a thread of their own, so that nobody waits for a reader that does not read."""
+"""Log output in a thread of its own, so that nothing blocks when the reader of the log does not read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from threading import Condition, Thread
 from typing import TextIO
 
 MOST_WAITING = 4 << 20  # characters
-_PIECE_BYTES = 4096  # a pipe that says that it takes bytes takes so many without blocking (PIPE_BUF)
-_LOOK_S = 0.1  # between two looks whether the end has come, while nobody reads
-_LAST_S = 1.0  # for what is left at the end
-_MOST_MESSAGES = 1000  # that are told apart
-_REPEATS, _REPEATS_S = 5, 10.0  # of one message, so many are written in so many seconds
+_PIECE_BYTES = 4096  # a pipe reported as writable takes this many bytes without blocking (PIPE_BUF)
+_LOOK_S = 0.1  # interval of checks for shutdown, while the reader does not read
+_LAST_S = 1.0  # to write the remaining lines at shutdown
+_MOST_MESSAGES = 1000  # different messages that are tracked
+_REPEATS, _REPEATS_S = 5, 10.0  # one message is written at most so often in so many seconds
 
 
 class LineHandler(logging.Handler):
-    """Hands lines to a thread that writes them. What finds the queue full is dropped until half of it is read, counted,
-    and told of in its place."""
+    """Hands lines to a thread that writes them. When the queue is full, lines are dropped until half of it is read;
+    their number is logged in their place."""
 
     def __init__(self, stream: TextIO, most_waiting: int = MOST_WAITING) -> None:
         super().__init__()
@@ -83,8 +83,7 @@ class LineHandler(logging.Handler):
 
 
 class RepeatFilter(logging.Filter):
-    """Of a message that comes again and again a few pass, and later one says how many did not. Lines of requests all
-    pass."""
+    """Rate limit for repeated messages: a few pass, and a later line says how many did not. Request lines all pass."""
 
     def __init__(self, most: int = _REPEATS, seconds: float = _REPEATS_S) -> None:
         super().__init__()
@@ -110,7 +109,7 @@ class RepeatFilter(logging.Filter):
 
 
 def _writer(stream: TextIO, is_over: Callable[[], bool]) -> Callable[[str], None]:
-    """What writes text to a stream; to one with a descriptor without ever blocking for good, until `is_over`."""
+    """A function that writes text to a stream; if the stream has a descriptor, it stops waiting once `is_over`."""
     try:
         descriptor = stream.fileno()
         looks = hasattr(select, "poll")

@@ -21,7 +21,7 @@ _LOGGERS = {
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: time, level, logger, message, and what `extra={"fields": ...}` brought."""
+    """A record as one JSON object: time, level, logger, message, and the values of `extra={"fields": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -49,7 +49,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    """A value as one word, quoted where it holds more: what a caller sent must not look like lines of ours."""
+    """A value as one word, quoted if it holds more: a caller's text must not look like a log line of its own."""
     text = str(value)
     return text if text.isprintable() and " " not in text else json.dumps(text)
 
@@ -58,10 +58,10 @@ def _plain(value: object) -> str:
 def server_logs(
     form: Format, *, verbose: bool = False, stream: TextIO | None = None, most_waiting: int = MOST_WAITING
 ) -> Iterator[None]:
-    """Send the logs of the server to standard error, warnings of Python and errors that end a thread too.
+    """Send the server's logs to standard error, also Python warnings and errors that end a thread.
 
-    Single cut documents are listed only where verbose. Nobody waits for a reader: where none reads, `most_waiting`
-    characters are kept, and lines beyond are dropped and counted.
+    Single cut documents are listed only if verbose. Logging never blocks: if the reader does not read, `most_waiting`
+    characters are kept, and further lines are dropped and counted.
     """
     handler = LineHandler(stream or sys.stderr, most_waiting)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -88,7 +88,7 @@ def server_logs(
 
 
 def _log_thread(error: threading.ExceptHookArgs) -> None:
-    """What ended a thread, as a record."""
+    """Log the error that ended a thread."""
     name = error.thread.name if error.thread is not None else "a thread"
     trace = (error.exc_type, error.exc_value or error.exc_type(), error.exc_traceback)
     logging.getLogger("blockrank").error("%s has ended", name, exc_info=trace)

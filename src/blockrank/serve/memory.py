@@ -1,7 +1,7 @@
-"""Memory that was freed goes back to the system.
+"""Returns freed memory to the operating system.
 
-Forwards of ever other sizes leave the heap of glibc in pieces: pages stay resident though nothing is held in them, and
-the more so the longer a server runs. `malloc_trim` gives them back; what is in use does not grow.
+Forwards of many different sizes fragment glibc's heap: empty pages stay resident, more of them the longer a server
+runs, although memory in use does not grow. `malloc_trim` returns them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-# A forward of 4096 tokens takes and frees up to 120 MB: that much may stay, so that the next one finds its pages in
-# place. Less, and more often, makes a forward of 1,100 tokens 6 ms slower, and memory no flatter.
+# A forward of 4096 tokens allocates and frees up to 120 MB: that much may stay resident for the next one. A smaller
+# reserve or more frequent trimming makes a forward of 1,100 tokens 6 ms slower, and memory no flatter.
 _RESERVE_BYTES = 128 << 20  # freed memory that may stay
 _LEAST_S = 1.0  # between two times
 _M_ARENA_MAX, _ARENAS = -8, 2  # as malloc.h has it
@@ -23,10 +23,10 @@ _STATM = Path("/proc/self/statm")
 
 
 class FreedMemory:
-    """Bounds the freed memory that stays resident: `check` after each forward gives it back beyond a reserve.
+    """Bounds the freed memory that stays resident: `check` after each forward returns everything beyond a reserve.
 
-    By size and not by time, so that resident memory has a bound under every load and that forwards find the pages of
-    the last one in place as often as that allows. Does nothing without glibc and /proc.
+    Triggered by size, not by time, so that resident memory is bounded under every load and forwards can mostly reuse
+    the pages of the last one. Does nothing without glibc and /proc.
     """
 
     def __init__(self, reserve_bytes: int = _RESERVE_BYTES, least_s: float = _LEAST_S) -> None:
@@ -43,7 +43,7 @@ class FreedMemory:
             self.give_back()
 
     def give_back(self) -> None:
-        """Give all of it back: 7 to 30 ms, and the next forward pays for the pages that it takes anew."""
+        """Return all of it: takes 7 to 30 ms, and the next forward must fault its pages in again."""
         trim()
         self._floor_bytes, self._trimmed = resident_bytes(), time.monotonic()
 
@@ -51,7 +51,7 @@ class FreedMemory:
 def share_arenas() -> None:
     """Let the threads that start from now on share one heap beside the first, unless MALLOC_ARENA_MAX says otherwise.
 
-    Each would get its own, and glibc never gives back the upper end of these, up to 64 MB each, after a large body.
+    By default each gets its own, and glibc never returns the top of such heaps, up to 64 MB each, after a large body.
     Does nothing without glibc.
     """
     if sys.platform.startswith("linux") and "MALLOC_ARENA_MAX" not in os.environ:
@@ -67,7 +67,8 @@ def trim() -> None:
 
 
 def resident_bytes() -> int:
-    """Resident memory of the process, 0 where it cannot be read, as where no descriptor is left: some microseconds."""
+    """Resident memory of the process, 0 where it cannot be read (no descriptor left, for example). Takes
+    microseconds."""
     try:
         return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from blockrank.serve.refusals import CAUSES, Cause
 
 Stage = Literal["tokenise", "queue", "forward", "readout"]
-# Why a connection was ended: what its client let the server wait for, or room for another one.
+# Why a connection was ended: the timeout that passed, or room needed for another one.
 Ending = Literal["idle", "header", "body", "write", "full"]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOKENS = tuple(float(1 << power) for power in range(5, 18))
@@ -41,7 +41,7 @@ class Metrics:
         for ending in get_args(Ending):
             self._endings.labels(ending)
         for cause in CAUSES:
-            self._refusals.labels(cause)  # from 0 on, so that rates exist before the first one
+            self._refusals.labels(cause)  # initialised to 0, so that rates exist before the first event
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"blockrank_{name}", text, labels, registry=self.registry)

@@ -1,7 +1,7 @@
-"""From the bytes of a body to the JSON object in it, with a bound on the work that the bytes can ask for.
+"""From the bytes of a body to the JSON object in it, with a bound on the work that a body can cause.
 
-Python's parser runs in one piece and lets no other thread run meanwhile: it is quick with long texts and slow with many
-small values. So the values are counted before it starts, by operations on bytes that take milliseconds.
+Python's parser holds the GIL until it ends; it is fast on long texts and slow on many small values. So the values are
+counted first, by operations on bytes that take milliseconds.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _LONGEST_NUMBER = 100
 _LARGE_BYTES = 1 << 16
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NO_BRACKETS = bytes(set(range(256)) - _STEPS.keys())
-_large_turn = Lock()  # large bodies one after the other: between two of them other threads run
+_large_turn = Lock()  # large bodies are parsed one at a time, so that other threads run in between
 
 
 def read_json(body: bytes) -> dict[str, Any]:
     """The object that a body holds.
 
-    Raises `Refusal` where it is no JSON, or no object; where it is nested too deeply or holds too many values; and
-    for what is JSON and still has no one meaning: a name that stands twice in an object, an empty one, one that is no
-    Unicode text or longer than any, and numbers that are out of range.
+    Raises `Refusal` where it is no JSON, or no object; where it is nested too deeply or holds too many values; and for
+    ambiguous JSON: a name that occurs twice in an object, is empty, is invalid Unicode or is too long, and numbers out
+    of range.
     """
     objects = _Objects()
     try:
@@ -70,7 +70,7 @@ def _check_structure(body: bytes) -> None:
 
 
 class _Objects:
-    """Makes objects of their names and values, and remembers the first whose names will not do."""
+    """Builds objects from names and values, and remembers the first one with invalid names."""
 
     def __init__(self) -> None:
         self._fault: tuple[dict[str, Any], str, str | None] | None = None
@@ -83,7 +83,7 @@ class _Objects:
         return made
 
     def check(self, found: Mapping[str, Any]) -> None:
-        """Raise `Refusal` for the object that will not do, naming its place in what was found."""
+        """Raise `Refusal` for the object with invalid names, naming its place in the parsed body."""
         if self._fault is not None:
             culprit, sentence, name = self._fault
             raise invalid(f"{_place(found, culprit)} {sentence}", name, "field")
@@ -118,7 +118,7 @@ def _fault_of(names: Iterable[str]) -> tuple[str, str | None]:
 
 
 def _place(found: Mapping[str, Any], culprit: object) -> str:
-    """Where in a body an object stands: the field, and the place in its list."""
+    """Path of an object in a body: the field, and the index in its list."""
     for name, value in found.items():
         if _holds(value, culprit):
             place = shown(name)[1:-1]

@@ -1,4 +1,4 @@
-"""Which route a path means: clients put their own suffix behind whatever address they are given.
+"""The route that a path means: clients append their own suffix to any address they are given.
 
 A client that appends `/v2/rerank` to an address that ends in `/v2` asks for `/v2/v2/rerank`; others double a slash, end
 in one, or post to the address itself. All of that is unambiguous, so it is served.
@@ -38,7 +38,7 @@ def canonical_path(path: str, method: str = "POST") -> str:
 
 
 def routes_sentence(method: str, path: str, allowed: Sequence[str]) -> str:
-    """What to ask instead of a path that is no route, or by which methods one that is."""
+    """The message for a path that is no route, or for a wrong method: what to use instead."""
     if allowed:
         return f"{method} {shown(path)} is not served: use {' or '.join(allowed)}."
     return f"there is no {method} {shown(path)}: POST {', '.join(RERANK_PATHS)}, or GET {', '.join(OTHER_PATHS)}."

@@ -1,4 +1,4 @@
-"""What threads do for a call: from its body to a job for a device, and from scores to the body of the answer."""
+"""The work of threads on a call: from its body to a job for a device, and from scores to the body of the answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHARS_PER_TOKEN = 4  # for estimates before anything is tokenised
 
 @dataclass(eq=False, slots=True)
 class Trace:
-    """What the log says of one call. `dialect`: of its refusals too."""
+    """What the log reports about one call. `dialect`: also decides the form of its refusals."""
 
     request_id: str
     dialect: Dialect
@@ -45,7 +45,7 @@ def new_trace(path: str, request_id: str) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call that is ready for a device."""
+    """A call ready for a device."""
 
     call: Call
     read: TokenCounts
@@ -61,7 +61,7 @@ class Preparation:
         self._admission, self._metrics = admission, metrics
 
     def prepare(self, path: str, body: bytes, trace: Trace, deadline: Deadline) -> Prepared:
-        """Read, admit and tokenise a call. Raises `Refusal`, also where its time is over before it is done."""
+        """Read, admit and tokenise a call. Raises `Refusal`, also where its deadline passes first."""
         started = time.monotonic()
         values = read_json(body)
         deadline.check()
@@ -114,18 +114,18 @@ class Preparation:
 
 
 def _refused(sentence: str, call: Call) -> Refusal:
-    """What the ranker refused, as a caller over HTTP knows things, with the field at fault."""
+    """A ranker's error in the terms of an HTTP caller, with the field at fault."""
     return invalid(call.names.in_words(sentence), call.names.query if sentence.startswith("query ") else None)
 
 
 def give_back(future: Future[Prepared]) -> None:
-    """Count out what a call took that nobody waits for any more, once its preparation has ended."""
+    """Release what an abandoned call had taken, once its preparation has ended."""
     if not future.cancelled() and future.exception() is None:
         future.result().ticket.release()
 
 
 def _estimate(call: Call, ranker: ServedRanker) -> int:
-    """About how many tokens of a call reach a device, from its characters."""
+    """Estimated tokens of a call that reach a device, from its characters."""
     limit = ranker.facts.max_segment_tokens or sys.maxsize
     texts = (len(document.text) + len(document.title) for document in call.request.candidates)
     return sum(min(size // _CHARS_PER_TOKEN + 2, limit) for size in texts) + len(call.request.query) // _CHARS_PER_TOKEN

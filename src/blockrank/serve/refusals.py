@@ -46,7 +46,7 @@ class Refusal(BlockrankError):  # noqa: N818
 
 
 def draining() -> Refusal:
-    """What is told while the server ends."""
+    """The refusal while the server shuts down."""
     return Refusal(503, "draining", "the server is shutting down.", retry_after=5)
 
 

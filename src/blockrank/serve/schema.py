@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of the routes. Bodies are read by `dialects`, which knows more than a schema can."""
+"""The content of `/openapi.json`. Bodies are validated by `dialects`, which checks more than a schema can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blockrank.serve.paths import RERANK_PATHS
 from blockrank.serve.settings import ServeSettings
 
 _OPENAPI = "3.1.0"
-# What each route tells: path -> title, sentence, type of its answer.
+# Description of each route: path -> title, sentence, type of its answer.
 _TOLD = {
     "/livez": ("Livez", "Whether the process is worth keeping.", "application/json"),
     "/readyz": ("Readyz", "Whether requests are served: every device has run a forward lately.", "application/json"),

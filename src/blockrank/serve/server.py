@@ -29,15 +29,14 @@ from blockrank.serve.sockets import BACKLOG, ServerError, listen
 from blockrank.types import ServedRanker
 
 _log = logging.getLogger(__name__)
-_ACCEPTED_A_TURN = 4  # few, so that what ends connections keeps up with those that come
+_ACCEPTED_A_TURN = 4  # few, so that ending connections keeps up with new ones
 _SWEEP_TICKS = 5  # of uvicorn's loop, a tenth of a second each
-_SWITCH_S = 0.001  # threads that parse give way sooner than by default (5 ms): a forward waits hundreds of times
-_LAST_GRACE_S = 2  # for answers that are being sent when everything else has ended
+_SWITCH_S = 0.001  # shorter than the default 5 ms: a forward waits for the GIL hundreds of times
+_LAST_GRACE_S = 2  # for answers still being sent when everything else has ended
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with deadlines for connections and an end of its own: the first signal drains, a second one ends at
-    once."""
+    """uvicorn with connection timeouts and its own shutdown: the first signal drains, a second one ends at once."""
 
     def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
@@ -57,7 +56,7 @@ class Server(uvicorn.Server):
         """Begin to serve."""
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(BACKLOG)  # asyncio has set it to what it accepts in a turn
+            listener.listen(BACKLOG)  # asyncio has set the backlog to the number that it accepts in an iteration
 
     async def on_tick(self, counter: int) -> bool:
         """See `uvicorn.Server`: called every tenth of a second."""
@@ -80,7 +79,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def fail(self, sentence: str) -> None:
-        """Nothing can be served any more: end, after what is under way has been told. Called from any thread."""
+        """Nothing can be served any more: shut down after requests in progress were answered. Called from any
+        thread."""
         self.failure = sentence
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._end)
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
 
 
 def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What the event loop could not do, in one line: out of descriptors it says so some thousand times a second."""
+    """Log an error of the event loop in one line: without descriptors it reports thousands of errors a second."""
     del loop
     _log.error("%s: %s", context.get("message"), context.get("exception"))
 
@@ -116,7 +116,7 @@ def make_server(app: Starlette) -> Server:
 
 
 def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
-    """Serve until a signal. Returns whether all threads have ended: one that loads or runs a forward cannot be told to.
+    """Serve until a signal. Returns whether all threads have ended: one that loads or runs a forward cannot be stopped.
 
     Raises `ServerError` where loading failed, a device was lost, or the port is taken.
     """
@@ -128,8 +128,8 @@ def run(settings: ServeSettings, load: Load, *, host: str, port: int) -> bool:
         servers[0].fail(sentence)
 
     def load_for_good() -> Sequence[ServedRanker]:
-        """What is loaded stays: the collector need not walk through it ever again, which takes 0.2 s each time, in
-        which no other thread runs."""
+        """Freeze loaded objects, so that the garbage collector no longer traverses them: that takes 0.2 s each time,
+        during which no other thread runs."""
         rankers = load()
         gc.collect()
         gc.freeze()

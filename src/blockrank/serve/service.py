@@ -1,4 +1,4 @@
-"""What happens to a call between its body and its answer, without HTTP: limits, threads, devices, and the end."""
+"""A call from its body to its answer, without HTTP: limits, threads, devices, and shutdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ State = Literal["loading", "ready", "draining", "failed"]
 Load = Callable[[], Sequence[ServedRanker]]
 _log = logging.getLogger(__name__)
 _QUEUE_BATCHES = 16
-_DRAIN_STEP = 0.02  # seconds between two looks at what is under way
+_DRAIN_STEP = 0.02  # seconds between two checks of requests in progress
 _JOIN_S = 1.0
 
 
@@ -36,7 +36,7 @@ class Service:
     """The rankers of a server, its queue and its state. Used from one event loop.
 
     load: gives the rankers; it runs in a thread, while the server says that it is loading. on_failure: called with a
-    sentence where loading fails or a device is lost, after which nothing is served any more.
+    message when loading fails or a device is lost; after that nothing is served.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Service:
         return self._admission.requests
 
     def readiness(self) -> str:
-        """What is wrong, or "ready" where every device has ranked lately and threads take new requests."""
+        """What is wrong, or "ready" if every device has ranked recently and threads take new requests."""
         if self._state != "ready":
             return self._state
         now = time.monotonic()
@@ -87,7 +87,7 @@ class Service:
         return next((state for state in states if state != "ready"), "ready")
 
     def start(self) -> None:
-        """Begin to load, in a thread that the end of the process does not wait for. Called in the event loop."""
+        """Begin to load, in a daemon thread. Called in the event loop."""
         self._end = asyncio.get_running_loop().create_future()
         self._loading = Thread(target=self._start, name="blockrank-load", daemon=True)
         self._loading.start()
@@ -141,7 +141,7 @@ class Service:
             self._on_failure(sentence)
 
     async def drain(self) -> None:
-        """Take no new requests and wait for those under way, for `drain_s` at most."""
+        """Take no new requests and wait for those in progress, for `drain_s` at most."""
         if self._state != "failed":
             self._state = "draining"
         until = time.monotonic() + self.settings.drain_s
@@ -152,7 +152,7 @@ class Service:
         self._drop()
 
     def _drop(self) -> None:
-        """Refuse all that is left."""
+        """Refuse all remaining requests."""
         if self._batcher is not None:
             self._batcher.close(draining)
         if not self._end.done():
@@ -170,14 +170,14 @@ class Service:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a thread still loads, runs a forward or works for a request, which nothing can interrupt."""
+        """Whether a thread still loads, runs a forward or works on a request; none of these can be interrupted."""
         is_loading = self._loading is not None and self._loading.is_alive()
         return is_loading or self._lanes.is_busy or any(worker.is_alive for worker in self._workers)
 
     # One call
 
     def body(self) -> AbstractContextManager[Callable[[int], None]]:
-        """What counts the bytes of a call in, from the first that arrives to the answer."""
+        """Counts the bytes of a call, from the first that arrives until its answer; see `Admission.body`."""
         return self._admission.body()
 
     def check(self) -> None:
@@ -189,7 +189,7 @@ class Service:
         raise draining() if self._state == "draining" else _not_loaded()
 
     async def rank(self, path: str, body: bytes, trace: Trace, timeout_s: float | None) -> bytes:
-        """The body of the answer to a call. Raises `Refusal`; cancelled, it leaves the queue."""
+        """The body of the answer to a call. Raises `Refusal`; if cancelled, the call leaves the queue."""
         deadline = Deadline(time.monotonic() + min(timeout_s or self.settings.timeout_s, self.settings.timeout_s))
         self.check()
         with self._admission.request():
@@ -200,7 +200,7 @@ class Service:
             return await self._result(lane.submit(finish, deadline), deadline)
 
     async def _prepared(self, lane: Lane, path: str, body: bytes, trace: Trace, deadline: Deadline) -> Prepared:
-        """Prepare a call in a thread. Where nobody waits for it to the end, what it took is given back there."""
+        """Prepare a call in a thread. If it is abandoned, the thread releases what it had taken."""
         prepare = partial(self._preparation.prepare, path, body, trace, deadline)
         future = lane.submit(prepare, deadline, len(body))
         try:
@@ -214,7 +214,7 @@ class Service:
     async def _scores(self, prepared: Prepared, deadline: Deadline) -> Any:
         """Wait for a device."""
         job, ticket = prepared.job, prepared.ticket
-        job.future.add_done_callback(lambda _: ticket.release())  # with `prepared` in it, the future would keep itself
+        job.future.add_done_callback(lambda _: ticket.release())  # `prepared` in it would make a cycle
         assert self._batcher is not None, "ready"
         try:
             self._batcher.put(job)
@@ -224,7 +224,7 @@ class Service:
         return await self._result(job.future, deadline)
 
     async def _result(self, future: Future[Result], deadline: Deadline) -> Result:
-        """What a thread makes of a request, waited for until its deadline and until the server drops what is left.
+        """The result of a thread, awaited until the request's deadline or until the server drops remaining requests.
 
         Raises `Refusal` then. A thread cannot be interrupted: it finds the request abandoned when it looks.
         """
@@ -238,8 +238,8 @@ class Service:
             if not result.done():
                 deadline.abandoned = True
                 result.cancel()
-            # An error refers to this frame, and the frame by these names to the error: it would keep the body of the
-            # request until the garbage collector runs.
+            # The error refers to this frame, and the frame through these names to the error: the cycle would keep the
+            # body in memory until the garbage collector runs.
             del future, result
 
     def _forward_ran(self, jobs: Sequence[QueuedRequest], tokens: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a server is told before it starts; nothing of it can be changed by a request."""
+"""Settings of a server, fixed when it starts; no request can change them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, get_args, get_type_hints
 from blockrank.serve.keys import NO_KEY, is_key
 from blockrank.types import InputError
 
-# Routes that answer without the key, word for word: probes of orchestrators and load balancers carry none.
+# Exact routes that answer without the key: probes of orchestrators and load balancers carry none.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-CROWDED = "crowded"  # in the state of a request: its connection is over the limit, and only those routes answer
+CROWDED = "crowded"  # flag in a request's state: its connection is over the limit, and only `OPEN_PATHS` answer
 
 
 @dataclass(frozen=True)
 class ServeSettings:
     """Limits and options of a server.
 
-    served_name, aliases: what the `model` field of a request may say.
-    keys: bearer keys, any of which opens every route; none leaves the server open.
+    served_name, aliases: the values that the `model` field of a request may have.
+    keys: bearer keys, each valid for every route; without any the server is open.
     page: whether the web page is served, to everyone, since a browser's first request carries no key; None serves it
         where there are no keys.
     bound_host: the address that the server listens on; None takes it from each connection.
@@ -31,8 +31,8 @@ class ServeSettings:
         `*` checks neither. Without keys both are checked; with keys only where names are given: see `hosts`.
     max_body_bytes, max_documents, max_document_chars, max_query_chars: what a request may bring.
     max_bytes: bodies in the server at once, arriving, waiting and running; one body alone is under its own limit.
-    max_requests: requests in the server at once, waiting and running.
-    max_queue_tokens: tokens in the server at once, waiting and running; None is sixteen batches. A request that finds
+    max_requests: requests in the server at once, waiting and running. max_queue_tokens: tokens in the server at once,
+    waiting and running; None is sixteen batches. A request that finds
         the server empty is let in whatever its size.
     batch_tokens: tokens of the requests packed into one forward; None chooses by device. A larger request has a forward
         of its own, or several where its documents can be encoded piece by piece.
@@ -44,10 +44,10 @@ class ServeSettings:
     body_timeout_s: longest time that a body may take to arrive.
     idle_timeout_s: longest time between two requests of a connection.
     write_timeout_s: longest time that an answer may stand still because its client does not read on.
-    max_connections: connections at once. One more takes the place of the one that has been waited for longest; where
-        all are being served it gets 503, and probes their answer. Fewer where the system allows fewer descriptors.
-    max_unsent_bytes: answers that clients have not read yet; over it the one that has stood still longest is dropped.
-    drain_s: longest time that requests under way are waited for at the end.
+    max_connections: connections at once. One more replaces the one that has kept the server waiting longest; if all are
+        being served it gets 503, and probes their answer. Fewer where the system allows fewer descriptors.
+    max_unsent_bytes: answers that clients have not read yet; over it the connection without progress for longest is
+    dropped. drain_s: longest time to wait for requests in progress at shutdown.
     ready_s: how old the last forward may be for a device to count as ready; idle devices run a small one in time.
     stall_s: how long a forward may run before its device counts as stalled.
     """
@@ -71,7 +71,7 @@ class ServeSettings:
     timeout_s: float = 60.0
     header_timeout_s: float = 20.0
     body_timeout_s: float = 30.0
-    idle_timeout_s: float = 75.0  # longer than clients' pools keep theirs, so that the server is not the one to hang up
+    idle_timeout_s: float = 75.0  # longer than clients' pools keep theirs, so that the client closes first
     write_timeout_s: float = 30.0
     max_connections: int = 1000
     max_unsent_bytes: int = 256 << 20
@@ -97,7 +97,7 @@ class ServeSettings:
 
     @property
     def model_names(self) -> frozenset[str]:
-        """What a request may call the model."""
+        """The names that a request may give for the model."""
         return frozenset({self.served_name, *self.aliases})
 
 

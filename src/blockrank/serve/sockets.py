@@ -7,19 +7,19 @@ import socket
 
 from blockrank.types import BlockrankError
 
-BACKLOG = 2048  # connections that the system holds for us
+BACKLOG = 2048  # connections that the system queues (backlog)
 
 
 class ServerError(BlockrankError):
-    """The server could not start, or ended because it could serve no longer."""
+    """The server could not start, or stopped because it could not serve any more."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises `ServerError` where that cannot be."""
+    """A listening socket; port 0 takes a free one. Raises `ServerError` where that is not possible."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol named: asyncio turns Nagle's algorithm off for such sockets alone, and with it an answer's
-        # body waits up to 40 ms for the acknowledgement of its head.
+        # With an explicit protocol: only for such sockets does asyncio disable Nagle's algorithm, which delays an
+        # answer's body by up to 40 ms, until its head is acknowledged.
         listener = socket.socket(family, kind, socket.IPPROTO_TCP)
     except OSError as error:
         raise _cannot_listen(host, port, error) from None

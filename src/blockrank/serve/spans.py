@@ -1,4 +1,4 @@
-"""The stretches of a document that its attention fell on: Cohere's `relevant_spans`, from evidence."""
+"""The spans of a document that received its attention: Cohere's `relevant_spans`, from evidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from blockrank.serve.fields import Fields
 from blockrank.serve.refusals import invalid
 from blockrank.types import Evidence, RankedDocument
 
-THRESHOLD = 0.1  # what Cohere uses where a request names none
+THRESHOLD = 0.1  # Cohere's defaults
 _ROUNDING = 1 - 1e-9  # of the mean of equal shares
 _KNOWN = frozenset({"mode", "threshold", "max_spans"})
 
@@ -42,9 +42,9 @@ def read_span_options(fields: Fields) -> SpanOptions | None:
 def relevant_spans(entry: RankedDocument, options: SpanOptions) -> list[dict[str, Any]]:
     """Spans `{start, end, score}` of a document's text, best first, in characters (code points).
 
-    A word stands out that received at least the mean share of the text's words. Neighbours that stand out are one span,
-    and its score is the part of the document's attention that fell on it. The title has no spans: a position in it
-    would be read as one in the text.
+    A word stands out that received at least the mean share of the text's words. Adjacent words that stand out form one
+    span; its score is its part of the document's attention. The title has no spans: a client would take their positions
+    for positions in the text.
     """
     items = [item for item in evidence_words(entry) if item.field == "text"]
     items = [item for item in items if any(map(str.isalnum, entry.text[item.start : item.end]))]

@@ -1,4 +1,5 @@
-"""The web page: a handful of static files, read once, under a policy that lets a browser ask this server alone."""
+"""The web page: a few static files, read once, with a Content-Security-Policy that allows requests to this server
+only."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# Where each file is served, and what it is. Paths are literals: no request can name another file.
+# Path of each file, and its type. Paths are literals: no request can name another file.
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page/style.css": ("style.css", "text/css; charset=utf-8"),
@@ -19,7 +20,7 @@ _FILES = {
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 PAGE_PATHS = frozenset(_FILES)
-# No script or style in markup, nothing from elsewhere, and no way to make markup of a text in a script.
+# No inline script or style, nothing from other origins, and no way for a script to turn text into markup.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

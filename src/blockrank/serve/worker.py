@@ -18,21 +18,21 @@ from blockrank.serve.refusals import Refusal, invalid
 from blockrank.types import BlockrankError, CapacityError, InputError, KeyCache, RankRequest, ServedRanker
 
 _log = logging.getLogger(__name__)
-_MOST_FAULTS, _FAULT_PAUSE_S = 20, 0.05  # faults in a row that a worker outlives; seconds between them
-_WARM = (("warm", 1), ("warm start", 8))  # query and number of documents of the forwards before the first request
+_MOST_FAULTS, _FAULT_PAUSE_S = 20, 0.05  # consecutive faults that a worker survives; seconds between them
+_WARM = (("warm", 1), ("warm start", 8))  # warm-up forwards before the first request: query and number of documents
 Result = TypeVar("Result")
 OnForward = Callable[[Sequence[QueuedRequest], int, float], None]
 
 
 class Dropped(Exception):  # noqa: N818  # nothing went wrong
-    """Ends the forward of a job that has been failed, because nobody waits for it any more."""
+    """Ends the forward of a job that was refused because it is late or abandoned."""
 
 
 @dataclass(slots=True)
 class Turns:
-    """Turns that others have between the parts of a large job's forward.
+    """Turns of small jobs between the parts of a large job's forward.
 
-    seconds: how long all of them took. last_s, since: how long the last one took, and since when the job runs again.
+    seconds: duration of all of them. last_s: duration of the last one. since: when the large job last resumed.
     """
 
     job: QueuedRequest
@@ -41,7 +41,8 @@ class Turns:
     last_s: float = 0.0
 
     def are_due(self, now: float) -> bool:
-        """Whether the job has run for as long as others did before: each gets half of the time where both want it."""
+        """Whether the large job has run for as long as the last turn of the small ones: under load each side gets half
+        of the time."""
         return now - self.since >= self.last_s
 
     def note(self, started: float, ended: float) -> None:
@@ -53,8 +54,8 @@ class Turns:
 class Worker:
     """One device's ranker and thread.
 
-    on_forward: called with the jobs, tokens and seconds of each forward that has succeeded. on_failure: called once,
-    with a sentence, where the device is lost.
+    on_forward: called with the jobs, tokens and seconds of each successful forward. on_failure: called once, with a
+    message, when the device is lost.
     """
 
     def __init__(
@@ -111,12 +112,12 @@ class Worker:
         return "ready" if now - self.last_success <= ready_s else "stale"
 
     def _run(self) -> None:
-        """Turn after turn until the batcher is closed. A fault of our own costs the jobs at hand, and the thread goes
-        on; a worker that has nothing but faults, or whose thread ends in another way, says that it is lost."""
+        """Run turns until the batcher is closed. An internal error fails the current jobs, and the thread goes on;
+        after too many consecutive errors, or if the thread ends in another way, the worker reports that it is lost."""
         freed, faults, jobs = FreedMemory(), 0, list[QueuedRequest]()
         try:
             while not self.failed and not self._batcher.closed:
-                jobs = []  # while it waits for the next ones, nothing of the last ones is kept
+                jobs = []  # no reference to the last jobs is kept while it waits for the next
                 try:
                     jobs = self._batcher.take(self._idle_s)
                     self._turn(jobs, freed)
@@ -136,7 +137,7 @@ class Worker:
                 job.fail(lost())
 
     def _turn(self, jobs: list[QueuedRequest], freed: FreedMemory) -> None:
-        """Run jobs, or where none came a check of the device; then see to memory."""
+        """Run jobs or, if there are none, a check of the device; then return freed memory."""
         if jobs:
             self._run_batch(jobs)
         elif not self._batcher.closed and time.monotonic() - self.last_success >= self._idle_s:
@@ -162,7 +163,7 @@ class Worker:
     def _timed(
         self, jobs: Sequence[QueuedRequest], tokens: int, forward: Callable[[], Result], turns: Turns | None = None
     ) -> Result:
-        """Run a forward under watch. turns: those of others, whose time is not its own."""
+        """Run a forward and time it. turns: those of small jobs, whose time is subtracted."""
         started = self.busy_since = time.monotonic()
         try:
             result = forward()
@@ -176,8 +177,8 @@ class Worker:
         return result
 
     def _run_batch(self, jobs: Sequence[QueuedRequest]) -> None:
-        """Score jobs in one forward, between whose parts others have turns where it is large; where it fails for
-        another reason than a lost device, each alone."""
+        """Score jobs in one forward; small jobs get turns between the parts of a large one. If it fails, but not for a
+        lost device, each job runs again alone."""
         tokens = tokens_of(jobs)
         turns = Turns(jobs[0], time.monotonic()) if tokens > self._batcher.batch_tokens else None
         between = partial(self._give_turn, turns) if turns is not None else None
@@ -199,29 +200,29 @@ class Worker:
             job.finish(scored)
 
     def _give_turn(self, turns: Turns) -> None:
-        """Between two parts of a large job's forward: end it where nobody waits for it any more, and let small jobs
-        run. Each part is a sign of life of the device."""
+        """Between two parts of a large job's forward: end it if it is late or abandoned, and let small jobs run. Each
+        part shows that the device is alive."""
         self._check_wanted(turns.job)
         started = time.monotonic()
         if turns.are_due(started) and (others := self._batcher.take_small()):
             try:
                 self._run_batch(others)
             finally:
-                for job in others:  # without effect on those that have ended, as all have but where the thread ends
+                for job in others:  # no effect on jobs that have ended; all have, unless the thread ends
                     job.fail(lost())
             turns.note(started, time.monotonic())
             self._check_wanted(turns.job)
         self.last_success = self.busy_since = time.monotonic()
 
     def _check_wanted(self, job: QueuedRequest) -> None:
-        """Raise `Dropped` where a job is late or nothing runs any more; it has failed then."""
+        """Raise `Dropped` where the job was failed: it is late or abandoned, or the worker has ended."""
         if (end := lost() if self.failed else self._batcher.end) is not None:
             job.fail(end)
         if late(job, time.monotonic()):
             raise Dropped
 
     def _note(self, error: Exception) -> None:
-        """Log an error of a forward; one that the device does not survive ends the worker."""
+        """Log an error of a forward; if the device is lost, the worker ends."""
         if isinstance(error, BlockrankError):
             _log.warning("%s: %s", self.name, error)
         else:
@@ -235,13 +236,12 @@ class Worker:
 
 
 def lost() -> Refusal:
-    """What is told where a device is lost."""
+    """The refusal when a device is lost."""
     return Refusal(503, "failed", "the device that ranks is lost; this server must be restarted.", retry_after=30)
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What is told of an error of a forward. The words of one that is not the caller's are logged alone: they may name
-    files."""
+    """The refusal for an error of a forward. The text of an internal error is only logged: it may name files."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, CapacityError):
@@ -256,6 +256,6 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def devices_of(rankers: Sequence[ServedRanker]) -> list[tuple[str, ServedRanker]]:
-    """Each device with its ranker, of rankers that may be loaded on several."""
+    """Each device with its ranker; a ranker may be loaded on several devices."""
     found = list(itertools.chain.from_iterable(ranker.on_each_device() for ranker in rankers))
     return [(ranker.facts.device, ranker) for ranker in found]

@@ -1,7 +1,7 @@
 """The parts of a `RankSpec`: what reads what, what is read out, which documents leave early, and the limits.
 
-Names of fields are unique over all parts, so that a field can be named without its part (`RankSpec.of`). An error calls
-a field `RankSpec.NAME`; of `Pattern.kind` that name is `pattern`.
+Names of fields are unique over all parts, so that a field can be named without its part (`RankSpec.of`). Error messages
+name a field `RankSpec.NAME`; `Pattern.kind` is named `RankSpec.pattern`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from blockrank.configfile import check_fields
 from blockrank.errors import InputError
 
 Attend = Literal["causal", "bidirectional"]
-FLAT_NAMES = {"kind": "pattern"}  # fields whose own name says nothing without the part
-_MOST = 2**31 - 1  # of a count or a position: what is counted here never comes near it
+FLAT_NAMES = {"kind": "pattern"}  # fields whose own name is unclear without the part's
+_MOST = 2**31 - 1  # upper bound of counts and positions, far above any real one
 _LEAST_FLOAT32, _MOST_FLOAT32 = 2.0**-126, (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What reads what, and where the query stands.
+    """Which segments read which, and the position of the query.
 
     kind: "block" (the paper): a document reads the instruction and itself. "causal": full attention, the baseline:
         every segment reads all of its request before it, and positions count on from segment to segment.
@@ -28,7 +28,8 @@ class Pattern:
     query_reads: "all" (the paper), or "own": below the scoring layer the query segment reads only itself and the
         instruction, so that a score depends on no other candidate.
     query_offset: position of the query segment's first token; None continues after the instruction, where documents
-        start too. Under the causal pattern documents count on, and the query stands there or after the last of them.
+        start too. Under the causal pattern positions count on through the documents, and the query starts at
+        `query_offset` or after the last document, whichever is higher.
     """
 
     kind: Literal["block", "causal"] = "block"
@@ -62,7 +63,7 @@ class Readout:
         that a query token's length is its weight. "none" is the model's own product.
     logit_scale: factor on the logits, positive.
     length_norm: exponent p in [0, 1]: a document's attention is divided by (its tokens)^p. 0 adds its tokens up (the
-        paper), 1 averages them; in between keeps long documents from being favoured.
+        paper), 1 averages them; values in between keep long documents from being favoured.
     signal_pooling: "arithmetic" averages the shares over heads and signal tokens (the paper); "geometric" averages
         their logarithms and normalises again, so that every signal token must find its evidence.
     softmax_over: "documents" (the paper) or "all": the denominator holds instruction and query keys too (later code).
@@ -115,11 +116,11 @@ class Readout:
 class Exits:
     """Documents that leave early.
 
-    prune: (layer, share) pairs: from that layer on only the best share of the documents that a request began with goes
-        on, by the read-out there. What leaves is ranked below what stays. Empty: every document reaches the end.
-    prune_by: what that read-out reads: the states before the layer through the scoring layer's own norm and projections
-        ("lens", the default where documents leave), or the queries and keys of the "layer" itself. None where none
-        leaves: there is nothing to choose.
+    prune: (layer, share) pairs: a read-out at that layer keeps only the best-scoring share of the request's original
+        documents. Dropped documents rank below kept ones. Empty: every document reaches the scoring layer.
+    prune_by: what that read-out uses: "lens" (the default with `prune`) applies the scoring layer's norm and
+        projections to the hidden states before the layer; "layer" uses the layer's own queries and keys. None without
+        `prune`.
     """
 
     prune: tuple[tuple[int, float], ...] = ()

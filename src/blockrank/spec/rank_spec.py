@@ -28,7 +28,7 @@ class RankSpec:
     notes: free text; two specs that differ in nothing else are equal.
 
     `RankSpec.of(layer=3, pattern="causal")` makes one from fields by their own names, whichever part they belong to,
-    and `spec.changed(long_queries="cut")` a copy. Raises `InputError` where a value is of another type or senseless.
+    and `spec.changed(long_queries="cut")` a copy. Raises `InputError` where a value has the wrong type or is invalid.
     """
 
     readout: Readout
@@ -55,7 +55,7 @@ class RankSpec:
     def of(cls, /, **named: Any) -> RankSpec:
         """A spec from fields by their own names, whichever part they belong to; `pattern` is `Pattern.kind`.
 
-        Raises `InputError` on an unknown name, without a layer, or where a value is of another type or senseless.
+        Raises `InputError` on an unknown name, without a layer, or where a value has the wrong type or is invalid.
         """
         own, parts = _sorted(named)
         if "layer" not in named:
@@ -63,8 +63,7 @@ class RankSpec:
         return cls(**own, **{name: kind(**parts.get(name, {})) for name, kind in _PARTS.items()})
 
     def changed(self, /, **named: Any) -> RankSpec:
-        """A copy in which fields differ, named as in `of`. Where no document leaves any longer (`prune=()`), nothing
-        is left of `prune_by` either."""
+        """A copy with some fields changed, named as in `of`. `prune=()` also resets `prune_by` to None."""
         if "prune" in named and not named["prune"]:
             named = {"prune_by": None, **named}
         own, parts = _sorted(named)
@@ -83,8 +82,8 @@ class RankSpec:
 
     @property
     def documents_stand_alone(self) -> bool:
-        """Whether a document's keys depend on nothing but its own text and the instruction, and nothing below the
-        scoring layer depends on them: then they may be computed once and read out for many queries."""
+        """Whether a document's keys depend only on its own text and the instruction, and nothing below the scoring
+        layer depends on them, so that they can be computed once and used for many queries."""
         prompt = self.prompt
         apart = self.pattern.kind == "block" and self.pattern.query_reads == "own"
         return apart and not prompt.reads_query_first and not prompt.numbers_documents
@@ -96,24 +95,24 @@ class RankSpec:
 
     @property
     def reuses_documents(self) -> bool:
-        """Whether documents may be computed apart from one another and their keys be used again: they stand alone, and
-        all of them reach the scoring layer."""
+        """Whether documents may be computed separately and their keys reused: they stand alone, and all of them reach
+        the scoring layer."""
         return self.documents_stand_alone and not self.leaves_early
 
     def check_none_leaves(self, what: str) -> None:
-        """Raise `InputError` where documents leave early; what: "evidence needs every document at the end"."""
+        """Raise `InputError` where documents leave early. what: the reason, such as "evidence needs every document"."""
         if self.leaves_early:
             raise InputError(f"{what}: not with RankSpec.prune.")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; the template stays a name where it is built in."""
+        """JSON-ready form; a built-in template is written as its name."""
         found: dict[str, Any] = json.loads(json.dumps({"version": SPEC_VERSION, **asdict(self)}))
         return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankSpec:
-        """Inverse of `to_dict`, of version 1 too. Raises `InputError` on an unknown key, or a value of another type or
-        out of range."""
+        """Inverse of `to_dict`; reads version 1 too. Raises `InputError` on an unknown key, or a value of the wrong
+        type or out of range."""
         values = dict(values)
         in_parts = any(name in values for name in ("readout", "exits", "limits"))
         version = checked(int, values.pop("version", 2 if in_parts else 1), "RankSpec.version")
@@ -156,7 +155,7 @@ _HOMES = {FLAT_NAMES.get(item.name, item.name): (part, item.name) for part in _P
 
 
 def _sorted(named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Fields by their own names as those of the spec itself and those of each part that has any."""
+    """Divide fields given by their own names into those of the spec itself and those of each part."""
     own: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for name, value in named.items():
@@ -172,16 +171,16 @@ def _sorted(named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[st
 
 
 def _without_idle(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of version 1, which wrote `prune_by` where no document left, too."""
+    """Fields of version 1 without an idle `prune_by`: version 1 wrote it even where no document left."""
     if values.get("prune", ()) in ([], ()) and values.get("prune_by") == "lens":
         return {name: value for name, value in values.items() if name != "prune_by"}
     return values
 
 
 def rewritten(values: Any) -> Any:
-    """Saved settings in which the spec of an earlier version, wherever it stands, is written as this one writes it.
+    """Saved settings with every spec of an earlier version, at any depth, rewritten in the current form.
 
-    What stands under the key "spec" and is no spec stays as it is.
+    A value under the key "spec" that is not a spec is left unchanged.
     """
     if isinstance(values, list):
         return [rewritten(item) for item in values]

@@ -11,7 +11,7 @@ from blockrank.configfile import check_fields
 from blockrank.errors import InputError, listed
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
-# What can be said in each kind of segment.
+# Fields allowed in each kind of segment.
 _FIELDS = {"instruction": {"query"}, "document": {"query", "text", "id"}, "query": {"query"}}
 
 
@@ -28,8 +28,8 @@ class Template:
     then comes before the instruction, with `system` as the system's message, and what it writes up to the assistant's
     answer comes between query and `answer`. A tokenizer without a chat template writes its first token alone.
 
-    Raises `InputError` where a part is of another type, names a field that it cannot have, `id_base` is negative, or
-    `{text}` or `{query}` is nowhere: the model would rank without having read it.
+    Raises `InputError` where a part has the wrong type or names a field that it cannot have, `id_base` is negative, or
+    no part has `{text}` or none has `{query}`: the model would rank without having read it.
     """
 
     instruction: tuple[str, ...]

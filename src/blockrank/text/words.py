@@ -44,7 +44,7 @@ _UNSPACED = (
 )  # fmt: skip
 _EMOJI = ((0x2600, 0x27BF), (0x2B00, 0x2BFF), (0x1F000, 0x1F1E5), (0x1F200, 0x1F3FA), (0x1F400, 0x1FAFF))
 _JAMO = ((0x1160, 0x11FF),)  # vowels and finals, which join the syllable before them
-# Accents that capitals go without in Greek, and that teach how to read in Cyrillic; the dot of a Turkish capital; the
+# Greek accents, which capitals omit; Cyrillic stress marks, written for learners; the dot of a Turkish capital I; the
 # hamza and madda of alef.
 _ACCENTED = re.compile(
     "(?<=[\u0370-\u03ff])[\u0300-\u0345]+|(?<=[\u0400-\u052f])[\u0300\u0301]+|(?<=i)\u0307+|(?<=\u0627)[\u0653-\u0655]+"
@@ -72,7 +72,7 @@ class Word:
 
 
 class _Folding(dict[int, str | None]):
-    """What a decomposed, case-folded character becomes: filled as characters occur."""
+    """Decomposed, case-folded character -> its folded form, or None: a cache filled as characters occur."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
@@ -112,7 +112,7 @@ class _Shapes(dict[int, str]):
 
 
 class _Continuing(dict[str, bool]):
-    """Whether a character may change, or belongs to, what stands before it: filled as characters occur."""
+    """Whether a character may change, or belongs to, the one before it: a cache filled as characters occur."""
 
     def __missing__(self, character: str) -> bool:
         first = unicodedata.normalize("NFKD", character)[0]
@@ -140,14 +140,14 @@ def fold(text: str) -> str:
 def document_words(text: str) -> list[str]:
     """The words of a text that is searched, in order.
 
-    Of an unspaced script every character and every pair of neighbours, so that each query finds its own; `C++` counts
-    as `c` too. What an apostrophe divides are words, but for single letters, as in `l'eau` or `Stoker's`.
+    In scripts without spaces: every character and every pair of neighbours, so that any query can match. `C++` counts
+    as `c` too. The parts around an apostrophe are words, except single letters, as in `l'eau` or `Stoker's`.
     """
     return [word for word, _, _ in _folded_words(fold(text), singles=True)]
 
 
 def query_words(text: str) -> list[str]:
-    """The words of a query, in order: as `document_words`, but of unspaced scripts no character beside pairs."""
+    """The words of a query, in order: as `document_words`, but in unspaced scripts pairs alone where there are any."""
     return [word for word, _, _ in _folded_words(fold(text), singles=False)]
 
 
@@ -160,7 +160,7 @@ def located_words(text: str) -> list[Word]:
 
 
 def spans_of_words(text: str, is_wanted: Callable[[str], bool]) -> list[tuple[int, int]]:
-    """Where wanted words stand in a text, as (start, end) of its characters, in order; those that overlap are one."""
+    """Where wanted words stand in a text, as (start, end) of its characters, in order; overlapping spans are merged."""
     spans: list[tuple[int, int]] = []
     for word in located_words(text):
         if is_wanted(word.text):
@@ -184,7 +184,7 @@ def is_inside_word(text: str, position: int) -> bool:
 
 
 def end_of_marks(text: str, position: int) -> int:
-    """Where the marks and invisible characters end that follow the character before `position`."""
+    """End of the marks and invisible characters that follow the character before `position`."""
     while 0 < position < len(text) and _CONTINUING[text[position]]:
         position += 1
     return position
@@ -218,7 +218,7 @@ def _folded_words(folded: str, *, singles: bool) -> Iterator[tuple[str, int, int
 
 
 def _pairs(units: list[tuple[int, int]], singles: bool) -> Iterator[tuple[int, int]]:
-    """Overlapping pairs of neighbours; the units themselves where there is one alone or `singles` asks for them."""
+    """Overlapping pairs of neighbours; also the single units where there is only one or `singles` asks for them."""
     if singles or len(units) == 1:
         yield from units
     for (start, _), (_, end) in itertools.pairwise(units):
@@ -236,9 +236,9 @@ def _divided(shapes: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _folded_with_starts(text: str) -> tuple[list[int], str]:
-    """The folded text, and for each of its characters and its end where in `text` that was.
+    """The folded text, and the position in `text` of each of its characters and of its end.
 
-    Folding works on a character and what continues it, so that both can be folded alone.
+    Text is folded in units: a character with those that continue it. Each unit can be folded alone.
     """
     if text.isascii():
         return list(range(len(text) + 1)), text.lower()
@@ -254,7 +254,7 @@ def _folded_with_starts(text: str) -> tuple[list[int], str]:
 
 
 def _end(starts: list[int], end: int) -> int:
-    """Where in the text as given a word ends: where the character that its last one was made of does."""
+    """End of a word in the original text: the end of the original character behind the word's last folded one."""
     last = starts[end - 1]
     while starts[end] == last:
         end += 1

@@ -27,7 +27,7 @@ def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: 
         lora_dropout=config.dropout,
         target_modules=list(config.targets) or "all-linear",
     )
-    torch.manual_seed(seed)  # as the library does before it trains: adapters begin at random
+    torch.manual_seed(seed)  # as the library does before training: adapters are initialised at random
     try:
         adapted: nn.Module = wrap(module, settings)
     except ValueError as error:
@@ -38,7 +38,7 @@ def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: 
 
 
 def merge_saved(folder: Path, head: bool) -> None:
-    """Replace the adapters in a checkpoint by weights that hold them. The folder is never without either."""
+    """Replace the adapters in a checkpoint by merged weights. At every moment the folder holds one or the other."""
     model: RankModel = load_model(
         folder, device="cpu", dtype=torch.float32, needs=Needs(logits=head), probe=False, layers="library"
     )

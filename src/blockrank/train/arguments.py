@@ -1,4 +1,4 @@
-"""`[trainer]` as the library's training arguments, with the house's own defaults."""
+"""`[trainer]` as the library's training arguments, with blockrank's own defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _log = logging.getLogger(__name__)
 
 
 def requests_in_forward(config: TrainConfig) -> int:
-    """Requests packed into one forward: under a token budget, at most. Raises `InputError` where that is no number."""
+    """Requests packed into one forward; under a token budget, the most. Raises `InputError` where it is not a positive
+    integer."""
     count = config.trainer.get("per_device_train_batch_size", 16)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InputError(f"[trainer]: per_device_train_batch_size must be a positive integer, not {count!r}.")
@@ -52,8 +53,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    """Raise `InputError` for what the library would fail on later, or take as it likes: a name that it does not know, a
-    value of another type or out of range, and what is said elsewhere."""
+    """Raise `InputError` for values on which the library would fail later or which it would reinterpret: an unknown
+    name, a value of the wrong type or out of range, and a setting that has its own key elsewhere."""
     hints = {**get_type_hints(TrainingArguments), "fsdp": bool | str}  # as its documentation has it
     for name, value in values.items():
         if name not in hints:

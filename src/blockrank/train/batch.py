@@ -20,8 +20,8 @@ from blockrank.types import InputError
 class ExampleStream(Dataset[Example]):
     """`length` examples drawn from weighted sources, a pure function of seed and index.
 
-    Each source is walked in random passes over its queries; sources alternate at random in proportion to weight times
-    size. Since item i never depends on the items before it, a resumed run sees what an uninterrupted one would.
+    Each pass over a source takes its queries in random order; sources alternate at random in proportion to weight times
+    size. Item i never depends on the items before it, so a resumed run sees the same items as an uninterrupted one.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ExampleStream(Dataset[Example]):
         return self.example(index)
 
     def example(self, index: int, candidates: int | None = None) -> Example:
-        """The request at `index`, with so many documents if given."""
+        """The request at `index`, with `candidates` documents if given."""
         generator = np.random.default_rng((self._seed, index))
         return self._sources[int(self._source_I[index])].example(int(self._row_I[index]), generator, candidates)
 
@@ -61,8 +61,8 @@ class ExampleStream(Dataset[Example]):
 class Batch:
     """A packed training step. positives_BM, present_BM: as in `losses`, M the largest candidate list; teachers: score
     tables (B, M) of the teachers that every request of the batch has; label_A, context_A: answer tokens for the LM loss
-    and the stream positions that predict them; rank_A: the place from 1 in its answer of the id that a token is part
-    of, 0 where it is of none."""
+    and the stream positions that predict them; rank_A: for each answer token, the rank from 1 of its id in the answer,
+    0 where it belongs to no id."""
 
     layout: PackedLayout
     positives_BM: Tensor
@@ -103,8 +103,8 @@ def _teacher_tables(examples: Sequence[Example], present: NDArray[np.bool_]) -> 
 
 
 def _answers(examples: Sequence[Example], layout: PackedLayout) -> tuple[Ints, Ints]:
-    """Positions whose next token is part of an answer, which is the opening and all that follows it, and the ranks of
-    those next tokens."""
+    """Positions whose next token is part of an answer (the opening and everything after it), and the ranks of those
+    next tokens."""
     context, ranks = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for example, segment in zip(examples, layout.query_segment_B, strict=True):
         query = example.request.segments[-1]

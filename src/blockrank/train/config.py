@@ -28,11 +28,11 @@ class DataConfig:
     sets: files or globs of training sets (`*.safetensors`, see `blockrank.train.sets`) or one JSONL of requests with
     `positives`. weights: share of a set by the stem of its file, relative to its number of queries (default 1).
     candidates: documents in a request. hard: how many of the negatives come from the mined ones; the rest is drawn at
-    random from the same set. dense: whether densely mined negatives join. drop_above: leave out a mined negative whose
-    teacher score exceeds this share of the best positive's. max_document_tokens: cut of stored documents.
-    max_positives: how many of a query's positives enter a request. max_tokens: tokens of the requests packed into one
-    forward, at most; a larger single request still runs, alone. curriculum: (share of the run, candidates) pairs: from
-    that share of the steps on, a request has so many documents.
+    random from the same set. dense: whether negatives from dense retrieval are used too. drop_above: leave out a mined
+    negative whose teacher score exceeds this share of the best positive's. max_document_tokens: stored documents are
+    cut to this length. max_positives: how many of a query's positives enter a request. max_tokens: most tokens of the
+    requests packed into one forward; a larger single request still runs, alone. curriculum: (share of the run,
+    candidates) pairs: from that share of the steps on, a request has that number of documents.
     """
 
     sets: tuple[str, ...]
@@ -85,7 +85,8 @@ class LossConfig:
     teachers: weight of each teacher: "given" (scores or graded labels in the requests), "labels" (1 for a positive, 0
         for the others), "vectors" (a bi-encoder's, stored in training sets), "lexical" (BM25 over tokens of a training
         set), "model" (a frozen checkpoint, `teacher_checkpoint`, over the same prompt). Several are standardised within
-        a request and added, so that `teacher_temperature` is in standard deviations; a single one is used as it is.
+        a request and added, so that the unit of `teacher_temperature` is one standard deviation; a single one is used
+        as it is.
     teacher_temperature, distil_temperature: divide the teachers' scores and the student's log scores.
     """
 
@@ -124,8 +125,9 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters instead of all weights. rank, alpha, dropout: theirs. targets: names of the linear layers that
-    get one, all of them if empty. merge: save weights with the adapters added to them, not the adapters alone."""
+    """Low-rank adapters instead of all weights. rank, alpha, dropout: of the adapters. targets: names of the linear
+    layers that get one, all of them if empty. merge: save weights with the adapters added to them, not the adapters
+    alone."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -142,12 +144,12 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class DevConfig:
-    """What a run is judged by while it lasts: the weights with the best score are what is kept.
+    """Evaluation during a run: the weights with the best score are kept.
 
     requests: JSONL of requests with `positives`, or a BEIR folder, of which `split` names the judgements and `run` the
     first stage: "bm25", or a TREC run in the folder. every: steps between evaluations. patience: evaluations without a
-    better score after which the run ends. measure: what counts, higher being better. candidates: first so many
-    documents of a query.
+    better score after which the run ends. measure: decides which weights are best; higher is better. candidates: how
+    many first documents of a query are ranked.
     """
 
     requests: str

@@ -1,4 +1,4 @@
-"""The dev set of a run: requests with judgements, ranked by the model in training as any request is."""
+"""The dev set of a run: requests with judgements, ranked by the model in training like any other request."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from blockrank.types import InputError, RankRequest
 
 @dataclass(frozen=True)
 class DevSet:
-    """requests: one a judged query. qrels: the judgements, also of documents that are no candidates. measure: what
-    counts. An empty ranking is what a query without candidates gets."""
+    """requests: one for each judged query. qrels: the judgements, also of documents that are no candidates. measure:
+    what is computed. A query without candidates gets an empty ranking."""
 
     requests: Sequence[RankRequest]
     qrels: Qrels
@@ -100,7 +100,7 @@ def _flat(lists: Iterable[Sequence[str]]) -> Iterable[str]:
 
 
 class LastEvaluation(TrainerCallback):  # type: ignore[misc]
-    """Evaluates the last step, too, whatever the interval, and saves what was evaluated."""
+    """Evaluates the last step too, whatever the interval, and saves the evaluated weights."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for an evaluation."""

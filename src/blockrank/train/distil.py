@@ -18,7 +18,7 @@ from typing import Any
 
 from blockrank.types import InputError, MissingExtraError
 
-try:  # before all that imports the library's trainer, which fails obscurely without accelerate
+try:  # first: importing the library's trainer without accelerate fails with an unclear error
     import accelerate  # noqa: F401
     import sentence_transformers  # noqa: F401
 except ImportError as error:
@@ -47,11 +47,11 @@ _log = logging.getLogger(__name__)
 class Distillation:
     """How a bi-encoder is trained.
 
-    epochs: passes over the requests; steps: so many steps in place of it. batch_size: requests of a step; accumulate:
-    forwards that a step is divided over, with the same result in less memory. warmup: share of the steps over which the
-    learning rate rises; after it, it falls to zero along a line. temperature: divides the similarities; None means 0.05
-    for cosines and 1 for dot products. teacher_temperature: divides the teacher's scores. bf16: compute in bfloat16;
-    None means on a GPU that can. seed: of order and dropout.
+    epochs: passes over the requests. steps: number of steps, instead of epochs. batch_size: requests in a step;
+    accumulate: forwards into which a step is divided, with the same result in less memory. warmup: share of the steps
+    over which the learning rate rises; after that it falls linearly to zero. temperature: divides the similarities;
+    None means 0.05 for cosines and 1 for dot products. teacher_temperature: divides the teacher's scores. bf16: compute
+    in bfloat16; None means on a GPU that supports it. seed: of order and dropout.
 
     Raises `InputError` naming the field.
     """
@@ -121,7 +121,7 @@ def train_encoder(
 ) -> Distilled:
     """Train the encoder's model in place and leave it ready to encode, in float32.
 
-    device: `cpu`, `cuda` or None, which chooses by the machine. Raises `InputError` on another one, and under torchrun;
+    device: `cpu`, `cuda`, or None for automatic choice. Raises `InputError` on any other device, and under torchrun;
     `ModelError` where training diverges.
     """
     steps = settings.steps_over(len(lists))
@@ -136,7 +136,7 @@ def train_encoder(
         use_log_lines(trainer)
         trainer.train()
         trainer.check_weights()
-    # Its forward would go on computing in bfloat16.
+    # Otherwise its forward would still compute in bfloat16.
     trainer.accelerator.unwrap_model(encoder.model, keep_fp32_wrapper=False)
     encoder.model.eval()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -193,17 +193,17 @@ def distil(
     """Train a bi-encoder on requests with a teacher's scores and save it as a folder of sentence-transformers.
 
     requests: training requests with `teacher`, as `blockrank data teach` writes them; positives are not looked at.
-    encoder: a folder or a hub name. output: a folder that is not there yet, or empty; it appears whole or not at all,
-    with `distil.json`, which says what was done.
+    encoder: a folder or a hub name. output: a folder that does not exist yet, or is empty; it appears whole or not at
+    all, with a record of the run in `distil.json`.
 
-    Raises `InputError` where requests are broken or have no scores, or the output is taken; `ModelError` where the
+    Raises `InputError` where requests are broken or have no scores, or the output exists; `ModelError` where the
     encoder cannot be loaded or training diverges.
     """
     settings = settings or Distillation()
     _check_device(device)
     with new_folder(Path(output)) as part:
         lists = read_lists(requests)
-        torch.manual_seed(settings.seed)  # weights that the encoder's folder lacks begin at random
+        torch.manual_seed(settings.seed)  # weights missing from the encoder's folder are initialised at random
         student = SentenceEncoder(encoder, device=device)
         found = train_encoder(student, lists, settings, device=device)
         with quiet_libraries():

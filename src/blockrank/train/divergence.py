@@ -1,6 +1,7 @@
-"""A run whose numbers leave the finite ones ends there: nothing of it is saved, and the last checkpoint stays.
+"""A run whose loss, gradients or weights become NaN or infinite ends there: nothing more is saved, and the last
+checkpoint stays.
 
-The library's own trainer puts the mean of earlier losses in place of one that is no number, and saves what comes of it.
+The library's own trainer logs the mean of earlier losses in place of a NaN, goes on and saves the result.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from blockrank.types import ModelError
 
 class FiniteTrainer(Trainer):  # type: ignore[misc]
     """`transformers.Trainer` that raises `ModelError` at the step whose loss or gradient is not finite, and before it
-    evaluates or saves weights that are not."""
+    evaluates or saves weights that are not finite."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,12 +40,13 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
         super().save_model(*args, **kwargs)
 
     def check_weights(self) -> None:
-        """Raise `ModelError` where a weight is not finite; of weights in shards each process sees to its own."""
+        """Raise `ModelError` where a weight is not finite; each process checks its own shards."""
         if (name := _broken(self.model.named_parameters())) is not None:
             raise self._diverged(f"{name} holds values that are not finite", self.state.global_step)
 
     def check_gradients(self) -> None:
-        """Raise `ModelError` where a gradient is not finite. Scaled ones (float16) may be: such steps are left out."""
+        """Raise `ModelError` where a gradient is not finite. Scaled ones (float16) may be infinite: such steps are
+        skipped."""
         if self.accelerator.scaler is None:
             gradients = (
                 (name, weight.grad) for name, weight in self.model.named_parameters() if weight.grad is not None
@@ -71,7 +73,7 @@ class _Gradients(TrainerCallback):  # type: ignore[misc]
 
 
 def _broken(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of a tensor that is not finite, None where all are; one wait for the device."""
+    """The name of a tensor that is not finite, None where all are; synchronises with the device once."""
     names, finite = [], []
     for name, tensor in tensors:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor

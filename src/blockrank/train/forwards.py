@@ -1,4 +1,4 @@
-"""Which requests share a forward: so many of them, or as many as a token budget holds; and the curriculum."""
+"""Which requests share a forward: a fixed number, or as many as fit a token budget; and the curriculum."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from blockrank.train.sets import Example
 
 @dataclass(slots=True)
 class _Lane:
-    """How far a lane is packed: its next step, its next request, and that request where it was drawn and did not fit,
-    with the number of candidates it was drawn with."""
+    """State of a lane: its next step, its next request, and, if that request was drawn and did not fit, the request
+    itself with its number of candidates."""
 
     step: int
     index: int
@@ -25,11 +25,12 @@ class ForwardStream(Dataset[list[Example]]):
     """Item i holds the requests of forward i of a run, a pure function of the seed and i.
 
     A step has `lanes` forwards: processes times accumulated forwards, dealt out in that order. Without a budget forward
-    i takes `requests` requests of the stream, from i * requests on. With one, lane n owns requests n, n + lanes,
-    n + 2 lanes, ... and packs them one after the other, up to `requests` and `data.max_tokens` a forward; a request
-    over the budget goes alone. So each process packs its own requests only, all have the same number of steps, and one
-    process that accumulates sees what several see. How a lane is cut depends on the lengths before: going back, as a
-    resumed run does at its start, packs again from the first step on.
+    i takes `requests` requests of the stream, from i * requests on. With a budget, lane n owns requests n, n + lanes,
+    n + 2 lanes, ... and packs them in order, up to `requests` and `data.max_tokens` in a forward; a request over the
+    budget goes alone. So each process packs its own requests only, all have the same number of steps, and one process
+    with gradient accumulation sees the same forwards as several processes. Where a forward of a lane begins depends on
+    all lengths before it, so an access to an earlier step, or the first one of a resumed run, packs again from the
+    first step.
     """
 
     def __init__(self, examples: ExampleStream, steps: int, lanes: int, requests: int, config: DataConfig) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from blockrank.data import TrainingRequest, json_objects, named, training_request
 from blockrank.types import InputError
 
-Features = dict[str, Any]  # what a model of sentence-transformers makes of texts before its forward
+Features = dict[str, Any]  # inputs of a sentence-transformers model's forward
 _CHUNK = 64  # documents padded to a common length
 _PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as `encode_query`, `encode_document`
 
@@ -34,7 +34,7 @@ class ScoredList:
 class ScoredLists(Dataset[ScoredList]):
     """Lists over a pool of texts. texts: the documents' (title and text), each once.
 
-    single: how many requests were left out because one document alone has no order.
+    single: how many requests were left out because they had one document only.
     """
 
     def __init__(self, lists: Sequence[ScoredList], texts: Sequence[str], single: int = 0) -> None:
@@ -48,9 +48,9 @@ class ScoredLists(Dataset[ScoredList]):
 
 
 def scored_lists(items: Iterable[TrainingRequest], source: str = "requests") -> ScoredLists:
-    """The lists of requests with a teacher's scores; positives are not looked at. source: what messages call them.
+    """The lists of requests with a teacher's scores; positives are not looked at. source: their name in messages.
 
-    Raises `InputError` on a request without scores, and where none has two documents.
+    Raises `InputError` on a request without scores, and where no request has two documents.
     """
     places: dict[str, int] = {}
     lists: list[ScoredList] = []
@@ -70,7 +70,8 @@ def scored_lists(items: Iterable[TrainingRequest], source: str = "requests") -> 
 
 
 def read_lists(path: str | Path) -> ScoredLists:
-    """`scored_lists` of a file of training requests. Raises `InputError` naming the file, and the line if it is one."""
+    """`scored_lists` of a file of training requests. Raises `InputError` naming the file, and the line if one line is
+    at fault."""
 
     def items() -> Iterator[TrainingRequest]:
         for line, value in json_objects(path):
@@ -85,8 +86,9 @@ def read_lists(path: str | Path) -> ScoredLists:
 
 @dataclass(frozen=True, slots=True)
 class ListCollator:
-    """Makes a batch of B lists: features of the queries, features of the batch's distinct documents in chunks of about
-    one length, `rows_BM` of each list in the concatenated chunks (-1 where it has fewer than M), `teacher_BM`."""
+    """Makes a batch of B lists: features of the queries, features of the batch's distinct documents in chunks of
+    similar length, `rows_BM`: the rows of each list's documents in the concatenated chunks (-1 where it has fewer than
+    M), and `teacher_BM`."""
 
     model: Any
     texts: Sequence[str]
@@ -112,14 +114,14 @@ class ListCollator:
 
 
 def features(model: Any, texts: Sequence[str], task: str) -> Features:
-    """What the model's forward takes, made with the prompt that the model names for a task: `query` or `document`."""
+    """Inputs of the model's forward, with the prompt that the model defines for a task: `query` or `document`."""
     prompt = next((model.prompts[name] for name in _PROMPTS[task] if name in model.prompts), None)
     found: Features = model.preprocess(list(texts), prompt=prompt, task=task)
     return found
 
 
 def vectors(forward: Any, made: Features, task: str) -> Tensor:
-    """Vectors (N, D) of texts by a forward that differentiates."""
+    """Vectors (N, D) of texts, with gradients."""
     found: Tensor = forward(made, task=task)["sentence_embedding"]
     return found
 

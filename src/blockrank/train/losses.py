@@ -2,11 +2,11 @@
 
 Shapes: B requests, M candidates of the largest request, A answer tokens. `log_scores_BM` is the log of the attention
 shares of `blockrank.readout.signals.log_scores`, -inf where a request has fewer than M candidates; `positives_BM` is
-boolean; `teacher_BM` are scores or graded labels of the same candidates, of any scale, and whatever stands at absent
-candidates is ignored. Losses of log scores and teacher have no temperature: divide both by theirs first.
+boolean; `teacher_BM` are scores or graded labels of the same candidates, of any scale; values at absent candidates are
+ignored. Losses of log scores and teacher have no temperature: divide both by theirs first.
 
-Every loss is an average over the requests that it applies to; the others contribute nothing. Where the teacher's order
-counts, equal scores share the mean of their ranks, and a pair of equals asks for nothing.
+Every loss is an average over the requests to which it applies; the others contribute nothing. In losses of the
+teacher's order, equal scores share the mean of their ranks, and a pair of equal scores contributes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def info_nce(log_scores_BM: Tensor, positives_BM: Tensor, temperature: float = 0
 
 
 def attention_cross_entropy(log_scores_BM: Tensor, positives_BM: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy on the attention itself: -log of the share of all positives together, tempered.
+    """Cross-entropy on the attention itself: -log of the total share of all positives, with a temperature.
 
     With temperature 1 and shares that sum to one this is -log(sum over positives of S), the CopyNet form.
     """
@@ -61,15 +61,15 @@ CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
 
 
 def list_kl(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(log scores)): `listnet` less the teacher's entropy, so that 0 is the least."""
+    """KL(softmax(teacher) || softmax(log scores)): `listnet` minus the teacher's entropy, so that the minimum is 0."""
     return _soft_cross_entropy(log_scores_BM, teacher_BM) - _soft_cross_entropy(
         teacher_BM.float().masked_fill(log_scores_BM == -math.inf, -math.inf), teacher_BM
     )
 
 
 def listnet(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
-    """ListNet with the probability of the first place (Cao et al., 2007): the cross-entropy of softmax(log scores)
-    under softmax(teacher)."""
+    """ListNet with top-one probabilities (Cao et al., 2007): the cross-entropy of softmax(log scores) under
+    softmax(teacher)."""
     return _soft_cross_entropy(log_scores_BM, teacher_BM)
 
 
@@ -95,8 +95,8 @@ def adr_mse(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
 
 
 def margin_mse(log_scores_BM: Tensor, teacher_BM: Tensor, positives_BM: Tensor) -> Tensor:
-    """MarginMSE (Hofstätter et al., arXiv 2010.02666): the squared difference of the margins s_i - s_j and t_i - t_j, i
-    a positive and j none, averaged over a request's pairs."""
+    """MarginMSE (Hofstätter et al., arXiv 2010.02666): the squared difference of the margins s_i - s_j and t_i - t_j,
+    with i a positive and j not, averaged over a request's pairs."""
     scores_BM, present_BM = _present(log_scores_BM)
     pairs_BMM = positives_BM[:, :, None] & (present_BM & ~positives_BM)[:, None, :]
     off_BMM = (_margins(scores_BM) - _margins(teacher_BM.masked_fill(~present_BM, 0))) ** 2
@@ -131,7 +131,7 @@ def ndcg_loss2(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
 
 
 def lambda_rank(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
-    """LambdaRank (Burges et al., 2006) as a loss: pairs weighted by what a swap of the two would change in nDCG.
+    """LambdaRank (Burges et al., 2006) as a loss: pairs weighted by the change in nDCG if the two were swapped.
 
     As `ndcg_loss2` with w_ij = |1/D(p_i) - 1/D(p_j)| |G_i - G_j|, p the places in the order of the log scores.
     """
@@ -146,7 +146,7 @@ def _lambda_loss(log_scores_BM: Tensor, teacher_BM: Tensor, discount_BMM: Tensor
 
 
 def _gains(teacher_BM: Tensor, present_BM: Tensor) -> Tensor:
-    """(2^y - 1) / maxDCG, y the teacher's scores above the least of the request, so that scores of any sign will do."""
+    """(2^y - 1) / maxDCG, y the teacher's scores minus the smallest of the request, so that scores of any sign work."""
     grade_BM = teacher_BM.float().masked_fill(~present_BM, math.inf)
     grade_BM = (grade_BM - grade_BM.amin(1, keepdim=True)).masked_fill(~present_BM, 0)
     # The power over its largest, 2^(y - top) - 2^-top: a low teacher temperature would overflow the power itself.
@@ -163,7 +163,7 @@ def _places(log_scores_BM: Tensor) -> Tensor:
 
 
 def ranks(scores_BM: Tensor, present_BM: Tensor) -> Tensor:
-    """Ranks from 1 by score, descending, among the candidates that are there; equal scores share the mean of theirs."""
+    """Ranks from 1 by score, descending, among the candidates present; equal scores share the mean of their ranks."""
     theirs_BMM, own_BMM = scores_BM[:, None, :], scores_BM[:, :, None]
     higher_BM = ((theirs_BMM > own_BMM) & present_BM[:, None, :]).sum(2)
     equal_BM = ((theirs_BMM == own_BMM) & present_BM[:, None, :]).sum(2)  # itself among them
@@ -171,7 +171,7 @@ def ranks(scores_BM: Tensor, present_BM: Tensor) -> Tensor:
 
 
 def _present(log_scores_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Log scores with 0 at absent candidates, whose differences are finite, and which candidates are there."""
+    """Log scores with 0 at absent candidates, so that differences are finite, and which candidates are present."""
     present_BM = log_scores_BM > -math.inf
     return log_scores_BM.masked_fill(~present_BM, 0), present_BM
 
@@ -182,13 +182,13 @@ def _margins(scores_BM: Tensor) -> Tensor:
 
 
 def _ordered(teacher_BM: Tensor, present_BM: Tensor) -> Tensor:
-    """The pairs (i, j) of candidates of a request of which the teacher scores i higher, (B, M, M)."""
+    """The pairs (i, j) of a request's candidates where the teacher scores i higher, (B, M, M)."""
     both_BMM = present_BM[:, :, None] & present_BM[:, None, :]
     return both_BMM & (teacher_BM[:, :, None] > teacher_BM[:, None, :])
 
 
 def _mean_over(terms: Tensor, kept: Tensor) -> Tensor:
-    """Mean of the kept terms of each request (first dimension), averaged over the requests that have any."""
+    """Mean of the kept terms of each request (first dimension), averaged over the requests that have such terms."""
     terms_BX, kept_BX = terms.flatten(1), kept.flatten(1)
     count_B = kept_BX.sum(1)
     mean_B = terms_BX.masked_fill(~kept_BX, 0).sum(1) / count_B.clamp_min(1)
@@ -199,7 +199,7 @@ DistilLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _without_labels(loss: Callable[[Tensor, Tensor], Tensor]) -> DistilLoss:
-    """A loss of log scores and teacher as one that is handed the positives too."""
+    """Give a loss of log scores and teacher the signature with positives, which it ignores."""
     return lambda log_scores_BM, teacher_BM, _positives_BM: loss(log_scores_BM, teacher_BM)
 
 
@@ -225,8 +225,9 @@ def lm_loss(logits_AV: Tensor, labels_A: Tensor) -> Tensor:
 def importance_lm_loss(logits_AV: Tensor, labels_A: Tensor, rank_A: Tensor, separator_weight: float = 1.0) -> Tensor:
     """Importance-aware LM loss (FullRank, arXiv 2412.14574): the first ids of an answer count more.
 
-    The cross-entropy of a token times 1 + 1/log2(r + 1) where it is part of the id of rank r, `separator_weight` (the
-    paper's alpha, 1 in its code) where it is of none (`rank_A` 0: opening, separators, end), averaged over all tokens.
+    The cross-entropy of a token is weighted by 1 + 1/log2(r + 1) if it is part of the id of rank r, and by
+    `separator_weight` (the paper's alpha, 1 in its code) if it belongs to no id (`rank_A` 0: opening, separators, end);
+    averaged over all tokens.
     """
     weight_A = torch.where(rank_A > 0, 1 + 1 / torch.log2(rank_A.clamp_min(1) + 1.0), separator_weight)
     return (weight_A * F.cross_entropy(logits_AV.float(), labels_A, reduction="none")).mean()

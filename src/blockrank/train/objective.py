@@ -54,7 +54,7 @@ def training_loss(
 
 
 def is_checkpointing(module: nn.Module) -> bool:
-    """Whether any layer recomputes its activations; a forward that stops half-way would leave that unfinished."""
+    """Whether any layer recomputes its activations: then a forward must run through all layers."""
     return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
 
 
@@ -72,7 +72,7 @@ def _parts(table_BM: Tensor, batch: Batch, config: LossConfig, teacher: TeacherE
 
 
 def check_answers(config: LossConfig, sources: Sequence[ExampleSource]) -> None:
-    """Refuse sources without answers where answers are all there is to learn: some batch would hold none."""
+    """Refuse sources without answers where the LM loss is the only loss: some batch would hold none."""
     if config.contrastive_weight or config.distil:
         return
     for source in sources:

@@ -1,4 +1,4 @@
-"""What a run would do, before it does it: data, tokens, parameters, memory and time."""
+"""An estimate of a run before it starts: data, tokens, parameters, memory and time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PRODUCT_SIDE = {"cpu": 512, "cuda": 8192}  # of the square matrices whose produ
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides memory and time: matrix weights of the layers, L, D, N * H, K * H, inner width."""
+    """The sizes of a model that decide memory and time: matrix weights of the layers, L, D, N * H, K * H, MLP width."""
 
     linear_weights: int
     layers: int
@@ -48,12 +48,12 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A run as it would be.
+    """The estimate of a run.
 
     sources: name, queries and share of the requests of each. requests_in_step, tokens_in_step: means over
-    `sampled_steps` steps that walk through the whole curriculum; largest_forward: tokens of the largest of their
-    forwards, which decides `memory_bytes` of activations. memory_bytes: of one process. seconds_in_step: operations
-    of a step over the rate at which `device` multiplies large matrices, measured now: a step takes longer.
+    `sampled_steps` steps spread over the whole curriculum; largest_forward: tokens of the largest of their forwards,
+    which decides `memory_bytes` of activations. memory_bytes: of one process. seconds_in_step: operations of a step
+    divided by the measured GEMM rate of `device` for large matrices: a lower bound.
     """
 
     sources: tuple[dict[str, Any], ...]
@@ -81,7 +81,7 @@ class TrainingPlan:
 
 
 def plan_training(config: TrainConfig) -> TrainingPlan:
-    """Plan a run: data are read and sampled, weights are not, nothing is written. Raises as the run would."""
+    """Plan a run: data are read and sampled, weights are not read, nothing is written. Raises as the run would."""
     arguments = training_arguments(config)
     spec = student_spec(config)
     head = wants_head(config, spec)
@@ -156,8 +156,8 @@ def _recomputes(arguments: Any) -> bool:
 
 
 def _flops(shape: ModelShape, tokens: int, pairs: int, recomputes: bool, adapters: bool) -> float:
-    """Operations of forward and backward: a product is followed by those of its gradients, to its input and, where it
-    is trained, to its weights; recomputing adds a forward."""
+    """Operations of forward and backward: each matrix product has one more in the backward for the gradient of its
+    input and, where weights are trained, one for theirs; recomputing adds a forward."""
     forward = 2 * shape.linear_weights * tokens + 4 * shape.layers * pairs * shape.query_width
     return float(forward * (1 + (1 if adapters else 2) + recomputes))
 
@@ -165,9 +165,10 @@ def _flops(shape: ModelShape, tokens: int, pairs: int, recomputes: bool, adapter
 def _memory(module: nn.Module, shape: ModelShape, tokens: int, arguments: Any, recomputes: bool) -> dict[str, int]:
     """Bytes by purpose, for one process, weights in float32.
 
-    A layer keeps for its backward: the inputs and outputs of both norms and the attention's projection (5 D), queries
-    and keys before and after rotation with values and the output of attention (3 N H + 3 K H), and gate, up, their
-    activation and product (4 I). Recomputing keeps each layer's input, and one layer whole at a time.
+    Each layer stores for the backward: the inputs and outputs of both norms and the attention's projection (5 D),
+    queries and keys before and after rotation with values and the output of attention (3 N H + 3 K H), and gate, up,
+    their activation and product (4 I). With recomputing, only each layer's input is stored, plus all activations of one
+    layer at a time.
     """
     processes = arguments.world_size if arguments.fsdp else 1
     weights = [4 * weight.numel() for weight in module.parameters()]
@@ -184,14 +185,14 @@ def _memory(module: nn.Module, shape: ModelShape, tokens: int, arguments: Any, r
 
 
 def _state_bytes(optimiser: str) -> int:
-    """Bytes that an optimiser keeps for each weight: AdamW two moments, factored and plain ones next to nothing."""
+    """Bytes of optimiser state for each weight: two moments for AdamW, almost nothing for Adafactor and SGD."""
     if optimiser.startswith(("adafactor", "sgd")):
         return 0
     return 2 if "8bit" in optimiser else 8
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a product of large square matrices, the best of three."""
+    """Operations per second of a product of large square matrices, the best of three."""
     side = _PRODUCT_SIDE.get(device.type, 512)
     one = torch.ones(side, side, device=device, dtype=dtype)
     times = []

@@ -36,7 +36,7 @@ def use_log_lines(trainer: Trainer) -> None:
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if trainer.args.disable_tqdm:
-        hf_logging.disable_progress_bar()  # the library draws one for every checkpoint it writes, too
+        hf_logging.disable_progress_bar()  # the library also draws a bar for every checkpoint it writes
     else:
         trainer.add_callback(Bar())
     trainer.add_callback(LogLines())

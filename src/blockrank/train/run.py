@@ -11,7 +11,7 @@ from typing import Any
 
 from blockrank.types import InputError, MissingExtraError
 
-try:  # before all that imports the library's trainer, which fails obscurely without accelerate
+try:  # first: importing the library's trainer without accelerate fails with an unclear error
     from accelerate.utils import gather_object
 except ImportError as error:
     raise MissingExtraError("training needs accelerate: pip install 'blockrank[train]'.") from error
@@ -66,10 +66,11 @@ class RankTrainer(FiniteTrainer):
         return parts["loss"]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Rank the dev set with the weights as they are; its measure under `eval_...`, as the library's callbacks want.
+        """Rank the dev set with the current weights; returns its measure as `eval_...`, the name that the library's
+        callbacks expect.
 
-        Processes share the requests. Weights in shards are gathered layer by layer by all processes together, so there
-        each of them ranks everything.
+        The requests are divided over the processes. Under FSDP all processes gather each layer's weights together, so
+        each of them ranks all requests.
         """
         dev, start = self.eval_dataset, time.perf_counter()
         assert isinstance(dev, DevSet)
@@ -78,7 +79,7 @@ class RankTrainer(FiniteTrainer):
         self.model.eval()
         if isinstance(self.model, FSDPModule):
             run = dev.run(ranker)
-            self.model.reshard()  # the outermost weights stay whole until a backward, which does not follow
+            self.model.reshard()  # the root module's weights stay gathered until a backward, and none follows
         elif self.args.world_size == 1:
             run = dev.run(ranker)
         else:
@@ -102,18 +103,19 @@ class RankTrainer(FiniteTrainer):
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
-        """The stream is already in random order, and a function of the index: walk it."""
+        """Sequential: the stream is already in random order, and a function of the index."""
         return SequentialSampler(self.train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         if not self.is_adapted:
             super()._save(output_dir, state_dict)
-        elif self.args.should_save:  # "auto" would look for the base on the hub, for changes to its vocabulary
+        elif self.args.should_save:  # "auto" would look up the base on the hub, for changes to its vocabulary
             self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         if not self.args.should_save:
             return
-        # What would change the meaning of the folder: adapters of an earlier run; a model card without content.
+        # Remove files that would change the meaning of the folder: adapters of an earlier run; a model card without
+        # content.
         (folder / ("README.md" if self.is_adapted else ADAPTER_CONFIG)).unlink(missing_ok=True)
         self.rank_model.spec.save(folder)
         self.rank_model.weights.hf_tokenizer.save_pretrained(folder)
@@ -138,7 +140,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         backend=None,
         needs=Needs(logits=wants_head(config, spec)),
         omit_dropout=True,
-        layers="library",  # fused ones do not differentiate, and their weights are shared views
+        layers="library",  # fused layers have no gradients, and their weights are shared views
     )
     computing = torch.bfloat16 if arguments.bf16 else torch.float32
     if config.model.backend or arguments.bf16:
@@ -167,7 +169,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
 
 
 def student_spec(config: TrainConfig) -> RankSpec:
-    """How the model is read. Raises `InputError` where there is nothing to learn."""
+    """The `RankSpec` of the model in training. Raises `InputError` where there is nothing to learn."""
     spec = resolve_spec(config.model.base, None)
     try:
         spec = spec.changed(**config.model.spec)
@@ -189,7 +191,7 @@ def forwards_in_step(arguments: Any) -> int:
 
 
 def forward_stream(config: TrainConfig, sources: Sequence[ExampleSource], steps: int, lanes: int) -> ForwardStream:
-    """What each forward of a run of so many steps sees."""
+    """The requests of each forward of a run of `steps` steps."""
     requests = requests_in_forward(config)
     examples = ExampleStream(sources, steps * lanes * requests, config.seed, config.data.weights)
     return ForwardStream(examples, steps, lanes, requests, config.data)
@@ -211,7 +213,8 @@ def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teach
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run. Its state is written last: a checkpoint without it was cut short."""
+    """The newest complete checkpoint of a run. The trainer state is written last: a checkpoint without it is
+    incomplete."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         try:
@@ -234,10 +237,10 @@ def train_from_config(path: str | Path, resume: bool = False) -> Path:
         raise InputError(f"there is no checkpoint to resume from in {config.output}; set save_steps in [trainer].")
     trainer = build_trainer(config)
     trainer.train(resume_from_checkpoint=str(newest) if newest is not None else None)
-    if trainer.is_fsdp_enabled:  # shards are for resuming; the result is one file
+    if trainer.is_fsdp_enabled:  # sharded checkpoints are for resuming; the result is one file
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output)
     if config.lora is not None and config.lora.merge and trainer.args.should_save:
         merge_saved(Path(config.output), wants_head(config, trainer.rank_model.spec))
-    trainer.accelerator.wait_for_everyone()  # no process leaves before the result is there
+    trainer.accelerator.wait_for_everyone()  # no process returns before the result is written
     return Path(config.output)

@@ -1,4 +1,4 @@
-"""Candidate lists for training: positives always in, mined negatives next, random ones to fill up."""
+"""Candidate lists for training: positives first, then mined negatives, then random ones."""
 
 from __future__ import annotations
 

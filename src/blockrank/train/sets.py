@@ -44,26 +44,27 @@ class Example:
 
 
 class ExampleSource(Protocol):
-    """Where examples come from."""
+    """A source of training examples."""
 
     name: str
 
     def __len__(self) -> int: ...
 
     def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
-        """The request of one training query, its candidates drawn with `generator`, so many of them if given."""
+        """The request of one training query; its candidates are drawn with `generator`, `candidates` of them if
+        given."""
 
 
 class Framer:
-    """Puts stored bodies into the frames of a template whose frames stand clear of bodies.
+    """Puts stored bodies into the frames of a template where tokens of frame and body never merge.
 
-    That holds where every body is enclosed by control tokens or by the ends of its piece, as in the BERT templates:
-    there, and only there, tokens of frame and body never merge.
+    That is so only where every body is enclosed by control tokens or by the ends of its piece, as in the BERT
+    templates.
     """
 
     def __init__(self, tokenizer: PromptTokenizer, spec: RankSpec) -> None:
         self._spec = spec
-        # Tokenising a one-letter text shows the frames; the letter's token marks where a body goes.
+        # A one-letter text is tokenised to find the frames; the letter's token marks the place of a body.
         parts = tokenizer.tokenise_request(RankRequest("a", ["a"]), spec).segments
         plain = tokenizer.encode("a")
         if len(plain) != 1 or any("{id}" in piece for piece in spec.prompt.document):
@@ -117,7 +118,7 @@ class TrainingSet:
         return len(self._data["query_starts"]) - 1
 
     def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
-        """Draw the candidates of a query, `data.candidates` or as many as asked for, and frame them."""
+        """Draw the candidates of a query, `candidates` or `data.candidates` of them, and frame them."""
         positives, hard = self._slice("positive", "positives", row), self._hard(row)
         config, barred = self._config, None
         if self._rule is not None and "document_vectors" in self._data:
@@ -156,7 +157,7 @@ class TrainingSet:
         return scores_R
 
     def _hard(self, row: int) -> Ints:
-        """Mined negatives of a query; one that several miners found is listed again."""
+        """Mined negatives of a query; one found by several miners occurs several times."""
         hard = self._slice("negative", "negatives", row) if "negatives" in self._data else np.zeros(0, dtype=np.int64)
         if self._config.dense and "dense" in self._data:
             dense = self._data["dense"][row].astype(np.int64)
@@ -172,8 +173,8 @@ class TrainingSet:
 class Lexicon:
     """The lexical teacher: BM25 over a model's tokens, with the frequencies of a pool.
 
-    It searches nothing and needs no extra: it scores a request's candidates as they were cut, which no index holds.
-    Scores are `K1 + 1` times those of `Bm25Index`, whose library leaves this factor out.
+    It needs no index and no extra: it scores a request's candidates after cutting. Scores are `K1 + 1` times those of
+    `Bm25Index`, whose library leaves this factor out.
     """
 
     def __init__(self, tokens: NDArray[Any], starts: Ints) -> None:
@@ -240,9 +241,9 @@ class RequestFile:
 
 
 def answer_of(positives_C: NDArray[np.bool_], scores_C: Floats | None, loss: LossConfig) -> tuple[int, ...]:
-    """The candidates an answer lists, in the order it lists them; see `LossConfig.answer_order`.
+    """The candidates listed in an answer, in its order; see `LossConfig.answer_order`.
 
-    scores_C: the teacher's. Equal ones: positives first, then as in the request.
+    scores_C: the teacher's. Equal scores: positives first, then the order of the request.
     """
     if loss.answer_order == "candidates":
         return tuple(np.flatnonzero(positives_C).tolist())

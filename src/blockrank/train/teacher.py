@@ -1,4 +1,4 @@
-"""Teachers: what a student's attention is pulled towards, one score a candidate."""
+"""Teachers: the targets of a student's attention, one score for each candidate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def score_table(scores_C: Tensor, batch: Batch, absent: float = -math.inf) -> Te
 
 
 def standardised(table_BM: Tensor, present_BM: Tensor) -> Tensor:
-    """Zero mean and unit variance within each request, over the candidates that are there."""
+    """Zero mean and unit variance within each request, over the candidates present."""
     count_B1 = present_BM.sum(1, keepdim=True)
     kept = table_BM.float().masked_fill(~present_BM, 0.0)
     centred = (kept - kept.sum(1, keepdim=True) / count_B1).masked_fill(~present_BM, 0.0)

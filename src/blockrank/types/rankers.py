@@ -1,4 +1,4 @@
-"""What every ranker offers; and what one offers whose steps can be told apart, so that it can be served."""
+"""The interface of every ranker, and that of a ranker with separate steps, which can be served."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RequestRanker(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the scores, ready for JSON: rankers of equal identity rank alike.
+        """Everything that decides the scores, JSON-ready: rankers with equal identities rank alike.
 
-        Work that is resumed goes on only under an equal one, and results are kept apart by it. A ranker over another
+        Work is resumed only under an equal identity, and results are stored separately by it. A ranker over another
         gives `{"ranker": its name, its own settings ..., "of": inner.identity()}`.
         """
 
@@ -47,13 +47,13 @@ class RequestRanker(ABC):
         return list(self.rank_iter(requests))
 
     def rank_groups(self, groups: Iterable[Sequence[RankRequest]]) -> Iterator[list[Ranking]]:
-        """Rank groups of requests lazily, in order; what a group gets depends on that group alone."""
+        """Rank groups of requests lazily, in order; the rankings of a group depend on that group alone."""
         return map(self.rank_many, groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a document lost to the limit: its index in the request, and how many tokens, maybe estimated."""
+    """Tokens that a document lost to the limit: its index in the request, and how many, maybe estimated."""
 
     index: int
     tokens: int
@@ -61,7 +61,7 @@ class Cut:
 
 
 class Tokenised(Protocol):
-    """A request that is ready to be scored, as far as others than its ranker look at it."""
+    """A request that is ready to be scored: the attributes that code outside its ranker uses."""
 
     @property
     def length(self) -> int:
@@ -77,7 +77,7 @@ class Tokenised(Protocol):
 
 
 class KeyCache(Protocol):
-    """What a ranker keeps of documents that it has read, as a server watches it."""
+    """A ranker's cache of the documents that it has read, as a server monitors it."""
 
     @property
     def used_bytes(self) -> int:
@@ -111,10 +111,10 @@ Scores = TypeVar("Scores")
 
 
 class SteppedRanker(RequestRanker, Generic[Ready, Scores]):
-    """A ranker whose steps can be told apart: what `blockrank.serve` puts behind HTTP.
+    """A ranker whose steps can be called separately: what `blockrank.serve` puts behind HTTP.
 
     `tokenise` and `ranking` are called in any thread, also at the same time; `score` in one thread per device. `Ready`
-    is what `tokenise` makes of a request, `Scores` what `score` finds for it; nobody else looks into these.
+    is what `tokenise` makes of a request, `Scores` what `score` finds for it; no other code reads their contents.
     """
 
     @abstractmethod
@@ -126,8 +126,8 @@ class SteppedRanker(RequestRanker, Generic[Ready, Scores]):
     ) -> Ready:
         """Make a request ready to be scored. Raises `InputError` where it cannot be.
 
-        max_segment_tokens: a limit on documents for this request alone; it acts where it is below the ranker's own.
-        between: called now and then; what it raises ends the work.
+        max_segment_tokens: a limit on documents for this request alone, if lower than the ranker's own. between: called
+        from time to time; an exception from it ends the work.
         """
 
     @abstractmethod
@@ -139,7 +139,7 @@ class SteppedRanker(RequestRanker, Generic[Ready, Scores]):
     ) -> list[Scores]:
         """Score requests together, each as it would be alone; raises `CapacityError` where memory does not suffice.
 
-        between: called between the parts of the work, if it has several; what it raises ends the work.
+        between: called between the parts of the work, if it has several; an exception from it ends the work.
         """
 
     @abstractmethod
@@ -162,9 +162,10 @@ class SteppedRanker(RequestRanker, Generic[Ready, Scores]):
         return RankerFacts()
 
     def reuse(self, max_bytes: int) -> KeyCache | None:
-        """Keep what was computed of documents for later requests, in so much memory; None where nothing is kept."""
+        """Cache what is computed for documents, for later requests, in at most `max_bytes`; None where nothing is
+        cached."""
         del max_bytes
         return None
 
 
-ServedRanker = SteppedRanker[Any, Any]  # for those to whom it is all the same what its steps hand on
+ServedRanker = SteppedRanker[Any, Any]  # for code that does not depend on the types passed between its steps

@@ -17,7 +17,7 @@ class Evidence:
     """The attention that one token of a document received.
 
     [start, end): the token's characters in the document's `field`, as the caller gave it. `share`: its part of the
-    document's attention, in [0, 1]; the shares of a document sum to one less what fell on the prompt's frame.
+    document's attention, in [0, 1]; the shares of a document sum to one minus the part that fell on the prompt's frame.
     """
 
     field: Literal["title", "text"]
@@ -31,9 +31,9 @@ class RankedDocument:
     """One place of a ranking.
 
     `rank` counts from 1; `index` is the document's position in the request; `tokens` is how many of its own tokens
-    the model read and `cut_tokens` how many were dropped to respect the length limit: the rest of a document of over
-    eight characters for each token of the limit is not tokenised, and their number is an estimate (`cut_is_estimate`).
-    `evidence`: where in it the attention fell, token by token in reading order, if the request asked for it.
+    the model read and `cut_tokens` how many were dropped for the length limit. A document of over eight characters per
+    token of the limit is not tokenised to its end; then that number is an estimate (`cut_is_estimate`). `evidence`:
+    where in the document the attention fell, token by token in reading order, if the request asked for it.
     """
 
     rank: int
@@ -77,12 +77,12 @@ class RankedDocument:
 class Ranking(Sequence[RankedDocument]):
     """Documents of one request, best first. Iterates and indexes like a list.
 
-    `kind` says what the scores are, see `ScoreKind`. Shares, those of attention, sum to one in a complete ranking; they
-    compare documents of the same request and nothing else. Where ids were decoded, scores are an order: minus the rank.
-    Documents of which nothing could be read are last, in the order of the request, with no tokens and score 0 or, where
-    there are scores below zero, one below the lowest.
-    `query_cut_tokens` is how many tokens the query lost, where that was allowed (an estimate for one of over eight
-    characters for each token of the limit). `warnings`: sentences about the request that the caller should see.
+    `kind` says what the scores are, see `ScoreKind`. Shares (of attention) sum to one in a complete ranking; they are
+    comparable within one request only. With decoded ids the scores are an order: minus the rank. Documents in which
+    nothing could be read come last, in the order of the request, with no tokens; their score is 0 or, where there are
+    negative scores, below the lowest.
+    `query_cut_tokens` is how many tokens the query lost, where cutting was allowed (an estimate for a query of over
+    eight characters per token of the limit). `warnings`: sentences about the request that the caller should see.
     """
 
     query: str
@@ -108,8 +108,8 @@ class Ranking(Sequence[RankedDocument]):
     ) -> Ranking:
         """Sort by score, descending; equal scores keep the order of the request.
 
-        read: indices of the candidates that the scores, and the other lists, belong to; the readable ones if left out.
-        All others come last. estimated: whether a number of `cut_tokens` is an estimate.
+        read: indices of the candidates to which the scores and the other lists belong; the readable ones if left out.
+        All others come last. estimated: whether each number in `cut_tokens` is an estimate.
         """
         read = request.readable if read is None else read
         assert len(scores) == len(read), "a scorer returns one score a document"
@@ -155,7 +155,8 @@ class Ranking(Sequence[RankedDocument]):
         return replace(self, ranked=self.ranked[:k])
 
     def logits(self, least: float = LEAST_SHARE) -> list[float]:
-        """Numbers whose softmax is what the scores say, in the order of the ranking; see `as_logits`.
+        """Logits whose softmax is the distribution that the scores express, in the order of the ranking; see
+        `as_logits`.
 
         Raises `InputError` where scores are not of their kind.
         """
@@ -165,7 +166,7 @@ class Ranking(Sequence[RankedDocument]):
             raise InputError(f"query_id {self.query_id!r}: {error}") from None
 
     def in_unit_range(self) -> Ranking:
-        """The same with scores in [0, 1], see `in_unit_range`: itself where they are."""
+        """The same ranking with scores in [0, 1], see `in_unit_range`; itself where they already are."""
         if self.kind in ("share", "probability"):
             return self
         scores = in_unit_range([entry.score for entry in self.ranked], self.kind)

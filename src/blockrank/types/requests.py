@@ -31,8 +31,8 @@ class RankRequest:
     same id: `index` tells them apart, and a warning says so; where an id must be a key (a run file, judgements) that is
     refused. A document without a readable character is ranked last with score 0, and a warning says so.
 
-    `query_id`: a string or an integer. `top_k` keeps the best so many in the ranking; None keeps all. `evidence` asks
-    for the characters of each document that received the attention.
+    `query_id`: a string or an integer. `top_k`: how many of the best documents the ranking keeps; None keeps all.
+    `evidence` asks for the characters of each document that received the attention.
 
     Raises `InputError` on a query or documents without a readable character, no documents, documents without an order
     (a set) or of several columns, or text that is not text.
@@ -77,7 +77,7 @@ class RankRequest:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What its ranking will say beside the documents: those without a readable character, and repeated ids."""
+        """Warnings that its ranking will carry: documents without a readable character, and repeated ids."""
         documents, found = self.candidates, []
         if empty := sorted(set(range(len(documents))) - set(self.readable)):
             found.append(ranked_last(documents, empty, "no readable character"))
@@ -88,18 +88,19 @@ class RankRequest:
 
 
 def _documents(values: object) -> tuple[Document, ...]:
-    """The documents of a request, checked and with ids. Raises `InputError` on what has no order or is no list."""
+    """The documents of a request, checked and with ids. Raises `InputError` on a collection without order, or anything
+    that is not a sequence."""
     if isinstance(values, set | frozenset):
         raise InputError("documents must have an order, and a set has none: give a list.")
     if isinstance(values, str | bytes | bytearray | Mapping | Document) or not isinstance(values, Iterable):
         raise InputError(f"documents must be a sequence of documents, not {type(values).__name__}.")
-    if (dimensions := getattr(values, "ndim", 1)) != 1:  # a table, of which iteration may give the names of columns
+    if (dimensions := getattr(values, "ndim", 1)) != 1:  # a table: iterating over it may give column names
         raise InputError(f"documents must have one dimension, not {dimensions}: give one column of a table.")
     return number_documents(checked_document(value, index) for index, value in enumerate(values))
 
 
 def _count(top_k: object) -> int | None:
-    """`top_k` as an integer of Python. Raises `InputError` where it is none, or not positive."""
+    """`top_k` as a Python int. Raises `InputError` where it is not an integer, or not positive."""
     if top_k is None:
         return None
     try:
@@ -112,12 +113,12 @@ def _count(top_k: object) -> int | None:
 
 
 def _flag(evidence: object) -> bool:
-    """`evidence` as a truth value of Python. Raises `InputError` where it is none."""
+    """`evidence` as a Python bool. Raises `InputError` where it is not one."""
     if type(evidence).__name__ not in ("bool", "bool_"):  # the second is numpy's
         raise InputError(f"evidence must be True or False, not {evidence!r}.")
     return bool(evidence)
 
 
 def ranked_last(documents: Sequence[Document], indices: Sequence[int], lack: str) -> str:
-    """The warning about documents of which nothing can be read."""
+    """The warning about documents in which nothing can be read."""
     return f"{named_documents(documents, indices)}: {lack}; ranked last."

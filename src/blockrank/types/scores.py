@@ -9,21 +9,21 @@ from typing import Literal, get_args
 from blockrank.errors import InputError
 
 ScoreKind = Literal["share", "logit", "probability", "order"]
-"""share: a part of one whole that the documents of a request divide; compares them with each other alone.
+"""share: part of a total of one over the documents of a request; comparable within that request only.
 logit: any number, on a scale that means the same for every request, such as the log-odds of relevance.
 probability: of relevance, for each document on its own, in [0, 1].
-order: says which document is before which, and nothing else; minus the rank where nothing better is at hand.
+order: only its order has a meaning; minus the rank where nothing better is known.
 """
 SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
-LEAST_SHARE = 2.0**-149  # the smallest float32: what a share counts as that float32 rounds to zero
+LEAST_SHARE = 2.0**-149  # the smallest float32: stands for shares that float32 rounds to zero
 
 
 def as_logits(scores: Sequence[float], kind: ScoreKind, least: float = LEAST_SHARE) -> list[float]:
-    """Numbers whose softmax is what scores say of the documents of a request: what a student learns from.
+    """Logits whose softmax is the distribution over a request's documents that scores express: a student's target.
 
-    Of shares and probabilities the logarithm, where nothing counts as less than `least`; logits as they are; of an
-    order minus the logarithm of the rank, so that the softmax is in proportion to 1/rank. Raises `InputError` where
-    scores are not of their kind.
+    Shares and probabilities become logarithms, with values below `least` raised to it; logits stay as they are; an
+    order becomes minus the logarithm of the rank, so that the softmax is proportional to 1/rank. Raises `InputError`
+    where scores are not of their kind.
     """
     if kind == "logit":
         return [float(score) for score in scores]
@@ -34,8 +34,8 @@ def as_logits(scores: Sequence[float], kind: ScoreKind, least: float = LEAST_SHA
 
 
 def in_unit_range(scores: Sequence[float], kind: ScoreKind) -> list[float]:
-    """Scores in [0, 1] in the same order, as interfaces promise them: shares and probabilities as they are, the
-    logistic function of logits, one over the rank of an order."""
+    """Scores in [0, 1] in the same order, as interfaces promise them: shares and probabilities as they are, the sigmoid
+    of logits, 1/rank for an order."""
     if kind == "logit":
         return [0.5 * (1 + math.tanh(0.5 * score)) for score in scores]
     if kind == "order":

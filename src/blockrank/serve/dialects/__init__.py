@@ -1,4 +1,4 @@
-"""The interfaces of reranking that clients speak: what a body means, what an answer looks like, what a refusal does.
+"""The reranking APIs that clients use: how a body is read, and the form of answers and refusals.
 
 Pure functions of JSON: no server here. Sources: the public API pages of Jina, Cohere, Voyage, vLLM, llama.cpp, infinity
 and TEI (text-embeddings-inference), and their clients. A key without a value is left out, never null; `index` is the

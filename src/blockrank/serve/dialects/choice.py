@@ -25,7 +25,7 @@ def dialect_of_path(path: str) -> Dialect:
 
 
 def likely_dialect(path: str, body: bytes) -> Dialect:
-    """The dialect of a call whose body is not read yet, for refusals before that."""
+    """The dialect of a call by its path alone, for refusals before its body is read."""
     return TEI if path == "/rerank" and b'"texts"' in body and b'"documents"' not in body else dialect_of_path(path)
 
 

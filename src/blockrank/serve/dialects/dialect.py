@@ -17,7 +17,7 @@ class Dialect(Protocol):
     name: ClassVar[str]
 
     def read(self, body: Mapping[str, Any], settings: ServeSettings, request_id: str) -> Call:
-        """What a body asks for. Raises `Refusal` where that cannot be served."""
+        """The call in a body. Raises `Refusal` where it cannot be served."""
 
     def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
         """The body of an answer."""

@@ -25,8 +25,8 @@ from blockrank.types import Ranking
 
 
 class Jina:
-    """Jina's `/v1/rerank`, and what vLLM, llama.cpp, infinity, Xinference and Cohere's version 1 put under that
-    name: `documents` in, an object with `results` out. Documents come back unless `return_documents` is false."""
+    """Jina's `/v1/rerank`, also used by vLLM, llama.cpp, infinity, Xinference and Cohere's version 1: `documents` in,
+    an object with `results` out. Documents come back unless `return_documents` is false."""
 
     name: ClassVar[str] = "jina"
     _known: ClassVar[frozenset[str]] = (
@@ -41,7 +41,7 @@ class Jina:
         return read_call(fields, settings, request_id=request_id, echo=echo, may_cut=may_cut)
 
     def answer(self, call: Call, ranking: Ranking, read: TokenCounts) -> Any:
-        """See `Dialect.answer`. No `object`: infinity's client takes none but its own."""
+        """See `Dialect.answer`. No `object` field: infinity's client accepts only its own value."""
         results = [result(call, entry, "relevance_score") | echo_object(call, entry) for entry in ranking]
         return {
             "id": call.request.query_id,

@@ -1,4 +1,4 @@
-"""What the dialects share: fields that every one has, fields that change nothing, and the parts of an answer."""
+"""Shared by the dialects: common fields, fields without effect, and the parts of an answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from blockrank.serve.spans import relevant_spans
 from blockrank.types import RankedDocument, Ranking
 
 OWN_FIELDS = frozenset({"model", "evidence", "token_counts", "max_tokens_per_doc"})
-# Fields that some client sends and that cannot change a ranking here, and why. A dialect that has one of them itself
-# reads it.
+# Fields that clients send but that cannot change a ranking here, and why. A dialect that defines one of them reads it.
 _ONE_SCORE = "there is one kind of score"
 _NO_CHUNKS = "a document is not split into chunks"
 IGNORED = {
@@ -30,7 +29,7 @@ IGNORED = {
     "user": "requests are not told apart by it",
     "kwargs": "it is empty",
 }  # fmt: skip
-# What would change a ranking, with the values that ask for nothing.
+# Fields that would change a ranking, with their values that have no effect.
 _UNSUPPORTED = {
     "truncate_prompt_tokens": ((-1,), "limit documents with max_tokens_per_doc"),
     "max_tokens_per_query": ((-1,), "shorten the query before it is sent"),
@@ -46,7 +45,7 @@ UNSUPPORTED_FIELDS = frozenset(_UNSUPPORTED) - IGNORED.keys() | {"return_embeddi
 
 
 def check_unsupported(fields: Fields) -> None:
-    """Refuse what would change the ranking in a way that is not served."""
+    """Refuse fields that would change the ranking in an unsupported way."""
     for name, (allowed, why) in _UNSUPPORTED.items():
         fields.must_be(name, allowed, why)
     if fields.flag("return_embeddings", False):
@@ -54,7 +53,7 @@ def check_unsupported(fields: Fields) -> None:
 
 
 def warnings_of(call: Call, ranking: Ranking, read: TokenCounts) -> list[str]:
-    """What the caller should know beside the ranking."""
+    """Warnings for the caller, beside the ranking."""
     warnings = [*call.notes, *(call.names.in_words(warning) for warning in ranking.warnings)]
     if read.cut_documents:
         warnings.append(
@@ -99,7 +98,7 @@ def result(call: Call, entry: RankedDocument, score: str) -> dict[str, Any]:
 
 
 def echo_object(call: Call, entry: RankedDocument) -> dict[str, Any]:
-    """The document as an object with all that it came with, where it is to come back."""
+    """The document as an object with all its fields, if it is to be returned."""
     if not call.echo:
         return {}
     title = {"title": entry.document.title} if entry.document.title else {}
@@ -107,7 +106,7 @@ def echo_object(call: Call, entry: RankedDocument) -> dict[str, Any]:
 
 
 def echo_text(call: Call, entry: RankedDocument, key: str) -> dict[str, Any]:
-    """The document's text under `key`, what else it came with under `metadata`, where it is to come back."""
+    """The document's text under `key` and its other fields under `metadata`, if it is to be returned."""
     if not call.echo:
         return {}
     metadata = {"metadata": dict(entry.document.metadata)} if entry.document.metadata else {}

@@ -23,13 +23,13 @@ from blockrank.serve.refusals import Refusal, invalid
 from blockrank.serve.settings import ServeSettings
 from blockrank.types import Ranking
 
-# What the query and the documents are called, in the versions of vLLM.
+# Names of the query and the documents in the versions of vLLM.
 _PAIRS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
 
 
 class Score:
-    """One query and its documents in, their scores in the order given out. The documents of a request are scored
-    against each other, so several queries need a request each."""
+    """Takes one query and its documents, returns their scores in the given order. The documents of a request are scored
+    against each other, so each query needs its own request."""
 
     name: ClassVar[str] = "score"
     _known: ClassVar[frozenset[str]] = OWN_FIELDS | UNSUPPORTED_FIELDS

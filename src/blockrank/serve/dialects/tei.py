@@ -21,7 +21,7 @@ from blockrank.types import Ranking
 
 
 class Tei:
-    """`texts` in, a bare list out, which has no place for warnings: fields that change nothing are passed over."""
+    """`texts` in, a bare list out. A list has no place for warnings, so fields without effect are ignored."""
 
     name: ClassVar[str] = "tei"
     _known: ClassVar[frozenset[str]] = (
@@ -37,7 +37,7 @@ class Tei:
         """See `Dialect.read`."""
         fields = Fields(body, self._known, self._ignored)
         check_unsupported(fields)
-        fields.flag("raw_scores", False)  # TEI's own: read, and of no effect
+        fields.flag("raw_scores", False)  # TEI's own fields: accepted, without effect
         echo, may_cut = fields.flag("return_text", False), fields.flag("truncate", True)
         names = Names(documents="texts")
         return read_call(fields, settings, request_id=request_id, echo=echo, may_cut=may_cut, names=names)
@@ -48,7 +48,7 @@ class Tei:
         return [result(call, entry, "score") | echo_text(call, entry, "text") for entry in ranking]
 
     def refusal(self, refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
-        """`error` and `error_type`, under 400 where query or texts are missing."""
+        """`error` and `error_type`, with status 400 where query or texts are missing."""
         del request_id
         status = 400 if refusal.cause == "empty" else refusal.status
         return status, {"error": refusal.sentence, "error_type": self._kinds.get(refusal.cause, "Validation")}
