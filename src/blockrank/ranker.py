@@ -121,7 +121,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
             "spec": self.spec.to_dict(),
             "scorer": self.scorer.identity(),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "products": model.eight_bits,
+            "products": model.product_dtype,
             "device": model.device.type,
             "backend": model.backend.name,
             "max_tokens": self.max_tokens,

@@ -103,17 +103,17 @@ def _check_sharing(model: RankModel) -> None:
 
 def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
     """What `load_model` would make of random weights on one device, without its probe."""
-    eight_bits, _ = resolve_types(settings.dtype, [device])
+    product_dtype, _ = resolve_types(settings.dtype, [device])
     layers = cast("Layers | None", settings.layers)
     check_layers(layers, settings.dtype)
     weights = weight_type(subject, settings.dtype, device)
     module = _random_module(subject.config, subject.spec.readout.layer + 1, SEAM, device, weights or torch.bfloat16)
     backend = get_backend(settings.backend, device, module.dtype)
     loaded = LoadedModel(module, name=subject.name)
-    if runs_fused(module, layers, eight_bits):
+    if runs_fused(module, layers, product_dtype):
         loaded.fuse()
-    if eight_bits:
-        loaded.quantise(eight_bits)
+    if product_dtype:
+        loaded.quantise(product_dtype)
     return RankModel(loaded, subject.spec, backend)
 
 
