@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -302,13 +304,25 @@ def test_other_errors_are_no_lack_of_memory() -> None:
         time_call(broken, 1, [CPU])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_ceiling_is_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    size, _ = timing._SMALL_CEILING  # one product takes seconds where a processor has none for the type
-    monkeypatch.setattr(timing, "_SMALL_CEILING", (size, 2))
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1024), (torch.bfloat16, 256)])
+def test_the_ceiling_is_measured(dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, most = timing._SMALL_CEILING
+    monkeypatch.setattr(timing, "_SMALL_CEILING", (size, most))  # some processors take seconds for one in bfloat16
     ceiling = gemm_ceiling([CPU], dtype)
-    assert ceiling.size == 1024
+    assert ceiling.size == size
+    assert 3 <= len(ceiling.ms) <= 20
     assert ceiling.flops_per_second > 1e6
+
+
+@pytest.mark.usefixtures("small_ceiling")
+@pytest.mark.parametrize(("product_s", "products"), [(0.001, 20), (0.25, 7), (0.6, 3), (30.0, 3)])
+def test_slow_products_make_a_ceiling_of_few(product_s: float, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty, or as many as two seconds hold, the one that warms up among them, but three. The clock is a double."""
+    ticks = itertools.count()  # one before each product and one after it
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: product_s * next(ticks)))
+    monkeypatch.setattr(timing, "_SMALL_CEILING", (64, 20))
+    ceiling = gemm_ceiling([CPU], torch.float32)
+    assert ceiling.ms == pytest.approx([1000 * product_s] * products)
 
 
 # The command
