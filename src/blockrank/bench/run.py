@@ -16,6 +16,7 @@ from blockrank.bench.settings import FP8, HF_FULL, INT8, BenchSettings, Shape, s
 from blockrank.errors import is_out_of_memory
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.types import InputError
+from blockrank.types.progress import NamedProgress
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from blockrank.bench.subject import Subject
     from blockrank.model import RankModel
 
-# What is measured, steps done, steps in all.
-Progress = Callable[[str, int, int], None]
 _INSTRUCTION = 60
 
 
@@ -37,7 +36,7 @@ class Benchmark:
     devices: Sequence[torch.device]
     requests: dict[Shape, TokenisedRequest]
     flops: dict[Shape, int | None]
-    progress: Progress
+    progress: NamedProgress
 
     @property
     def peer_repeats(self) -> int:
@@ -58,7 +57,7 @@ class Benchmark:
         return timings
 
 
-def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
+def bench(settings: BenchSettings, progress: NamedProgress | None = None) -> BenchResult:
     """Measure shapes and their peers in one run. Imports torch.
 
     Commands run before a model is loaded, so that they have the device to themselves and a broken one is reported
@@ -89,7 +88,7 @@ def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
     return order
 
 
-def _prepare(settings: BenchSettings, progress: Progress) -> Benchmark:
+def _prepare(settings: BenchSettings, progress: NamedProgress) -> Benchmark:
     """Find the model, make the requests and check that they fit: all that can fail before anything is measured."""
     from blockrank.bench.subject import arithmetic, find_subject, position_table, skeleton
     from blockrank.model import resolve_devices
