@@ -7,26 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Protocol, runtime_checkable
 
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.work import Work
 from blockrank.types import Document, RankRequest, RequestRanker
-from blockrank.types.progress import CountProgress, NamedProgress
+from blockrank.types.progress import NamedProgress
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Remembers(Protocol):
-    """A ranker that can encode documents once for many queries; see `Ranker.remember`."""
-
-    def remember(self, documents: Sequence[Document], max_bytes: int, progress: CountProgress | None = None) -> bool:
-        """Encode documents; False where that is not possible."""
-
-    def forget(self) -> None:
-        """Drop them."""
 
 
 def finished(work: Work, system: str, plan: Plan) -> bool:
@@ -64,11 +52,11 @@ def _remembered(
     ranker: RequestRanker, documents: Sequence[Document], most: int, what: str, progress: NamedProgress
 ) -> Iterator[None]:
     """Keep documents encoded while the block runs, where the ranker can."""
-    if not most or not isinstance(ranker, Remembers):
+    if not most:
         yield
         return
     if not ranker.remember(documents, most, lambda done, of: progress(what, done, of)):
-        _log.info("%s are encoded again for every query: the model or the memory does not allow reuse.", what)
+        _log.info("%s are encoded again for every query: the ranker or the memory does not allow reuse.", what)
     try:
         yield
     finally:
