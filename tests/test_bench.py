@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, TOLERANCE, failed, random_layout
+from test_model import saved
 from typer.testing import CliRunner
 
 import blockrank.model
@@ -40,9 +41,9 @@ from blockrank.bench.subject import arithmetic, find_subject, plain_model, posit
 from blockrank.bench.timing import gemm_ceiling, time_call
 from blockrank.cli import app
 from blockrank.cli.bench import result_text
-from blockrank.layout import TokenisedRequest, pack
+from blockrank.layout import pack
 from blockrank.model import RankModel
-from blockrank.scorers import AttentionScorer
+from blockrank.scorers import AttentionScorer, Prompts, Scorer
 
 SMALL = ("--documents", "2,4", "--length", "8", "--repeats", "2", "--device", "cpu")
 
@@ -242,7 +243,7 @@ def test_a_schedule_changes_the_spec_of_the_model() -> None:
     assert (model.spec.exits.prune, model.spec.exits.prune_by) == (((4, 0.5),), "lens")
     request = random_request(Shape(6, 8), instruction=0, query=4, vocabulary=500)
     with torch.inference_mode():
-        order = running.rank(model, request)
+        order = running.rank(model, AttentionScorer(), Prompts((request,)))
         capture = model.read(pack([request], model.spec))
     assert sorted(order) == list(range(6))
     assert capture.alive_C is not None
@@ -402,13 +403,27 @@ def test_the_embedded_model_has_no_instruction() -> None:
 
 
 @pytest.mark.usefixtures("small_ceiling")
+def test_another_scorer_is_measured_and_recorded(tmp_path: Path) -> None:
+    folder = str(saved(tmp_path, spec=RankSpec.of(layer=1, template="blockrank", query_offset=None)))
+    done = run(folder, *SMALL, "--scorer", "decode:beams=2", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["model"]["scorer"] == {"name": "decode", "beams": 2, "form": "first"}
+    assert (found["settings"]["scorer"], "--scorer decode:beams=2" in found["command"]) == ("decode:beams=2", True)
+    assert all(row["p50_ms"] > 0 for row in found["rows"])
+    assert [row["useful_flops"] for row in found["rows"]] == [None, None], "they are counted for attention alone"
+    assert "needs a head and a tokenizer, which tiny lacks" in failed(run("tiny", *SMALL, "--scorer", "decode"))
+    assert "scorer 'none' is unknown" in misused(run("tiny", "--scorer", "none"))
+
+
+@pytest.mark.usefixtures("small_ceiling")
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = running.rank
 
-    def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
-        if len(request.documents) == 3:
+    def rank(model: RankModel, scorer: Scorer, prompts: Prompts) -> list[int]:
+        if len(prompts.documents) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return measured(model, request)
+        return measured(model, scorer, prompts)
 
     monkeypatch.setattr(running, "rank", rank)
     arguments = ("tiny", "--documents", "2,3,4", "--length", "8", "--repeats", "1", "--device", "cpu")
