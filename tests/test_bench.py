@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import CPU, TOLERANCE, failed, random_layout
+from test_model import saved
 from typer.testing import CliRunner
 
 import blockrank.model
@@ -38,9 +41,9 @@ from blockrank.bench.subject import arithmetic, find_subject, plain_model, posit
 from blockrank.bench.timing import gemm_ceiling, time_call
 from blockrank.cli import app
 from blockrank.cli.bench import result_text
-from blockrank.layout import TokenisedRequest, pack
+from blockrank.layout import pack
 from blockrank.model import RankModel
-from blockrank.scorers import AttentionScorer
+from blockrank.scorers import AttentionScorer, Prompts, Scorer
 
 SMALL = ("--documents", "2,4", "--length", "8", "--repeats", "2", "--device", "cpu")
 
@@ -240,7 +243,7 @@ def test_a_schedule_changes_the_spec_of_the_model() -> None:
     assert (model.spec.exits.prune, model.spec.exits.prune_by) == (((4, 0.5),), "lens")
     request = random_request(Shape(6, 8), instruction=0, query=4, vocabulary=500)
     with torch.inference_mode():
-        order = running.rank(model, request)
+        order = running.rank(model, AttentionScorer(), Prompts((request,)))
         capture = model.read(pack([request], model.spec))
     assert sorted(order) == list(range(6))
     assert capture.alive_C is not None
@@ -302,13 +305,25 @@ def test_other_errors_are_no_lack_of_memory() -> None:
         time_call(broken, 1, [CPU])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_ceiling_is_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    size, _ = timing._SMALL_CEILING  # one product takes seconds where a processor has none for the type
-    monkeypatch.setattr(timing, "_SMALL_CEILING", (size, 2))
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1024), (torch.bfloat16, 256)])
+def test_the_ceiling_is_measured(dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, most = timing._SMALL_CEILING
+    monkeypatch.setattr(timing, "_SMALL_CEILING", (size, most))  # some processors take seconds for one in bfloat16
     ceiling = gemm_ceiling([CPU], dtype)
-    assert ceiling.size == 1024
+    assert ceiling.size == size
+    assert 3 <= len(ceiling.ms) <= 20
     assert ceiling.flops_per_second > 1e6
+
+
+@pytest.mark.usefixtures("small_ceiling")
+@pytest.mark.parametrize(("product_s", "products"), [(0.001, 20), (0.25, 7), (0.6, 3), (30.0, 3)])
+def test_slow_products_make_a_ceiling_of_few(product_s: float, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty, or as many as two seconds hold, the one that warms up among them, but three. The clock is a double."""
+    ticks = itertools.count()  # one before each product and one after it
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: product_s * next(ticks)))
+    monkeypatch.setattr(timing, "_SMALL_CEILING", (64, 20))
+    ceiling = gemm_ceiling([CPU], torch.float32)
+    assert ceiling.ms == pytest.approx([1000 * product_s] * products)
 
 
 # The command
@@ -388,13 +403,27 @@ def test_the_embedded_model_has_no_instruction() -> None:
 
 
 @pytest.mark.usefixtures("small_ceiling")
+def test_another_scorer_is_measured_and_recorded(tmp_path: Path) -> None:
+    folder = str(saved(tmp_path, spec=RankSpec.of(layer=1, template="blockrank", query_offset=None)))
+    done = run(folder, *SMALL, "--scorer", "decode:beams=2", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["model"]["scorer"] == {"name": "decode", "beams": 2, "form": "first"}
+    assert (found["settings"]["scorer"], "--scorer decode:beams=2" in found["command"]) == ("decode:beams=2", True)
+    assert all(row["p50_ms"] > 0 for row in found["rows"])
+    assert [row["useful_flops"] for row in found["rows"]] == [None, None], "they are counted for attention alone"
+    assert "needs a head and a tokenizer, which tiny lacks" in failed(run("tiny", *SMALL, "--scorer", "decode"))
+    assert "scorer 'none' is unknown" in misused(run("tiny", "--scorer", "none"))
+
+
+@pytest.mark.usefixtures("small_ceiling")
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = running.rank
 
-    def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
-        if len(request.documents) == 3:
+    def rank(model: RankModel, scorer: Scorer, prompts: Prompts) -> list[int]:
+        if len(prompts.documents) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return measured(model, request)
+        return measured(model, scorer, prompts)
 
     monkeypatch.setattr(running, "rank", rank)
     arguments = ("tiny", "--documents", "2,3,4", "--length", "8", "--repeats", "1", "--device", "cpu")

@@ -50,9 +50,9 @@ def test_gpu_latency(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     peers = {name: result["settings"]["against"] for name, result in found["results"].items()}
     assert [name for name, against in peers.items() if against] == ["latency, 16 bits"]
     full = [row["peers"]["hf-full"] for row in found["results"]["latency, 16 bits"]["rows"]]
-    eight = [row["p50_ms"] for row in found["results"]["latency, 8 bits"]["rows"]]
+    fp8 = [row["p50_ms"] for row in found["results"]["latency, 8 bits"]["rows"]]
     assert [float(row[3]) for row in rows] == pytest.approx([peer["ratio"] for peer in full], abs=0.006)
-    expected = [peer["p50_ms"] / ms for peer, ms in zip(full, eight, strict=True)]
+    expected = [peer["p50_ms"] / ms for peer, ms in zip(full, fp8, strict=True)]
     assert [float(row[5]) for row in rows] == pytest.approx(expected, abs=0.006)
     assert found["results"]["prune, 8 bits"]["model"]["prune"] == "0:0.5"
 

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from ir_datasets.util import LocalDownload
 from blockrank import Document, InputError, MissingExtraError
 from blockrank.data import CorpusFile, open_collection, read_queries, write_collection
 
-DOCUMENTS = [Document("one", "d1", "First"), Document("two", "d2", metadata={"url": "u"}), Document("", "d3")]
+DOCUMENTS = [Document("one", "d1", "First"), Document("two", "d2", metadata={"url": "u", "_id": 1}), Document("", "d3")]
 QUERIES = {"q1": "which one", "q2": "which two", "q3": "not judged"}
 QRELS = {"q1": {"d1": 2, "d2": 0}, "q2": {"d2": 1}}
 
@@ -54,7 +53,7 @@ def test_a_collection_as_benchmarks_publish_it(tmp_path: Path) -> None:
     (tmp_path / "qrels" / "test.tsv").write_bytes(b"query-id\tcorpus-id\tscore\r\nq\td1\t1\r\n")
     collection = open_collection(str(tmp_path))
     assert list(collection.corpus.documents()) == [
-        Document("one", "d1", metadata={"metadata": {}}),
+        Document("one", "d1"),
         Document("t", "2"),
     ]
     assert (collection.queries, collection.qrels) == ({"q": "x"}, {"q": {"d1": 1}})
@@ -104,11 +103,14 @@ def test_a_missing_document_is_named(tmp_path: Path) -> None:
     [
         ({"id": "b", "text": "x"}, "there is no '_id'; the keys are ['id', 'text']."),
         ({"_id": "b"}, "there is no 'text'; the keys are ['_id']."),
-        ({"_id": "b", "text": None}, "text must be a string, not NoneType."),
+        ({"_id": "b", "text": None}, "text is None: leave it out, or give an empty string."),
         ({"_id": "b", "text": "x", "title": 3}, "title must be a string, not int."),
-        ({"_id": None, "text": "x"}, "_id must be a string, not NoneType."),
-        ({"_id": True, "text": "x"}, "_id must be a string, not bool."),
-        ('{"_id": "b", "text": "\\ud800"}', "text holds a lone surrogate: it is not valid Unicode text."),
+        ({"_id": None, "text": "x"}, "_id is null; the keys are ['_id', 'text']."),
+        ({"_id": True, "text": "x"}, "_id must be a string or an integer, not bool."),
+        (
+            '{"_id": "b", "text": "\\ud800"}',
+            "text holds a lone surrogate (U+D800) at character 0: it is not valid Unicode text.",
+        ),
         ({"_id": "a", "text": "x"}, "the _id 'a' was there before."),
     ],
 )
@@ -158,7 +160,6 @@ def broken() -> Iterator[Document]:
         ([Document("x")], QUERIES, {}, "a document of a collection needs a doc_id."),
         ([DOCUMENTS[0]] * 2, QUERIES, {}, "the doc_id 'd1' was there before."),
         ([], QUERIES, {}, "documents is empty"),
-        ([replace(DOCUMENTS[0], metadata={"_id": 1})], QUERIES, {}, "'_id' in its metadata"),
         (DOCUMENTS, {}, QRELS, "queries lacks 'q1', which is judged."),
         (DOCUMENTS, QUERIES, {"q1": {"a b": 1}}, "the doc_id 'a b' is empty or holds white space"),
     ],

@@ -232,7 +232,7 @@ def test_a_large_request_in_pieces_ranks_as_at_once(mini: Ranker, monkeypatch: p
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
-def test_a_product_in_eight_bits_is_exact_up_to_its_factors(dtype: torch.dtype, biased: bool) -> None:
+def test_a_quantised_product_is_exact_up_to_its_factors(dtype: torch.dtype, biased: bool) -> None:
     kind = torch.float32 if dtype == torch.int8 else torch.bfloat16  # what the bias and the product are in
     exact = Linear(torch.randn(48, 64, dtype=kind), torch.randn(48, dtype=kind) if biased else None)
     x = torch.randn(20, 64)
@@ -251,14 +251,14 @@ def test_a_product_in_eight_bits_is_exact_up_to_its_factors(dtype: torch.dtype, 
     assert small.accumulates is False
 
 
-def test_rows_of_zeros_stay_zeros_in_eight_bits() -> None:
+def test_quantised_rows_of_zeros_stay_zeros() -> None:
     for dtype in kernels.LARGEST:
         rows = kernels.quantise_rows(torch.zeros(2, 16), dtype)
         assert bool((rows.values.float() * rows.scale == 0).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
+def test_a_model_in_int8_infers_and_does_nothing_else(kind: str) -> None:
     model = decoder_model(kind)
     layout = layout_of(model.spec, [4, 9, 12])
     expected = scores(model, layout)
@@ -270,7 +270,7 @@ def test_a_model_in_eight_bits_infers_and_does_nothing_else(kind: str) -> None:
             call()
 
 
-def test_widths_that_eight_bits_do_not_take() -> None:
+def test_widths_that_int8_does_not_take() -> None:
     model = RankModel(
         LoadedModel(random_decoder("llama", intermediate_size=44), name="odd"),
         golden_spec(),
@@ -290,7 +290,7 @@ def test_layers_may_be_left_as_they_are() -> None:
         model.in_library_layers()
 
 
-def test_the_embedded_model_in_eight_bits(mini: Ranker) -> None:
+def test_the_embedded_model_in_int8(mini: Ranker) -> None:
     with torch.inference_mode():  # loading does not mind
         small = Ranker.from_pretrained(device="cpu", dtype="int8")
     documents = [

@@ -226,7 +226,7 @@ def test_fused_rotation_and_activation_equal_plain_ones() -> None:
 # 8-bit types
 
 
-def test_a_product_in_eight_bits() -> None:
+def test_a_product_in_fp8() -> None:
     exact = Linear(
         torch.randn(96, 64, device=CUDA, dtype=torch.bfloat16), torch.randn(96, device=CUDA, dtype=torch.bfloat16)
     )
@@ -239,7 +239,7 @@ def test_a_product_in_eight_bits() -> None:
     assert float((small(rows) - exact(x)).float().norm() / exact(x).float().norm()) < 6e-2
 
 
-def test_a_model_in_eight_bits_orders_as_in_sixteen() -> None:
+def test_a_model_in_fp8_orders_as_in_bfloat16() -> None:
     ranker, small = (Ranker.from_pretrained(device="cuda", dtype=dtype) for dtype in ("bfloat16", "fp8"))
     documents = [Document(f"Bram Stoker wrote {n} letters about {'Dracula' * (n % 5)}.", f"d{n}") for n in range(40)]
     expected, found = (r.rank("who wrote Dracula", documents) for r in (ranker, small))

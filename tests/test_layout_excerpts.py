@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from blockrank import Ranker, RankRequest, RankSpec, Template
 from blockrank.layout import PromptTokenizer, Segment
-from blockrank.layout.encoding import Encoded, PieceEncoder
+from blockrank.layout.encoder import PieceEncoder
+from blockrank.layout.encoding import Encoded
 from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, settled
 from blockrank.layout.prompt import Piece
 

@@ -283,7 +283,7 @@ def test_what_is_said_to_be_omitted_must_not_be_read(small: Path) -> None:
     assert bool((kept["encoder.layer.6.output.dense.weight"] == 0).all()), "the probe leaves zeros"
 
 
-def test_rows_in_eight_bits_that_lost_their_mark(small: Path) -> None:
+def test_rows_in_int8_that_lost_their_mark(small: Path) -> None:
     tensors, told = opened(small)
     for name in json.loads(told["omitted"]):  # complete, so that nothing is missing
         shape = (

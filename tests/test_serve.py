@@ -126,7 +126,7 @@ def test_body_cap(server: Running, chunked: bool) -> None:
         (["a"] * 61, "documents[60]"),
         (["a", "b" * 100_001], "documents[1] has 100001 characters and the limit is 100000"),
         (["", " "], "documents[0] and documents[1]: no readable character"),
-        (["a", {"text": "b"}, {"txt": "c"}], "documents[2] has no 'text'; it has 'txt'."),
+        (["a", {"text": "b"}, {"txt": "c"}], "documents[2] has no 'text'; its keys are ['txt']."),
         (["a", {"text": None}], "documents[1].text is null: leave the document out, or give an empty string."),
         (["a", 7], "documents[1] must be a string"),
     ],

@@ -170,7 +170,7 @@ def test_documents_as_strings_and_objects() -> None:
     documents = ["abc", {"text": "b c", "title": "a"}, {"id": 7, "text": "c"}, {"_id": "x", "text": "c"}]
     call = JINA.read({"query": "a", "documents": documents}, SETTINGS, "r1")
     assert [document.content for document in call.request.candidates] == ["abc", "a b c", "c", "c"]
-    assert call.ids == (None, None, 7, "x")
+    assert [item.name for item in call.given] == [None, None, 7, "x"]
     found = {item["index"]: item for item in answered(JINA, {"query": "a", "documents": documents})["results"]}
     assert found[1]["document"] == {"text": "b c", "title": "a"}
     assert (found[2]["id"], "id" in found[0]) == (7, False)
@@ -330,6 +330,7 @@ def test_scores_come_in_the_order_of_the_documents(names: tuple[str, str]) -> No
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 def test_metadata_comes_back_as_it_came(dialect: Dialect) -> None:
     metadata = {"url": "https://example.org/é", "page": 3, "tags": ["x", {"y": None}], "score": 0.5, "index": 9}
+    metadata |= {"metadata": {"text": "c", "url": "u"}, "_id": None}
     name = DOCUMENTS[dialect.name]
     echo = "return_text" if dialect is TEI else "return_documents"
     body = {"query": "a", name: [{"text": "a", "title": "t", "id": 1, "doc_id": "other", **metadata}, "b"], echo: True}
@@ -440,7 +441,7 @@ def test_any_object_is_a_call_or_refused(body: dict[str, Any]) -> None:
             assert 400 <= status < 500
             json.dumps(answer).encode()
         else:
-            assert len(call.ids) == len(call.request.candidates)
+            assert len(call.given) == len(call.request.candidates)
 
 
 def test_settings_are_checked() -> None:

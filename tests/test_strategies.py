@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker, InputError, Ranker, Ranking, RankRequest, RequestRanker
 from blockrank.mine import RankerTeacher
+from blockrank.reuse.memory import MemoryStore
 from blockrank.strategies import STRATEGIES, Ask, Steps, Strategy, merged, part
 
 
@@ -202,6 +203,41 @@ def test_a_strategy_over_a_strategy_ranks() -> None:
     ranking = sliding(Groups(Numbers(most=5), 5), 20, 10).rank_many([request])[0]
     assert (ranking[0].text, len(ranking)) == ("39", 40)
     assert len(FakeRanker().rank("high", ["a"])) == len(sliding(FakeRanker()).rank("high", ["a"]))
+
+
+def test_what_strategies_ask_remembers_documents(mini: Ranker) -> None:
+    """A strategy in a strategy, and a ranker that both ask, which is told once; another one, which keeps nothing."""
+    pool = [Document(f"{number} of many letters from Transylvania", f"d{number}") for number in range(12)]
+    requests = [RankRequest(query, pool[start:], query) for start, query in enumerate(("letters", "who wrote", "nine"))]
+    shared, told = mini.with_spec(), list[tuple[int, int]]()
+    strategy = Cascade(sliding(Groups(shared, 3), 6, 3), shared, 4)
+    expected = [ranking.doc_ids for ranking in strategy.rank_many(requests)]
+    assert strategy.remember(pool, 1 << 24, lambda done, of: told.append((done, of)))
+    assert told[-1] == (12, 12)
+    assert [done for done, _ in told].count(12) == 1
+    store = shared.model.store
+    assert isinstance(store, MemoryStore)
+    missed = store.misses
+    assert [ranking.doc_ids for ranking in strategy.rank_many(requests)] == expected
+    assert (store.misses, store.hits > len(pool)) == (missed, True), "no document is encoded again"
+    strategy.forget()
+    assert shared.model.store is None
+    assert not sliding(Groups(Numbers())).remember(pool, 1 << 24)
+
+
+def test_rankers_share_the_memory_for_documents(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    remember = Ranker.remember
+
+    def recorded(self: Ranker, documents: Any, max_bytes: int, progress: Any = None) -> bool:
+        given.append(max_bytes)
+        return remember(self, documents, max_bytes, progress)
+
+    monkeypatch.setattr(Ranker, "remember", recorded)
+    pool = [Document(f"{number} letters", f"d{number}") for number in range(5)]
+    assert Cascade(mini.with_spec(), mini.with_spec()).remember(pool, 1 << 24)
+    assert given == [1 << 23, 1 << 23]
+    assert Cascade(Numbers(), mini.with_spec()).remember(pool, 1 << 24), "one that can will do"
 
 
 def test_a_strategy_teaches_by_its_order() -> None:

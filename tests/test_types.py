@@ -53,6 +53,8 @@ TEXTS = ["Mary Shelley wrote Frankenstein.", "Bram Stoker wrote Dracula.", "It r
         ({"text": "text", "_id": "a", "title": None}, Document("text", "a")),
         ({"text": "text", "id": 7}, Document("text", "7")),
         ({"text": "text", "doc_id": None, "id": "a"}, Document("text", "a")),
+        ({"text": "text", "doc_id": math.nan, "id": "a", "title": math.nan}, Document("text", "a")),
+        ({"text": "text", "_id": "a", "id": 7}, Document("text", "a", metadata={"id": 7})),
         ({"text": "text", "year": 1897}, Document("text", "0", metadata={"year": 1897})),
         ({"text": "text", "metadata": {"id": 5}, "year": 1}, Document("text", "0", metadata={"id": 5, "year": 1})),
         (
@@ -98,7 +100,11 @@ def test_content_is_title_and_text() -> None:
         ({"documents": np.array("a")}, "documents must have one dimension, not 0"),
         ({"documents": ["a", None]}, r"documents\[1\] is None: there is no document"),
         ({"documents": ["a", math.nan]}, r"documents\[1\] is nan: there is no document"),
-        ({"documents": [{"text": None}]}, r"documents\[0\]\.text must be a string, not NoneType"),
+        (
+            {"documents": [{"text": None}]},
+            r"documents\[0\]\.text is None: leave the document out, or give an empty string",
+        ),
+        ({"documents": [{"text": math.nan}]}, r"documents\[0\]\.text is nan: leave the document out"),
         ({"documents": [{"text": b"a"}]}, r"documents\[0\]\.text must be a string, not bytes"),
         ({"documents": np.array([b"a"])}, r"documents\[0\] must be a string, .* not bytes_"),
         ({"documents": [Document("a", metadata=5)]}, r"documents\[0\]\.metadata must be a mapping, not int"),
@@ -108,14 +114,14 @@ def test_content_is_title_and_text() -> None:
         ),
         (
             {"documents": [{"text": "a", "id": True}]},
-            r"documents\[0\]\.doc_id must be a string or an integer, not bool",
+            r"documents\[0\]\.id must be a string or an integer, not bool",
         ),
         ({"documents": ["a", "\udfff"]}, r"documents\[1\]\.text holds a lone surrogate"),
         ({"documents": [{"text": 5}]}, r"documents\[0\]\.text must be a string, not int"),
         ({"documents": [{"text": "a", "title": 5}]}, r"documents\[0\]\.title must be a string, not int"),
         (
             {"documents": [{"text": "a", "id": 1.5}]},
-            r"documents\[0\]\.doc_id must be a string or an integer, not float",
+            r"documents\[0\]\.id must be a string or an integer, not float",
         ),
         ({"documents": [{"body": "a"}]}, r"documents\[0\] has no 'text'; its keys are \['body'\]"),
         ({"top_k": 0}, "top_k must be a positive integer or None, not 0"),

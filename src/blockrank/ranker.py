@@ -33,6 +33,7 @@ from blockrank.types import (
     RankRequest,
     SteppedRanker,
 )
+from blockrank.types.progress import CountProgress
 
 if TYPE_CHECKING:
     from blockrank.layout import Segment
@@ -122,7 +123,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
             "spec": self.spec.to_dict(),
             "scorer": self.scorer.identity(),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "products": model.eight_bits,
+            "products": model.product_dtype,
             "device": model.device.type,
             "backend": model.backend.name,
             "max_tokens": self.max_tokens,
@@ -287,9 +288,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         first = self._score(requests[:half], prompts[:half], model, max_tokens)
         return first + self._score(requests[half:], prompts[half:], model, max_tokens)
 
-    def remember(
-        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
-    ) -> bool:
+    def remember(self, documents: Sequence[Document], max_bytes: int, progress: CountProgress | None = None) -> bool:
         """Encode documents now and reuse their keys in every later call, until `forget`.
 
         Exact, for models whose documents depend on neither the query nor each other (`RankSpec.documents_stand_alone`).

@@ -12,7 +12,7 @@ from blockrank.analyze.choice import Choice, choose, split_halves, whole_layers
 from blockrank.analyze.judged import JudgedRequest, judged_requests
 from blockrank.analyze.loading import Analysed
 from blockrank.analyze.measures import measure
-from blockrank.analyze.reading import Progress, ReadoutSweep
+from blockrank.analyze.reading import ReadoutSweep
 from blockrank.analyze.result import Analysis, setting_name
 from blockrank.analyze.settings import AnalysisSettings
 from blockrank.analyze.shares import AttentionShares, mean_shares, prompt_shares
@@ -23,6 +23,7 @@ from blockrank.ranker import Ranker
 from blockrank.report.environment import machine, versions
 from blockrank.spec import RankSpec
 from blockrank.types import InputError, RankRequest
+from blockrank.types.progress import NamedProgress
 
 
 def analyze(
@@ -31,7 +32,7 @@ def analyze(
     first_stage: FirstStage,
     settings: AnalysisSettings,
     *,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> Analysis:
     """Find out where a model's attention goes and which of it ranks best, on the judged queries of a collection.
 
@@ -85,7 +86,7 @@ def _silent(_what: str, _done: int, _of: int) -> None:
 
 
 def _shares(
-    ranker: Ranker, judged: Sequence[JudgedRequest], settings: AnalysisSettings, report: Progress
+    ranker: Ranker, judged: Sequence[JudgedRequest], settings: AnalysisSettings, report: NamedProgress
 ) -> AttentionShares:
     """Where attention goes, over the first queries of the sample with few of their documents."""
     some = judged[: settings.attention_queries]

@@ -14,8 +14,7 @@ from blockrank.analyze.measures import MEASURES
 from blockrank.analyze.readouts import Axes, GridReader, QualityGrid, token_sets
 from blockrank.engine.capture import LayerCapture, Wanted
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
-
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+from blockrank.types.progress import NamedProgress
 
 
 class ReadoutSweep:
@@ -45,7 +44,7 @@ class ReadoutSweep:
             np.full((*shape, axes.heads, axes.columns), np.nan, dtype=np.float32),
         )
 
-    def development(self, is_dev: NDArray[np.bool_], progress: Progress) -> tuple[Curve, ...]:
+    def development(self, is_dev: NDArray[np.bool_], progress: NamedProgress) -> tuple[Curve, ...]:
         """Fill the development half of the grid; returns the subsets of heads worth measuring."""
         queries = np.flatnonzero(is_dev).tolist()
         for done, query in enumerate(queries, start=1):
@@ -54,7 +53,7 @@ class ReadoutSweep:
         found = finalists(self.grid, is_dev, self.own)
         return tuple(head_subsets(self.grid, is_dev, item.layer, item.tokens) for item in found)
 
-    def rest(self, is_dev: NDArray[np.bool_], curves: Sequence[Curve], progress: Progress) -> Values:
+    def rest(self, is_dev: NDArray[np.bool_], curves: Sequence[Curve], progress: NamedProgress) -> Values:
         """Fill the test half of the grid; returns the values of the curves' settings, and of the checkpoint's own, by
         the real read-out."""
         own = [] if self.own is None else [self.own]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +14,33 @@ from blockrank.bench.requests import random_request
 from blockrank.bench.result import OURS, OUT_OF_MEMORY, BenchResult, Ceiling, Row, Timing
 from blockrank.bench.settings import FP8, HF_FULL, INT8, BenchSettings, Shape, schedule_text
 from blockrank.errors import is_out_of_memory
-from blockrank.layout import PackedLayout, TokenisedRequest, pack
+from blockrank.layout import PackedLayout, TokenisedRequest, forward_tokens, pack
 from blockrank.types import InputError
+from blockrank.types.progress import NamedProgress
 
 if TYPE_CHECKING:
     import torch
 
     from blockrank.bench.subject import Subject
     from blockrank.model import RankModel
+    from blockrank.scorers import Prompts, Scorer
 
-# What is measured, steps done, steps in all.
-Progress = Callable[[str, int, int], None]
 _INSTRUCTION = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order."""
+    """A benchmark whose model was found and whose requests fit it. requests: one a shape, in order;
+    prompts: what the scorer makes of each."""
 
     settings: BenchSettings
     subject: Subject
     devices: Sequence[torch.device]
+    scorer: Scorer
     requests: dict[Shape, TokenisedRequest]
+    prompts: dict[Shape, Prompts]
     flops: dict[Shape, int | None]
-    progress: Progress
+    progress: NamedProgress
 
     @property
     def peer_repeats(self) -> int:
@@ -58,7 +61,7 @@ class Benchmark:
         return timings
 
 
-def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
+def bench(settings: BenchSettings, progress: NamedProgress | None = None) -> BenchResult:
     """Measure shapes and their peers in one run. Imports torch.
 
     Commands run before a model is loaded, so that they have the device to themselves and a broken one is reported
@@ -74,28 +77,38 @@ def bench(settings: BenchSettings, progress: Progress | None = None) -> BenchRes
     if HF_FULL in settings.peers:
         peers[HF_FULL] = _measure_full(job)
     rows = [
-        Row(shape, request.length, job.flops[shape], ours[shape], {peer: peers[peer][shape] for peer in settings.peers})
-        for shape, request in job.requests.items()
+        Row(
+            shape,
+            job.prompts[shape].length,
+            job.flops[shape],
+            ours[shape],
+            {peer: peers[peer][shape] for peer in settings.peers},
+        )
+        for shape in job.requests
     ]
     return BenchResult(settings, environment([str(it) for it in job.devices], settings.command), model, ceiling, rows)
 
 
-def rank(model: RankModel, request: TokenisedRequest) -> list[int]:
+def rank(model: RankModel, scorer: Scorer, prompts: Prompts) -> list[int]:
     """The measured call: from the tokens of a request to the order of its documents, on the host."""
-    from blockrank.scorers import AttentionScorer
-
-    scores_C = AttentionScorer().read(model, pack([request], model.spec)).scores_C
-    order: list[int] = scores_C.argsort(descending=True).tolist()
+    [scored] = scorer.score(model, [prompts], max_tokens=forward_tokens(model.device.type))
+    order: list[int] = scored.scores_C.argsort(descending=True).tolist()
     return order
 
 
-def _prepare(settings: BenchSettings, progress: Progress) -> Benchmark:
+def _prepare(settings: BenchSettings, progress: NamedProgress) -> Benchmark:
     """Find the model, make the requests and check that they fit: all that can fail before anything is measured."""
+    from blockrank.bench.prompts import random_prompts
     from blockrank.bench.subject import arithmetic, find_subject, position_table, skeleton
     from blockrank.model import resolve_devices
+    from blockrank.scorers import DEFAULT_SCORER, SCORERS
 
     devices = resolve_devices(settings.device)
+    scorer = SCORERS.make(settings.scorer or DEFAULT_SCORER)
     subject = find_subject(settings.model, **settings.spec_changes)
+    subject = replace(subject, spec=scorer.adapted(subject.spec))
+    if subject.random and scorer.needs(subject.spec).head:
+        raise InputError(f"scorer {scorer.name!r} needs a head and a tokenizer, which {subject.name} lacks.")
     instruction = settings.instruction
     if instruction is None:
         instruction = _INSTRUCTION if subject.spec.prompt.instruction else 0
@@ -104,17 +117,19 @@ def _prepare(settings: BenchSettings, progress: Progress) -> Benchmark:
     requests = {shape: random_request(shape, **shared) for shape in settings.shapes}
     bare = skeleton(subject)
     table = position_table(bare.module) if HF_FULL in settings.peers else None
-    counted, flops = arithmetic(bare), {}
+    counted, flops = arithmetic(bare) if scorer.name == DEFAULT_SCORER else None, {}
+    prompts = {shape: random_prompts(request, scorer, subject.spec) for shape, request in requests.items()}
     for shape, request in requests.items():
         layout = pack([request], subject.spec)
-        bare.check_positions(layout)
+        for part in prompts[shape].parts:
+            bare.check_positions(pack([part], subject.spec))
         if table is not None and request.length > table:
             raise InputError(
                 f"{HF_FULL}: {shape} make a prompt of {request.length} tokens and {subject.name} has {table} "
                 "positions: take fewer or shorter documents."
             )
         flops[shape] = useful_flops(layout, counted) if counted is not None else None
-    return Benchmark(settings, subject, devices, requests, flops, progress)
+    return Benchmark(settings, subject, devices, scorer, requests, prompts, flops, progress)
 
 
 def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shape, Timing]]:
@@ -126,12 +141,14 @@ def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shap
 
     settings = job.settings
     release(job.devices)  # memory left by an earlier benchmark of this process
-    model = rank_model(job.subject, job.devices, settings)
+    model = rank_model(job.subject, job.devices, settings, job.scorer.needs(job.subject.spec))
+    job.scorer.check(model)
     with torch.inference_mode():
         before = gemm_ceiling(job.devices, model.dtype, settings.dtype)
         release(job.devices)
         timings = job.over_shapes(
-            OURS, lambda shape: time_call(lambda: rank(model, job.requests[shape]), settings.repeats, job.devices)
+            OURS,
+            lambda shape: time_call(lambda: rank(model, job.scorer, job.prompts[shape]), settings.repeats, job.devices),
         )
         # Twice, because a machine may be busy with something else at either end of the run.
         after = gemm_ceiling(job.devices, model.dtype, settings.dtype)
@@ -139,6 +156,7 @@ def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shap
         "name": job.subject.name, "class": type(model.module).__name__, "random_weights": job.subject.random,
         "dtype": settings.dtype if settings.dtype in (FP8, INT8) else str(model.dtype).removeprefix("torch."),
         "layers": "library" if model.decoder is None else "fused", "backend": model.backend.name,
+        "scorer": job.scorer.identity(),
         "scoring_layer": model.spec.readout.layer, "all_layers": job.subject.config.num_hidden_layers,
         "prune": schedule_text(model.spec.exits.prune) or None, "prune_by": model.spec.exits.prune_by,
     }  # fmt: skip

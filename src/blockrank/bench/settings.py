@@ -57,7 +57,8 @@ class BenchSettings:
     makes a full one. instruction, query: tokens of these segments; instruction None means 60, or 0 for a model whose
     prompt has none. ragged: lengths are drawn from [1 - ragged, 1 + ragged] x length. repeats: of each shape;
     peer_repeats: of each peer, None means as many. against: peers, "hf-full" or a command with the fields {documents}
-    and {length}. device, dtype, backend, layers: as `load_model` takes them, None chooses. prune, prune_by: in place of
+    and {length}. device, dtype, backend, layers: as `load_model` takes them, None chooses. scorer: by name,
+    with settings if need be, None takes the attention. prune, prune_by: in place of
     what the model's `RankSpec` says, None leaves it. seed: of the tokens.
 
     Raises `InputError` where a value is out of range, and for a peer that is no command of this machine.
@@ -75,6 +76,7 @@ class BenchSettings:
     dtype: str | None = None
     backend: str | None = None
     layers: str | None = None
+    scorer: str | None = None
     prune: Schedule | None = None
     prune_by: str | None = None
     seed: int = 0
@@ -114,7 +116,7 @@ class BenchSettings:
         words = ["blockrank", "bench", self.model, *_shape_words(self.shapes)]
         given: dict[str, object] = {"instruction": self.instruction, "query": self.query, "ragged": self.ragged or None}
         given |= {"repeats": self.repeats, "peer-repeats": self.peer_repeats, "device": self.device}
-        given |= {"dtype": self.dtype, "backend": self.backend, "layers": self.layers}
+        given |= {"dtype": self.dtype, "backend": self.backend, "layers": self.layers, "scorer": self.scorer}
         given |= {"prune": schedule_text(self.prune) if self.prune is not None else None, "prune-by": self.prune_by}
         given |= {"seed": self.seed or None}
         for name, value in given.items():

@@ -19,6 +19,7 @@ from blockrank.bench.shapes import KNOWN_SHAPES
 from blockrank.model import (
     Layers,
     LoadedModel,
+    Needs,
     RankModel,
     check_layers,
     load_config,
@@ -70,14 +71,16 @@ def weight_type(subject: Subject, dtype: str | None, device: torch.device) -> to
     return resolve_types(dtype, [device])[1]
 
 
-def rank_model(subject: Subject, devices: Sequence[torch.device], settings: BenchSettings) -> RankModel:
-    """The model ready to rank: loaded, or built with random weights; layers up to the scoring layer.
+def rank_model(
+    subject: Subject, devices: Sequence[torch.device], settings: BenchSettings, needs: Needs | None = None
+) -> RankModel:
+    """The model ready to rank: loaded, or built with random weights; layers up to the scoring layer, or those of needs.
 
     Raises `ModelError` and `InputError` as `load_model` does, and `InputError` where several devices would not share
     a request.
     """
     if subject.random:
-        model, *others = (_random_rank_model(subject, device, settings) for device in devices)
+        model, *others = (_random_rank_model(subject, device, settings, needs) for device in devices)
         model.replicas = tuple(others)
     else:
         model = load_model(
@@ -87,6 +90,7 @@ def rank_model(subject: Subject, devices: Sequence[torch.device], settings: Benc
             dtype=settings.dtype,
             backend=settings.backend,
             layers=cast("Layers | None", settings.layers),
+            needs=needs,
         )
     if len(devices) > 1:
         _check_sharing(model)
@@ -101,19 +105,24 @@ def _check_sharing(model: RankModel) -> None:
         raise InputError(f"with {how} a request of {model.name} runs on one device: name one.")
 
 
-def _random_rank_model(subject: Subject, device: torch.device, settings: BenchSettings) -> RankModel:
+def _random_rank_model(
+    subject: Subject, device: torch.device, settings: BenchSettings, needs: Needs | None
+) -> RankModel:
     """What `load_model` would make of random weights on one device, without its probe."""
-    eight_bits, _ = resolve_types(settings.dtype, [device])
+    product_dtype, _ = resolve_types(settings.dtype, [device])
     layers = cast("Layers | None", settings.layers)
     check_layers(layers, settings.dtype)
     weights = weight_type(subject, settings.dtype, device)
-    module = _random_module(subject.config, subject.spec.readout.layer + 1, SEAM, device, weights or torch.bfloat16)
+    needs = needs or Needs()
+    every, layer = subject.config.num_hidden_layers, subject.spec.readout.layer
+    depth = every if needs.every_layer else min(every, needs.depth(layer))
+    module = _random_module(subject.config, depth, SEAM, device, weights or torch.bfloat16)
     backend = get_backend(settings.backend, device, module.dtype)
     loaded = LoadedModel(module, name=subject.name)
-    if runs_fused(module, layers, eight_bits):
+    if runs_fused(module, layers, product_dtype):
         loaded.fuse()
-    if eight_bits:
-        loaded.quantise(eight_bits)
+    if product_dtype:
+        loaded.quantise(product_dtype)
     return RankModel(loaded, subject.spec, backend)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from blockrank.errors import is_out_of_memory
 _GIB = 1 << 30
 _CEILING = {"cuda": (8192, 100)}  # size of the matrices and repeats
 _SMALL_CEILING = (1024, 20)
+_LEAST_REPEATS, _CEILING_S = 3, 2.0  # where one product is slow, as in a type that the processor has no units for
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -37,9 +39,18 @@ def time_call(call: Callable[[], object], repeats: int, devices: Sequence[torch.
     return Timing(error=OUT_OF_MEMORY)
 
 
-def _repeats_ms(call: Callable[[], object], repeats: int, devices: Sequence[torch.device]) -> list[float]:
-    taken = []
-    for _ in range(repeats + 1):
+def _repeats_ms(
+    call: Callable[[], object],
+    repeats: int,
+    devices: Sequence[torch.device],
+    *,
+    least: int = 1,
+    within_s: float = math.inf,
+) -> list[float]:
+    """Milliseconds of each of `repeats` calls after one that warms up; of fewer, but `least`, where all of them would
+    take longer than `within_s`."""
+    taken: list[float] = []
+    while len(taken) <= least or (len(taken) <= repeats and sum(taken) < 1000 * within_s):
         _synchronise(devices)
         start = time.perf_counter()
         call()
@@ -95,7 +106,7 @@ def _device_peak_gib(device: torch.device) -> float | None:
 
 def gemm_ceiling(devices: Sequence[torch.device], dtype: torch.dtype, name: str | None = None) -> Ceiling:
     """Median speed of one square product of random matrices: 8192 on CUDA, 1024 elsewhere; in 8 bits where `name` is
-    "fp8" or "int8".
+    "fp8" or "int8". Many products, but after the third no more once they have taken two seconds.
 
     Measured on the first device; the others are taken to be like it.
     """
@@ -110,7 +121,8 @@ def gemm_ceiling(devices: Sequence[torch.device], dtype: torch.dtype, name: str 
     else:
         out = torch.empty(size, size, device=device, dtype=dtype)
         call = partial(torch.mm, left, right, out=out)
-    return Ceiling(size, _repeats_ms(call, repeats, [device]), len(devices))
+    taken = _repeats_ms(call, repeats, [device], least=min(_LEAST_REPEATS, repeats), within_s=_CEILING_S)
+    return Ceiling(size, taken, len(devices))
 
 
 def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -28,6 +28,7 @@ from blockrank.cli.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    ScorerOption,
     VerboseOption,
     aligned,
     logs,
@@ -117,6 +118,7 @@ def bench_command(
     dtype: DtypeOption = None,
     backend: BackendOption = None,
     layers: LayersOption = None,
+    scorer: ScorerOption = None,
     prune: PruneOption = None,
     prune_by: PruneByOption = None,
     seed: SeedOption = 0,
@@ -131,7 +133,7 @@ def bench_command(
         settings = BenchSettings(
             model=model, shapes=_shapes(documents, length, shapes), instruction=instruction, query=query, ragged=ragged,
             repeats=repeats, peer_repeats=peer_repeats, against=tuple(against or ()), device=device, dtype=dtype,
-            backend=backend, layers=layers, prune=read_schedule(prune) if prune is not None else None,
+            backend=backend, layers=layers, scorer=scorer, prune=read_schedule(prune) if prune is not None else None,
             prune_by=prune_by, seed=seed,
         )  # fmt: skip
         _check_schedule(settings)
@@ -191,6 +193,8 @@ def _heading(result: BenchResult) -> str:
     place = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
     reads = f"scoring layer {model['scoring_layer']} of {model['all_layers']}"
     runs = f"{model['dtype']}, {model['layers']} layers, backend {model['backend']}"
+    if result.settings.scorer:
+        runs += f", scorer {result.settings.scorer}"
     if model["prune"]:
         runs += f", prune {model['prune']} by {model['prune_by']}"
     speed, size = f"{ceiling.flops_per_second / 1e12:.3g} TFLOP/s", ceiling.size

@@ -21,9 +21,9 @@ from blockrank.data import (
     source_name,
 )
 from blockrank.types import Document, RankRequest
+from blockrank.types.requests import Check
 
 Read = Callable[[], Iterator[tuple[str, RankRequest]]]
-Check = Callable[[RankRequest], None]
 
 QueryArgument = Annotated[
     str | None, typer.Argument(metavar="QUERY", help="The query to rank for.", show_default=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from blockrank.cli.console import preview
+from blockrank.types.progress import NamedProgress
 
-Reporter = Callable[[str, int, int], None]
 _LONGEST_NAME = 60
 
 
 @contextmanager
-def progress_bars(*, stay: bool = True, draw_between: bool = False) -> Iterator[Reporter]:
+def progress_bars(*, stay: bool = True, draw_between: bool = False) -> Iterator[NamedProgress]:
     """A bar for everything that is reported, on standard error, where that is a terminal.
 
     stay: the bars are left there at the end. draw_between: they are drawn only when something is reported, where a bar

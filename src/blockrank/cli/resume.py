@@ -23,6 +23,7 @@ from blockrank.keep.identity import hashed, model_identity, ranker_identity
 from blockrank.keep.records import RecordFile
 from blockrank.keep.settings import Settings, locked
 from blockrank.types import Ranking, RankRequest
+from blockrank.types.progress import NamedProgress
 
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Keep what is finished in OUTPUT.resume and go on there; --ray does.")
@@ -118,7 +119,7 @@ class Job:
 
     def _rank(
         self, identities: Sequence[str], finished: Finished, settings: Settings, load: Callable[[], Any],
-        progress: Callable[[str, int, int], None],
+        progress: NamedProgress,
     ) -> None:  # fmt: skip
         """Rank what is not finished, in groups that depend on that alone."""
         done, underway = sum(identity in finished for identity in identities), deque[list[str]]()

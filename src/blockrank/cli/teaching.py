@@ -11,8 +11,8 @@ from blockrank.cli.console import load_check, load_ranker
 from blockrank.mine import CachingEncoder, CrossEncoderTeacher, EncoderTeacher, RankerTeacher
 
 if TYPE_CHECKING:
-    from blockrank.cli.inputs import Check
     from blockrank.mine import Teacher
+    from blockrank.types.requests import Check
 
 
 @dataclass(frozen=True, slots=True)

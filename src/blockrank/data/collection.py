@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blockrank.data.files import Source, json_objects, named, packed_file, source_name
-from blockrank.data.jsonl import DOCUMENT_KEYS, document_object, json_text
+from blockrank.data.jsonl import json_text
 from blockrank.data.trec import Qrels, judgement_place, qrels_lines, read_qrels
 from blockrank.types import BlockrankError, Document, InputError, MissingExtraError
+from blockrank.types.documents import read_document, written_document
 
 logger = logging.getLogger(__name__)
 
@@ -179,23 +180,11 @@ def _records(source: Source, what: str, id_keys: tuple[str, ...] = ("_id",)) -> 
 
 def _record(value: Mapping[str, Any], id_keys: tuple[str, ...]) -> Document:
     """One line of a BEIR file. An empty text passes: collections have some, and a ranker refuses the ones it gets."""
-    id_key = next((key for key in id_keys if key in value), "_id")
-    for key in (id_key, "text"):
-        if key not in value:
-            raise InputError(f"there is no {key!r}; the keys are {sorted(value)}.")
-    found = value[id_key]
-    if type(found) is int:
-        found = str(found)
-    title = value.get("title") or ""
-    for key, text in ((id_key, found), ("text", value["text"]), ("title", title)):
-        if not isinstance(text, str):
-            raise InputError(f"{key} must be a string, not {type(text).__name__}.")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{key} holds a lone surrogate: it is not valid Unicode text.") from None
-    metadata = {key: item for key, item in value.items() if key not in DOCUMENT_KEYS}
-    return Document(value["text"], found, title, metadata)
+    record = read_document(value, id_keys=id_keys)
+    if record.doc_id is None:
+        lack = "{} is null" if id_keys[0] in value else "there is no {!r}"
+        raise InputError(f"{lack.format(id_keys[0])}; the keys are {sorted(value)}.")
+    return record
 
 
 def _record_place(path: Path | None, record_id: str) -> str:
@@ -362,6 +351,6 @@ def _corpus_lines(documents: Iterable[Document]) -> Iterator[str]:
         if document.doc_id in seen:
             raise InputError(f"the doc_id {document.doc_id!r} was there before.")
         seen.add(document.doc_id)
-        yield json_text(document_object(document, "_id"))
+        yield json_text(written_document(document, "_id"))
     if not seen:
         raise InputError("documents is empty: a collection needs some.")

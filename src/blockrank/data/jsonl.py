@@ -8,9 +8,7 @@ from typing import Any
 
 from blockrank.data.files import Source, json_objects, named, source_name, text_lines
 from blockrank.types import Document, InputError, Ranking, RankRequest
-from blockrank.types.documents import checked_document, number_documents
-
-DOCUMENT_KEYS = frozenset({"doc_id", "_id", "id", "title", "text"})
+from blockrank.types.documents import checked_document, number_documents, written_document
 
 
 def read_documents(source: Source) -> list[Document]:
@@ -125,29 +123,15 @@ def json_line(ranking: Ranking) -> str:
 def request_line(request: RankRequest) -> str:
     """One request as one line of JSON, without a line end, that `read_requests` reads back as an equal request.
 
-    Metadata goes beside the text. Raises `InputError` on metadata that JSON cannot carry or that has a name of the
-    document's own.
+    Metadata is written as `written_document` does. Raises `InputError` on what JSON cannot carry.
     """
     line: dict[str, Any] = {"query_id": request.query_id, "query": request.query}
     if request.top_k is not None:
         line["top_k"] = request.top_k
     if request.evidence:
         line["evidence"] = True
-    line["documents"] = [document_object(document) for document in request.candidates]
+    line["documents"] = [written_document(document) for document in request.candidates]
     return json_text(line)
-
-
-def document_object(document: Document, id_key: str = "doc_id") -> dict[str, Any]:
-    """A document as a JSON object. Raises `InputError` where metadata has a name of the document's own."""
-    if taken := sorted(DOCUMENT_KEYS & set(map(str, document.metadata))):
-        raise InputError(
-            f"the document {document.doc_id!r} has {taken[0]!r} in its metadata, which is a document's own."
-        )
-    entry: dict[str, Any] = {id_key: document.doc_id}
-    if document.title:
-        entry["title"] = document.title
-    named = "metadata" in document.metadata  # beside the text it would be taken for all of it
-    return {**entry, "text": document.text, **({"metadata": document.metadata} if named else document.metadata)}
 
 
 def json_text(value: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blockrank.data.files import Source, json_objects, named, source_name
-from blockrank.data.jsonl import as_request, document_object, json_text, positives_of
+from blockrank.data.jsonl import as_request, json_text, positives_of
 from blockrank.types import InputError, RankRequest
-from blockrank.types.documents import check_readable, check_unique_ids
+from blockrank.types.documents import check_readable, check_unique_ids, written_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def training_line(item: TrainingRequest) -> str:
     line: dict[str, Any] = {"query_id": item.query_id, "query": item.query}
     if item.group:
         line["group"] = item.group
-    line["documents"] = [document_object(document) for document in item.request.candidates]
+    line["documents"] = [written_document(document) for document in item.request.candidates]
     line["positives"] = list(item.positives)
     if item.origins:
         line["origins"] = list(item.origins)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from blockrank.data import Collection
@@ -10,8 +10,8 @@ from blockrank.evaluate.measures import too_high
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.work import Work
 from blockrank.types import Document, InputError, RankRequest, RequestRanker
+from blockrank.types.requests import Check
 
-Check = Callable[[RankRequest], None]
 _ANY_QUERY, _ANY_DOCUMENT = "query", Document("document")  # that no ranker refuses
 _TOGETHER = 256  # documents tokenised at once
 

@@ -22,7 +22,7 @@ from blockrank.evaluate.checks import check_measures, check_of, check_works
 from blockrank.evaluate.compare import compare
 from blockrank.evaluate.measures import aggregate, ideal, per_query, summary, without_failing
 from blockrank.evaluate.plan import Plan, Reranker
-from blockrank.evaluate.ranking import Progress, finished, rank_collection
+from blockrank.evaluate.ranking import finished, rank_collection
 from blockrank.evaluate.results import CollectionResult, EvaluationResult, SystemResult
 from blockrank.evaluate.settings import RankingSettings
 from blockrank.evaluate.tables import text_table
@@ -32,6 +32,7 @@ from blockrank.keep.identity import ranker_identity
 from blockrank.keep.settings import Settings, locked
 from blockrank.report.environment import installed, machine, versions
 from blockrank.types import InputError, RequestRanker
+from blockrank.types.progress import NamedProgress
 
 _DECISIVE = ("torch", "transformers")  # another version may round otherwise
 _REPORTED = (*_DECISIVE, "numpy", "ir-measures", "bm25s")
@@ -43,7 +44,7 @@ def evaluate(
     output: str | Path,
     *,
     restart: bool = False,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> EvaluationResult:
     """Rank, measure and compare; go on where an earlier evaluation in the folder `output` was ended.
 
@@ -94,7 +95,7 @@ def _claim(plan: Plan, settings: Settings) -> None:
             settings.claim("systems", system, {"label": reranker.label, "depth": depth, **reranker.settings})
 
 
-def _rank(reranker: Reranker, works: Sequence[Work], plan: Plan, settings: Settings, progress: Progress) -> None:
+def _rank(reranker: Reranker, works: Sequence[Work], plan: Plan, settings: Settings, progress: NamedProgress) -> None:
     """All systems of one reranker on all collections; it is loaded when a query needs it."""
     ranker: RequestRanker | None = None
     for work in works:

@@ -8,7 +8,8 @@ from typing import Any
 
 from blockrank.evaluate.first_stage import FirstStage
 from blockrank.evaluate.measures import DEFAULT_MEASURES, cutoff_of
-from blockrank.types import InputError, RankRequest, RequestRanker
+from blockrank.types import InputError, RequestRanker
+from blockrank.types.requests import Check
 
 REUSE_BYTES = 4 << 30
 LATENCY_QUERIES = 5
@@ -28,7 +29,7 @@ class Reranker:
     label: str
     load: Callable[[], RequestRanker]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    checks: Callable[[], Callable[[RankRequest], None]] | None = None
+    checks: Callable[[], Check] | None = None
 
 
 @dataclass(frozen=True, slots=True)

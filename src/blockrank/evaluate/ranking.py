@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Protocol, runtime_checkable
 
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.work import Work
 from blockrank.types import Document, RankRequest, RequestRanker
+from blockrank.types.progress import NamedProgress
 
-Progress = Callable[[str, int, int], None]
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Remembers(Protocol):
-    """A ranker that can encode documents once for many queries; see `Ranker.remember`."""
-
-    def remember(
-        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
-    ) -> bool:
-        """Encode documents; False where that is not possible."""
-
-    def forget(self) -> None:
-        """Drop them."""
 
 
 def finished(work: Work, system: str, plan: Plan) -> bool:
@@ -41,7 +27,7 @@ def _timed(journal: Journal, plan: Plan) -> bool:
 
 
 def rank_collection(
-    ranker: RequestRanker, work: Work, systems: Mapping[str, int], plan: Plan, progress: Progress
+    ranker: RequestRanker, work: Work, systems: Mapping[str, int], plan: Plan, progress: NamedProgress
 ) -> None:
     """Rank what is missing of a collection at the depth of each system, write the runs, take the times."""
     query_ids = list(chain.from_iterable(work.shards))
@@ -63,14 +49,14 @@ def rank_collection(
 
 @contextmanager
 def _remembered(
-    ranker: RequestRanker, documents: Sequence[Document], most: int, what: str, progress: Progress
+    ranker: RequestRanker, documents: Sequence[Document], most: int, what: str, progress: NamedProgress
 ) -> Iterator[None]:
     """Keep documents encoded while the block runs, where the ranker can."""
-    if not most or not isinstance(ranker, Remembers):
+    if not most:
         yield
         return
     if not ranker.remember(documents, most, lambda done, of: progress(what, done, of)):
-        _log.info("%s are encoded again for every query: the model or the memory does not allow reuse.", what)
+        _log.info("%s are encoded again for every query: the ranker or the memory does not allow reuse.", what)
     try:
         yield
     finally:
@@ -79,7 +65,7 @@ def _remembered(
 
 def _rank_shards(
     ranker: RequestRanker, work: Work, journal: Journal, depth: int, documents: dict[str, Document], what: str,
-    progress: Progress,
+    progress: NamedProgress,
 ) -> None:  # fmt: skip
     """Rank the shards that the journal lacks."""
     total, done = sum(map(len, work.shards)), sum(map(len, work.shards[: journal.shards]))
@@ -99,7 +85,9 @@ def _requests(work: Work, query_ids: Sequence[str], depth: int, documents: dict[
     return [request for request in found if request is not None]
 
 
-def _latency_ms(ranker: RequestRanker, requests: Sequence[RankRequest], what: str, progress: Progress) -> list[float]:
+def _latency_ms(
+    ranker: RequestRanker, requests: Sequence[RankRequest], what: str, progress: NamedProgress
+) -> list[float]:
     """Milliseconds of each request ranked alone, after one that warms up."""
     times: list[float] = []
     for request in [*requests[:1], *requests]:

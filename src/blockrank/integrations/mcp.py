@@ -125,9 +125,9 @@ def _answer(ranker: "ServedRanker", limits: "ServeSettings", values: dict[str, A
     from blockrank.serve.fields import Fields, shown
 
     call = read_call(Fields(_parsed(values), _ARGUMENTS), limits, request_id=uuid.uuid4().hex, echo=False)
-    for index, document in enumerate(call.request.candidates):
-        if document.metadata:  # it would not come back
-            name = shown(next(iter(document.metadata)))
+    for index, item in enumerate(call.given):
+        if item.beside:  # it would not come back
+            name = shown(next(iter(item.beside)))
             raise InputError(f"documents[{index}] has an unknown field {name}; known are id, text, title.")
     size = sum(len(document.text) + len(document.title) for document in call.request.candidates)
     if size > limits.max_body_bytes:

@@ -267,7 +267,7 @@ def _digest(ranker: Ranker) -> str:
     commit = getattr(model.module.config, "_commit_hash", None)
     if folder is None and commit is None:
         raise InputError("this ranker's model comes from no folder and no hub commit: give BlockrankSearch a revision.")
-    settings = [ranker.spec.to_dict(), ranker.scorer.identity(), str(model.dtype), model.eight_bits, commit]
+    settings = [ranker.spec.to_dict(), ranker.scorer.identity(), str(model.dtype), model.product_dtype, commit]
     weights = (
         {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.suffix in _FILES} if folder else {}
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockrank.keep.identity import ranker_identity
 from blockrank.types import BlockrankError, Document, MissingExtraError, ModelError, Ranking, RankRequest, RequestRanker
+from blockrank.types.progress import CountProgress
 
 if TYPE_CHECKING:
     from blockrank.ranker import Ranker
@@ -176,9 +177,7 @@ class RayRanker(RequestRanker):
                     self._busy[worker] -= 1
             self._running.clear()
 
-    def remember(
-        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
-    ) -> bool:
+    def remember(self, documents: Sequence[Document], max_bytes: int, progress: CountProgress | None = None) -> bool:
         """As `Ranker.remember`, on every worker before its next group, in its own memory."""
         del progress
         self._numbers += 1

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from blockrank.layout.encoding import Encoded, PieceEncoder
+from blockrank.layout.encoder import PieceEncoder
+from blockrank.layout.encoding import Encoded
 from blockrank.layout.prompt import Piece
 
 FIRST_ROOM, LAST_ROOM = 8, 64

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from blockrank.layout.batches import plan_batches
 from blockrank.layout.chat import ChatMarkup
-from blockrank.layout.encoding import Encoded, Ints, PieceEncoder
+from blockrank.layout.encoder import PieceEncoder
+from blockrank.layout.encoding import Encoded, Ints
 from blockrank.layout.excerpts import FIRST_ROOM, LAST_ROOM, Excerpt, excerpt, settled
 from blockrank.layout.memo import Memo
 from blockrank.layout.prompt import Kind, Piece, SegmentText, segments

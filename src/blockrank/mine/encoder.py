@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from blockrank.mine.pool import Pool
 from blockrank.retrieve.encoder import Floats, SentenceEncoder
+from blockrank.types.progress import NamedProgress
 
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 _DOCUMENTS, _QUERIES = 4096, 4096  # documents encoded, and queries compared, at a time
 
 
@@ -55,7 +55,7 @@ class CachingEncoder:
 
 
 def nearest(
-    encoder: CachingEncoder, queries: Sequence[str], pool: Pool, depth: int, progress: Progress | None = None
+    encoder: CachingEncoder, queries: Sequence[str], pool: Pool, depth: int, progress: NamedProgress | None = None
 ) -> NDArray[np.int32]:
     """Positions (N, depth) of the most similar documents with text, best first; -1 where there are no more.
 

@@ -11,12 +11,13 @@ from numpy.random import Generator
 
 from blockrank.data import TrainingRequest
 from blockrank.mine.denoise import DropRule
-from blockrank.mine.encoder import CachingEncoder, Progress, nearest
+from blockrank.mine.encoder import CachingEncoder, nearest
 from blockrank.mine.judged import Judged, JudgedQuery
 from blockrank.mine.negatives import Finder, Negatives, RequestPlan, bm25_finder, table_finder
 from blockrank.mine.teach import Teacher, teach
 from blockrank.retrieve import Bm25Index
 from blockrank.types import InputError, RankRequest
+from blockrank.types.progress import NamedProgress
 
 POSITIVE = "positive"
 _SPARE = 0.5  # share of extra negatives to draw if a rule may drop some
@@ -42,7 +43,7 @@ class RequestMaker:
         encoder: CachingEncoder | None = None,
         teacher: Teacher | None = None,
         rule: DropRule | None = None,
-        progress: Progress | None = None,
+        progress: NamedProgress | None = None,
     ) -> None:
         assert rule is None or teacher is not None, "a rule needs a teacher"
         if (distinct := judged.pool.distinct()) < plan.candidates:

@@ -12,9 +12,11 @@ from blockrank.data import json_array, json_objects, named, text_lines
 from blockrank.mine.judged import Judged, JudgedQuery
 from blockrank.mine.pool import Pool, text_key
 from blockrank.types import Document, InputError
+from blockrank.types.documents import read_document
 
 Titles = Literal["keep", "drop", "share"]
 _CONTEXTS = ("hard_negative_ctxs", "negative_ctxs")  # best first
+_CONTEXT_IDS = ("passage_id", "psg_id")
 Row = tuple[str, str, str, list[Document], list[Document]]  # query_id, query, group, positives, negatives
 
 
@@ -121,10 +123,9 @@ def _contexts(value: Mapping[str, Any], key: str) -> list[Document]:
     documents = []
     for index, item in enumerate(contexts):
         with named(f"{key}[{index}]"):
-            text = _text(item, "text")
-            title = _text(item, "title") if item.get("title") else ""
-        name = next((str(item[name]) for name in ("passage_id", "psg_id") if item.get(name) is not None), None)
-        documents.append(Document(text, name, title))
+            document = read_document(item, id_keys=_CONTEXT_IDS)
+            _checked(document.text, "text")
+        documents.append(document)
     return documents
 
 

@@ -37,7 +37,7 @@ from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 
 # Names of 8-bit types: what products run in, and what everything else is in.
-EIGHT_BITS = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.int8, torch.float32)}
+QUANTISED_TYPES = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.int8, torch.float32)}
 _WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Layers = Literal["fused", "library"]
 Devices = str | torch.device | Sequence[str | torch.device] | None
@@ -133,7 +133,7 @@ def load_model(
     resolved = resolve_spec(name_or_path, spec)
     source = located(name_or_path)
     places = resolve_devices(device)
-    eight_bits, weight_type = resolve_types(dtype, places)
+    product_dtype, weight_type = resolve_types(dtype, places)
     check_layers(layers, dtype)
     needs = needs or Needs()
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
@@ -144,7 +144,7 @@ def load_model(
         if omit_dropout:
             _omit_dropout(config)
         module, omitted = _module(source, config, needs.head, weight_type)
-        fused = runs_fused(module, layers, eight_bits)
+        fused = runs_fused(module, layers, product_dtype)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
         models = []
@@ -158,9 +158,9 @@ def load_model(
     check_finite(model.module, model.name)
     if probe:
         probe_model(model)
-    if eight_bits is not None:
+    if product_dtype is not None:
         for item in models:
-            item.weights.quantise(eight_bits)
+            item.weights.quantise(product_dtype)
     model.replicas = tuple(replicas)
     return model
 
@@ -226,7 +226,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
         return torch.float32 if device.type == "cpu" else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in _WEIGHT_TYPES:
-        names = ", ".join([*(str(item).removeprefix("torch.") for item in _WEIGHT_TYPES), *EIGHT_BITS])
+        names = ", ".join([*(str(item).removeprefix("torch.") for item in _WEIGHT_TYPES), *QUANTISED_TYPES])
         raise InputError(f"dtype must be one of {names}, not {dtype!r}.")
     return found
 
@@ -238,28 +238,28 @@ def resolve_types(
 
     Raises `InputError` where a device cannot run them.
     """
-    if not isinstance(dtype, str) or dtype not in EIGHT_BITS:
+    if not isinstance(dtype, str) or dtype not in QUANTISED_TYPES:
         return None, resolve_dtype(dtype, devices[0])
     for device in devices:
         if dtype == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
             raise InputError("dtype 'fp8' needs a CUDA device of compute capability 8.9 or later.")
         if dtype == "int8" and device.type != "cpu":
             raise InputError("dtype 'int8' is for processors; on a GPU take 'fp8'.")
-    return EIGHT_BITS[dtype]
+    return QUANTISED_TYPES[dtype]
 
 
 def check_layers(layers: Layers | None, dtype: torch.dtype | str | None) -> None:
     """Raise `InputError` where 8-bit products are asked for in the library's layers."""
-    if dtype in EIGHT_BITS and layers == "library":
+    if dtype in QUANTISED_TYPES and layers == "library":
         raise InputError(f"dtype {dtype!r} needs fused layers: it does not go with layers='library'.")
 
 
-def runs_fused(module: PreTrainedModel, layers: Layers | None, eight_bits: torch.dtype | None) -> bool:
+def runs_fused(module: PreTrainedModel, layers: Layers | None, product_dtype: torch.dtype | None) -> bool:
     """Whether a model is to be fused: as asked for, always in int8 and fp8, and by default where its family allows
     it."""
-    if layers is None and eight_bits is None:
+    if layers is None and product_dtype is None:
         return engine.unfusable(module) is None
-    return layers == "fused" or eight_bits is not None
+    return layers == "fused" or product_dtype is not None
 
 
 def _omit_dropout(config: PreTrainedConfig) -> None:

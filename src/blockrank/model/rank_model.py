@@ -83,7 +83,7 @@ class RankModel:
         return self.weights.decoder if self._fused else None
 
     @property
-    def eight_bits(self) -> str | None:
+    def product_dtype(self) -> str | None:
         """The 8-bit type that products run in, None where they run in the model's own."""
         blocks = self.decoder.blocks if self.decoder is not None else ()
         kinds = {linear.takes for block in blocks for linear in block.linears} - {None}
@@ -110,7 +110,7 @@ class RankModel:
 
     def in_library_layers(self) -> RankModel:
         """The same weights in the library's own layers."""
-        self._refuse_eight_bits()
+        self._refuse_quantised()
         return self._view(_fused=False, replicas=())
 
     def with_backend(self, backend: AttentionBackend) -> RankModel:
@@ -134,7 +134,7 @@ class RankModel:
             return torch.no_grad()
         return torch.inference_mode()
 
-    def _refuse_eight_bits(self) -> None:
+    def _refuse_quantised(self) -> None:
         if self.weights.is_quantised:
             raise ModelError("the model is loaded in int8 or fp8: it can infer, and nothing else.")
 
@@ -274,7 +274,7 @@ class RankModel:
         self, layout: PackedLayout, wanted: Wanted, whole: bool, outer: nn.Module, rows: RowBuffers | None
     ) -> Capture:
         """A forward through the library's own layers."""
-        self._refuse_eight_bits()
+        self._refuse_quantised()
         wrapped = runs_whole(outer)
         current = self.start_pass(layout, wanted, stop=not (wanted.whole or whole or wrapped), rows=rows)
         extras: dict[str, Any] = {"output_hidden_states": True} if wanted.hidden_R is not None else {}

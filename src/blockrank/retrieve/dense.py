@@ -7,7 +7,7 @@ the corpus and of the encoder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from blockrank.keep.identity import file_digest
 from blockrank.keep.lines import Records, write_records
 from blockrank.retrieve.encoder import Encoder, Floats
 from blockrank.types import Document, InputError
+from blockrank.types.progress import CountProgress
 
-Progress = Callable[[int, int], None]  # (documents encoded, documents in all)
 Dtype = Literal["float32", "float16"]
 
 _FORMAT = 1  # incremented whenever the format written below changes
@@ -52,7 +52,7 @@ class DenseIndex:
         *,
         folder: Path | None = None,
         dtype: Dtype = "float32",
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
     ) -> DenseIndex:
         """The index of a corpus: loaded if its vectors are on disk, else encoded and saved.
 
@@ -91,7 +91,7 @@ class DenseIndex:
         encoder: Encoder,
         *,
         dtype: Dtype = "float32",
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
     ) -> DenseIndex:
         """The index of documents with ids, in memory. Raises as `open`."""
         texts = {str(document.doc_id): document.content for document in documents}

@@ -13,7 +13,7 @@ gradient descent without autograd suffices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -23,8 +23,8 @@ from blockrank.data import Corpus, Run
 from blockrank.retrieve.dense import DenseIndex
 from blockrank.retrieve.encoder import Floats
 from blockrank.types import InputError, Ranking, RankRequest, RequestRanker
+from blockrank.types.progress import CountProgress
 
-Progress = Callable[[int, int], None]  # (queries done, queries in all)
 _LEAST = float(np.finfo(np.float64).tiny)  # so that a share of zero has a logarithm
 Doubles = NDArray[np.float64]
 
@@ -151,11 +151,11 @@ class FeedbackRetriever:
         self.index, self.corpus, self.ranker = index, corpus, ranker
         self.feedback = feedback if feedback is not None else Feedback()
 
-    def run(self, queries: Mapping[str, str], depth: int, progress: Progress | None = None) -> Run:
+    def run(self, queries: Mapping[str, str], depth: int, progress: CountProgress | None = None) -> Run:
         """The second retrieval of every query: query_id -> doc_id -> score, best first, at most `depth`."""
         return {item.query_id: item.second for item in self.rounds(queries, depth, progress)}
 
-    def rounds(self, queries: Mapping[str, str], depth: int, progress: Progress | None = None) -> Iterator[Round]:
+    def rounds(self, queries: Mapping[str, str], depth: int, progress: CountProgress | None = None) -> Iterator[Round]:
         """As `run`, with the results of every step, query by query. Raises `InputError` as `Ranker.rank` and
         `DenseIndex`."""
         vectors_QD = self.index.encoder.queries(list(queries.values()))

@@ -17,6 +17,7 @@ from blockrank.retrieve import html, markdown, pdf
 from blockrank.retrieve.passages import Lines, Passage, TextBlock, paragraphs, spans
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, as_document
+from blockrank.types.documents import checked_document
 
 MOST_BYTES = 20_000_000  # of a file in a folder; a file named by the user may be larger
 DOCUMENTS = ("corpus.jsonl", "corpus.jsonl.gz", "documents.jsonl", "documents.jsonl.gz")
@@ -203,10 +204,8 @@ def _of_json_lines(file: SourceFile) -> Iterator[Passage]:
 
 def _document(value: Mapping[str, Any], index: int) -> Document | None:
     """A checked document; None if it has neither text nor title, which occurs in real corpora."""
-    texts = [value.get("text"), value.get("title") or ""]
-    if all(isinstance(text, str) and not is_readable(text) for text in texts):
-        return None
-    return as_document(value, index)
+    document = checked_document(value, index)
+    return as_document(document, index) if is_readable(document.content) else None
 
 
 def _passage(file: SourceFile, text: str, span: TextBlock, first: int, last: int) -> Passage:

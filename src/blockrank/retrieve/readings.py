@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ from blockrank.retrieve.files import SourceFile, UnreadableError
 from blockrank.retrieve.passages import Passage
 from blockrank.retrieve.reading import FileReader, LimitError, ReadLimits
 from blockrank.types import InputError
+from blockrank.types.progress import CountProgress
 
-Progress = Callable[[int, int], None]  # (files read, files in all)
 FORMAT = 3  # incremented whenever passages are cut differently or their format changes
 FILES, PASSAGES = "files", "passages"  # names of records in an index
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def read_files(
     states: Sequence[Sequence[Any]],
     known: Mapping[tuple[Any, ...], FileReading],
     limits: ReadLimits,
-    progress: Progress | None,
+    progress: CountProgress | None,
 ) -> list[FileReading]:
     """The result of reading each file; files of a known state are not read again.
 

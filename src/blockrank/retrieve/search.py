@@ -24,7 +24,6 @@ from blockrank.retrieve.readings import (
     FORMAT,
     PASSAGES,
     FileReading,
-    Progress,
     file_state,
     kept_reasons,
     known_readings,
@@ -33,6 +32,7 @@ from blockrank.retrieve.readings import (
 )
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RequestRanker
+from blockrank.types.progress import CountProgress
 
 _PLACE = ("path", "doc_id", "first_line", "last_line", "page")
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class PassageIndex:
         *,
         cache: Path | None = None,
         rebuild: bool = False,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
         limits: ReadLimits | None = None,
     ) -> PassageIndex:
         """The index of a folder, a file or a file of JSON lines.
@@ -251,7 +251,7 @@ def search(
     all_passages: bool = False,
     cache: Path | None = None,
     rebuild: bool = False,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
     limits: ReadLimits | None = None,
 ) -> list[Hit]:
     """Search a folder or file: `PassageIndex.open`, then its `search`. Arguments and errors are theirs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ from blockrank.serve.settings import ServeSettings
 from blockrank.serve.spans import SpanOptions
 from blockrank.text.characters import is_readable
 from blockrank.types import Document, InputError, RankRequest, Tokenised
+from blockrank.types.documents import checked_document, named_by
 
 # An id comes back with each document: as long as an address may be, or a number that every language can hold.
 _LONGEST_ID, _LEAST_ID, _MOST_ID = 2048, -(1 << 63), (1 << 64) - 1
 _NAME_KEYS = ("id", "doc_id", "_id")  # in this order
 _TEXT_KEYS = ("text", "title")
-_MOST_NAMES = 8
+_IN_JSON = {
+    "str": "a string", "int": "a number", "float": "a number", "bool": "a boolean", "list": "an array",
+    "dict": "an object",
+}  # fmt: skip
 _REQUEST_NUMBER = re.compile(r" \(query_id '[^']*'\)$")
 
 
@@ -33,9 +37,11 @@ class Names:
 
     def in_words(self, sentence: str) -> str:
         """A sentence of the ranker for a caller: the query and documents called as here, without the number of the
-        request, which every answer has in its header, and with the server's option in place of Python's argument."""
+        request, which every answer has in its header, and with JSON's and the server's words in place of Python's."""
         told = _REQUEST_NUMBER.sub("", sentence.replace("(long_queries='cut')", "(--cut-queries of the server)"))
         told = re.sub(r"^query\b", self.query, told)
+        told = re.sub(r"^(\S+ is) None:", r"\1 null:", told)
+        told = re.sub(rf"\bnot ({'|'.join(_IN_JSON)})\.$", lambda found: f"not {_IN_JSON[found[1]]}.", told)
         return re.sub(r"\bdocuments(?=\[|:)", self.documents, told)
 
 
@@ -43,18 +49,28 @@ NAMES = Names()
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A document of a call. name: what the caller calls it, None where it has no name. beside: the fields that it came
+    with beside text, title and name, as they came."""
+
+    document: Document
+    name: str | int | float | None
+    beside: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a rerank route.
 
-    request: its `query_id` is the request's id, and its documents are numbered by their place. ids: what the caller
-    named each document, None where it has no name. model: the name that answers give. echo: documents come back.
+    request: its `query_id` is the request's id, and its documents are numbered by their place. given: the
+    documents as they came. model: the name that answers give. echo: documents come back.
     evidence, counts: where the attention fell, and tokens read and cut, come back. spans: whether and which of Cohere's
     `relevant_spans` do. may_cut: whether documents over the limit are cut; else they are refused. max_document_tokens:
     a limit of this call's own. notes: what the caller is told beside the ranking. names: of the fields, for sentences.
     """
 
     request: RankRequest
-    ids: tuple[str | int | float | None, ...]
+    given: tuple[Given, ...]
     model: str
     echo: bool
     evidence: bool = False
@@ -100,19 +116,18 @@ def read_call(
     """
     _check_model(fields, settings)
     query = _query(fields, settings, names.query)
-    given = _documents(fields, settings, names.documents)
+    given = _documents(fields, settings, names)
     top = fields.integer(names.top, 1)
     evidence, counts = fields.flag("evidence", False), fields.flag("token_counts", False)
     limit = fields.integer("max_tokens_per_doc", 1)
     try:
-        documents = [document for document, _ in given]
+        documents = [item.document for item in given]
         request = RankRequest(query, documents, request_id, top, evidence or spans is not None)
     except InputError as error:
         raise invalid(names.in_words(str(error))) from None
-    ids = tuple(name for _, name in given)
     return Call(
         request,
-        ids,
+        given,
         settings.served_name,
         echo,
         evidence,
@@ -120,7 +135,7 @@ def read_call(
         spans,
         may_cut,
         limit,
-        (*fields.notes, *_shared_names(ids, names.documents)),
+        (*fields.notes, *_shared_names([item.name for item in given], names.documents)),
         names,
     )
 
@@ -153,8 +168,8 @@ def _over(name: str, found: int, limit: int) -> Refusal:
     return invalid(f"{name} has {found} characters and the limit is {limit}.", name, "limit")
 
 
-def _documents(fields: Fields, settings: ServeSettings, name: str) -> list[tuple[Document, str | int | float | None]]:
-    """The documents and what the caller calls them."""
+def _documents(fields: Fields, settings: ServeSettings, names: Names) -> tuple[Given, ...]:
+    name = names.documents
     values = fields.value(name)
     if values is None:
         raise invalid(f"{name} is missing.", name, "empty")
@@ -169,36 +184,29 @@ def _documents(fields: Fields, settings: ServeSettings, name: str) -> list[tuple
             name,
             "limit",
         )
-    return [_document(value, f"{name}[{index}]", index, settings) for index, value in enumerate(values)]
+    return tuple(_given(value, index, names, settings) for index, value in enumerate(values))
 
 
-def _document(value: Any, where: str, index: int, settings: ServeSettings) -> tuple[Document, str | int | float | None]:
+def _given(value: Any, index: int, names: Names, settings: ServeSettings) -> Given:
     """A document given as a string, or as an object with `text` and maybe `title`, an id, and fields of the caller's
     own, which come back as they are."""
-    if isinstance(value, str):
-        document, name = Document(check_text(value, where), str(index)), None
-    elif isinstance(value, dict):
-        if "text" in value and value["text"] is None:
-            raise invalid(f"{where}.text is null: leave the document out, or give an empty string.", where)
-        if "text" not in value:
-            raise invalid(f"{where} has no 'text'{_its_fields(value)}.", where)
-        text = check_text(value["text"], f"{where}.text")
-        title = "" if value.get("title") is None else check_text(value["title"], f"{where}.title")
-        name_key = next((key for key in _NAME_KEYS if value.get(key) is not None), "")
-        rest = {key: item for key, item in value.items() if key not in _TEXT_KEYS and key != name_key}
-        name = _name(value[name_key], f"{where}.{name_key}") if name_key else None
-        document = Document(text, str(index), title, _checked(rest, where))
-    else:
+    where = f"{names.documents}[{index}]"
+    if not isinstance(value, str | dict):
         raise invalid(f"{where} must be a string or an object with 'text'.", where)
+    name, beside = None, dict[str, Any]()
+    if isinstance(value, dict):
+        if (key := named_by(value, _NAME_KEYS)) is not None:
+            name = _name(value[key], f"{where}.{key}")
+            value = {other: item for other, item in value.items() if other != key}
+        beside = _checked({key: item for key, item in value.items() if key not in _TEXT_KEYS}, where)
+    try:
+        document = checked_document(value, index, id_keys=())
+    except InputError as error:
+        raise invalid(names.in_words(str(error)), where) from None
     size = len(document.text) + len(document.title)
     if size > settings.max_document_chars:
         raise _over(where, size, settings.max_document_chars)
-    return document, name
-
-
-def _its_fields(value: dict[str, Any]) -> str:
-    names = ", ".join(shown(key) for key in list(value)[:_MOST_NAMES])
-    return f"; it has {names}" if names else ""
+    return Given(document, name, beside)
 
 
 def _name(value: Any, where: str) -> str | int | float:

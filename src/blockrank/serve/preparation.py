@@ -67,7 +67,7 @@ class Preparation:
         deadline.check()
         trace.dialect = dialect = dialect_of(path, values)
         call = dialect.read(values, self._settings, trace.request_id)
-        trace.fields |= {"dialect": dialect.name, "documents": len(call.ids)}
+        trace.fields |= {"dialect": dialect.name, "documents": len(call.given)}
         ticket = self._admission.take(_estimate(call, self._ranker))
         try:
             tokenised = self._tokenised(call, deadline)
@@ -105,7 +105,7 @@ class Preparation:
         self._stage(trace, "queue", job.started - job.arrived)
         self._stage(trace, "forward", job.forward_s)
         self._stage(trace, "readout", time.monotonic() - started)
-        self._metrics.ranked(len(call.ids), read.tokens, read.cut_documents, read.query_cut > 0)
+        self._metrics.ranked(len(call.given), read.tokens, read.cut_documents, read.query_cut > 0)
         return body
 
     def _stage(self, trace: Trace, name: Stage, seconds: float) -> None:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from blockrank.configfile import check_fields
 from blockrank.errors import InputError
-from blockrank.types import RankedDocument, Ranking, RankRequest, RequestRanker
+from blockrank.types import Document, RankedDocument, Ranking, RankRequest, RequestRanker
+from blockrank.types.progress import CountProgress
 
 _REQUESTS = 64  # under way at once: what they ask for next shares forwards
 
@@ -79,6 +80,25 @@ class Strategy(RequestRanker):
             rankings = iter(ranker.rank_many([request for ask in those.values() for request in ask.requests]))
             answers |= {place: list(islice(rankings, len(ask.requests))) for place, ask in those.items()}
         return answers
+
+    def remember(self, documents: Sequence[Document], max_bytes: int, progress: CountProgress | None = None) -> bool:
+        """See `RequestRanker.remember`: each ranker that is asked has an equal part of the memory, and reports progress
+        in its turn. Returns whether any of them keeps something."""
+        rankers = self._asked()
+        kept = [ranker.remember(documents, max_bytes // len(rankers), progress) for ranker in rankers]
+        return any(kept)
+
+    def forget(self) -> None:
+        """Drop what `remember` keeps."""
+        for ranker in self._asked():
+            ranker.forget()
+
+    def _asked(self) -> list[RequestRanker]:
+        """The rankers under it that are no strategies, each once: two strategies under it may ask the same."""
+        values = [getattr(self, item.name) for item in fields(self)]
+        rankers = [value for value in values if isinstance(value, RequestRanker)]
+        leaves = [leaf for item in rankers for leaf in (item._asked() if isinstance(item, Strategy) else [item])]
+        return list({id(leaf): leaf for leaf in leaves}.values())
 
     def identity(self) -> dict[str, Any]:
         """What decides its rankings: its name, its settings, and the identity of each ranker that it asks."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from numbers import Integral
 from typing import Any, Literal
 
 from blockrank.errors import InputError
 from blockrank.text.characters import is_readable
 
-_ID_KEYS = ("doc_id", "_id", "id")
+ID_KEYS = ("doc_id", "_id", "id")  # what an id is called in retrieval data, the first that is there
+_OWN_KEYS = frozenset({*ID_KEYS, "title", "text", "metadata"})
 _DEEPEST = 32  # levels of metadata that are written as they are
+_MOST_KEYS, _MOST_SHOWN = 8, 80  # keys that a sentence lists, and characters of each
 _NAMED = 3  # documents that a sentence names one by one
 
 
@@ -109,16 +112,16 @@ def as_document(value: object, index: int) -> Document:
     return document if document.doc_id is not None else replace(document, doc_id=str(index))
 
 
-def checked_document(value: object, index: int) -> Document:
-    """The same of a document that may have no readable character, and no id."""
+def checked_document(value: object, index: int, id_keys: Sequence[str] = ID_KEYS) -> Document:
+    """The same of a document that may have no readable character, and no id. id_keys: see `read_document`."""
     where = f"documents[{index}]"
+    if isinstance(value, Mapping):
+        return read_document(value, where, id_keys)
     if isinstance(value, str):
-        value = Document(value)
-    elif isinstance(value, Mapping):
-        value = _from_mapping(value, where)
-    elif is_missing(value):
+        return Document(check_text(value, f"{where}.text"))
+    if is_missing(value):
         raise InputError(f"{where} is {value}: there is no document; leave it out, or give an empty string.")
-    elif not isinstance(value, Document):
+    if not isinstance(value, Document):
         raise InputError(f"{where} must be a string, a mapping with 'text', or a Document, not {type(value).__name__}.")
     if not isinstance(value.metadata, Mapping):
         raise InputError(f"{where}.metadata must be a mapping, not {type(value.metadata).__name__}.")
@@ -127,19 +130,62 @@ def checked_document(value: object, index: int) -> Document:
     return Document(text, doc_id, title, value.metadata)
 
 
-def _from_mapping(value: Mapping[str, Any], where: str) -> Document:
-    """Read a document from the spellings common in retrieval data (`doc_id`, `_id` or `id`; `text`; `title`).
+def read_document(value: Mapping[str, Any], where: str = "", id_keys: Sequence[str] = ID_KEYS) -> Document:
+    """The document that a JSON object, or another mapping, is: whoever reads one reads it here.
 
-    Metadata is what stands beside them, and what stands in an object `metadata` as other libraries have it.
+    `text` is a string, `title` one too or missing. The id is under the first of `id_keys` that is not missing, if any
+    is. What else there is becomes metadata, an id under another key too; metadata in an object `metadata`, as other
+    libraries have it, is opened. `written_document` is the way back.
+
+    where: what the mapping is called in a sentence, such as `documents[3]`; empty where its place is told otherwise.
+    Raises `InputError`.
     """
+    at = f"{where}." if where else ""
     if "text" not in value:
-        raise InputError(f"{where} has no 'text'; its keys are {sorted(map(str, value))}.")
-    doc_id = next((value[key] for key in _ID_KEYS if value.get(key) is not None), None)
-    metadata = {key: item for key, item in value.items() if key not in (*_ID_KEYS, "text", "title")}
-    inner = metadata.get("metadata")
-    if isinstance(inner, Mapping) and not inner.keys() & (metadata.keys() - {"metadata"}):
-        metadata = {**inner, **{key: item for key, item in metadata.items() if key != "metadata"}}
-    return Document(value["text"], doc_id, value.get("title") or "", metadata)
+        lack, keys = (f"{where} has", "its") if where else ("there is", "the")
+        raise InputError(f"{lack} no 'text'; {keys} keys are {_listed(value)}.")
+    if is_missing(value["text"]):
+        it = "the document" if where else "it"
+        raise InputError(f"{at}text is {value['text']}: leave {it} out, or give an empty string.")
+    text, title, id_key = value["text"], value.get("title"), named_by(value, id_keys)
+    return Document(
+        check_text(text, f"{at}text"),
+        None if id_key is None else check_id(value[id_key], f"{at}{id_key}"),
+        "" if is_missing(title) else check_text(title, f"{at}title"),
+        _metadata(value, {"text", "title", id_key}),
+    )
+
+
+def named_by(value: Mapping[str, Any], id_keys: Sequence[str]) -> str | None:
+    """The first of the keys under which a mapping has an id; None where it has none."""
+    return next((key for key in id_keys if not is_missing(value.get(key))), None)
+
+
+def _metadata(value: Mapping[str, Any], taken: Collection[str | None]) -> Mapping[str, Any]:
+    """What a mapping holds beside what was taken of it, and ids that are missing."""
+    rest = {key: item for key, item in value.items() if key not in taken and not (key in ID_KEYS and is_missing(item))}
+    inner = rest.get("metadata")
+    if not isinstance(inner, Mapping) or inner.keys() & (rest.keys() - {"metadata"}):
+        return rest
+    return {**inner, **{key: item for key, item in rest.items() if key != "metadata"}}
+
+
+def _listed(value: Mapping[str, Any]) -> str:
+    """The first keys of a mapping, which may be many and long."""
+    names = sorted(repr(str(key)[:_MOST_SHOWN]) for key in islice(value, _MOST_KEYS))
+    return f"[{', '.join([*names, '...'] if len(value) > _MOST_KEYS else names)}]"
+
+
+def written_document(document: Document, id_key: str = "doc_id") -> dict[str, Any]:
+    """A document as a JSON object of which `read_document` makes an equal one.
+
+    Metadata goes beside the text; into an object of its own where a name in it is one of a document's own.
+    """
+    entry: dict[str, Any] = {id_key: document.doc_id}
+    if document.title:
+        entry["title"] = document.title
+    is_apart = not _OWN_KEYS.isdisjoint(map(str, document.metadata))
+    return {**entry, "text": document.text, **({"metadata": document.metadata} if is_apart else document.metadata)}
 
 
 def number_documents(documents: Iterable[Document]) -> tuple[Document, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from blockrank.types.documents import DocumentLike, check_id
+from blockrank.types.documents import Document, DocumentLike, check_id
+from blockrank.types.progress import CountProgress
 from blockrank.types.rankings import Ranking
 from blockrank.types.requests import RankRequest
 
@@ -49,6 +50,18 @@ class RequestRanker(ABC):
     def rank_groups(self, groups: Iterable[Sequence[RankRequest]]) -> Iterator[list[Ranking]]:
         """Rank groups of requests lazily, in order; the rankings of a group depend on that group alone."""
         return map(self.rank_many, groups)
+
+    def remember(self, documents: Sequence[Document], max_bytes: int, progress: CountProgress | None = None) -> bool:
+        """Encode documents now, in so much memory, and reuse that in every later call, until `forget`.
+
+        progress: called with how many are encoded, and all of them. Returns False, and does nothing, where nothing can
+        be kept, as if nothing else is said.
+        """
+        del documents, max_bytes, progress
+        return False
+
+    def forget(self) -> None:  # noqa: B027  # what keeps nothing has nothing to drop
+        """Drop what `remember` keeps."""
 
 
 @dataclass(frozen=True, slots=True)

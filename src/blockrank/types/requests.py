@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blockrank.errors import InputError
@@ -85,6 +85,9 @@ class RankRequest:
             (index, first), more = repeated[0], f"; {len(repeated) - 1} more repeat one" if repeated[1:] else ""
             found.append(f"documents[{index}] has the doc_id {documents[index].doc_id!r} of documents[{first}]{more}.")
         return tuple(found)
+
+
+Check = Callable[[RankRequest], None]  # raises `InputError` where a ranker would refuse the request
 
 
 def _documents(values: object) -> tuple[Document, ...]:

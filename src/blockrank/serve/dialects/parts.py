@@ -57,8 +57,8 @@ def warnings_of(call: Call, ranking: Ranking, read: TokenCounts) -> list[str]:
     warnings = [*call.notes, *(call.names.in_words(warning) for warning in ranking.warnings)]
     if read.cut_documents:
         warnings.append(
-            f"{read.cut_documents} of {len(call.ids)} documents were cut at their end to fit (at most {read.most_cut} "
-            "tokens were left out)."
+            f"{read.cut_documents} of {len(call.given)} documents were cut at their end to fit (at most "
+            f"{read.most_cut} tokens were left out)."
         )
     if read.query_cut:
         warnings.append(f"the query lost its last {read.query_cut} tokens to fit.")
@@ -84,7 +84,7 @@ def query_counts(call: Call, read: TokenCounts) -> dict[str, int]:
 def result(call: Call, entry: RankedDocument, score: str) -> dict[str, Any]:
     """One document of an answer, without its text."""
     found: dict[str, Any] = {"index": entry.index, score: entry.score}
-    if (name := call.ids[entry.index]) is not None:
+    if (name := call.given[entry.index].name) is not None:
         found["id"] = name
     if call.counts:
         found |= {"tokens": entry.tokens, "cut_tokens": entry.cut_tokens}
@@ -102,15 +102,15 @@ def echo_object(call: Call, entry: RankedDocument) -> dict[str, Any]:
     if not call.echo:
         return {}
     title = {"title": entry.document.title} if entry.document.title else {}
-    return {"document": {"text": entry.text, **title, **entry.document.metadata}}
+    return {"document": {"text": entry.text, **title, **call.given[entry.index].beside}}
 
 
 def echo_text(call: Call, entry: RankedDocument, key: str) -> dict[str, Any]:
     """The document's text under `key` and its other fields under `metadata`, if it is to be returned."""
     if not call.echo:
         return {}
-    metadata = {"metadata": dict(entry.document.metadata)} if entry.document.metadata else {}
-    return {key: entry.text, **metadata}
+    beside = call.given[entry.index].beside
+    return {key: entry.text, **({"metadata": dict(beside)} if beside else {})}
 
 
 def detailed(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
