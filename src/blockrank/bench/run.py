@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ class Benchmark:
     settings: BenchSettings
     subject: Subject
     devices: Sequence[torch.device]
-    scorer: Scorer
     requests: dict[Shape, TokenisedRequest]
     prompts: dict[Shape, Prompts]
     flops: dict[Shape, int | None]
@@ -101,12 +100,10 @@ def _prepare(settings: BenchSettings, progress: NamedProgress) -> Benchmark:
     from blockrank.bench.prompts import random_prompts
     from blockrank.bench.subject import arithmetic, find_subject, position_table, skeleton
     from blockrank.model import resolve_devices
-    from blockrank.scorers import DEFAULT_SCORER, SCORERS
 
     devices = resolve_devices(settings.device)
-    scorer = SCORERS.make(settings.scorer or DEFAULT_SCORER)
-    subject = find_subject(settings.model, **settings.spec_changes)
-    subject = replace(subject, spec=scorer.adapted(subject.spec))
+    subject = find_subject(settings.model, settings.scorer, **settings.spec_changes)
+    scorer = subject.scorer
     if subject.random and scorer.needs(subject.spec).head:
         raise InputError(f"scorer {scorer.name!r} needs a head and a tokenizer, which {subject.name} lacks.")
     instruction = settings.instruction
@@ -117,7 +114,7 @@ def _prepare(settings: BenchSettings, progress: NamedProgress) -> Benchmark:
     requests = {shape: random_request(shape, **shared) for shape in settings.shapes}
     bare = skeleton(subject)
     table = position_table(bare.module) if HF_FULL in settings.peers else None
-    counted, flops = arithmetic(bare) if scorer.name == DEFAULT_SCORER else None, {}
+    counted, flops = arithmetic(bare) if scorer.name == "attention" else None, {}
     prompts = {shape: random_prompts(request, scorer, subject.spec) for shape, request in requests.items()}
     for shape, request in requests.items():
         layout = pack([request], subject.spec)
@@ -129,7 +126,7 @@ def _prepare(settings: BenchSettings, progress: NamedProgress) -> Benchmark:
                 "positions: take fewer or shorter documents."
             )
         flops[shape] = useful_flops(layout, counted) if counted is not None else None
-    return Benchmark(settings, subject, devices, scorer, requests, prompts, flops, progress)
+    return Benchmark(settings, subject, devices, requests, prompts, flops, progress)
 
 
 def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shape, Timing]]:
@@ -141,14 +138,16 @@ def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shap
 
     settings = job.settings
     release(job.devices)  # memory left by an earlier benchmark of this process
-    model = rank_model(job.subject, job.devices, settings, job.scorer.needs(job.subject.spec))
-    job.scorer.check(model)
+    model = rank_model(job.subject, job.devices, settings, job.subject.scorer.needs(job.subject.spec))
+    job.subject.scorer.check(model)
     with torch.inference_mode():
         before = gemm_ceiling(job.devices, model.dtype, settings.dtype)
         release(job.devices)
         timings = job.over_shapes(
             OURS,
-            lambda shape: time_call(lambda: rank(model, job.scorer, job.prompts[shape]), settings.repeats, job.devices),
+            lambda shape: time_call(
+                lambda: rank(model, job.subject.scorer, job.prompts[shape]), settings.repeats, job.devices
+            ),
         )
         # Twice, because a machine may be busy with something else at either end of the run.
         after = gemm_ceiling(job.devices, model.dtype, settings.dtype)
@@ -156,7 +155,7 @@ def _measure_ranking(job: Benchmark) -> tuple[Ceiling, dict[str, Any], dict[Shap
         "name": job.subject.name, "class": type(model.module).__name__, "random_weights": job.subject.random,
         "dtype": settings.dtype if settings.dtype in (FP8, INT8) else str(model.dtype).removeprefix("torch."),
         "layers": "library" if model.decoder is None else "fused", "backend": model.backend.name,
-        "scorer": job.scorer.identity(),
+        "scorer": job.subject.scorer.identity(),
         "scoring_layer": model.spec.readout.layer, "all_layers": job.subject.config.num_hidden_layers,
         "prune": schedule_text(model.spec.exits.prune) or None, "prune_by": model.spec.exits.prune_by,
     }  # fmt: skip

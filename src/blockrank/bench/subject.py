@@ -24,11 +24,11 @@ from blockrank.model import (
     check_layers,
     load_config,
     load_model,
-    resolve_spec,
     resolve_types,
     runs_fused,
 )
 from blockrank.model.seam import SEAM
+from blockrank.scorers import Scorer, resolve_scorer
 from blockrank.spec import RankSpec
 from blockrank.types import InputError
 
@@ -37,10 +37,12 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model that is not loaded yet. config: the library's own, with every layer; random: whether its weights are."""
+    """A model that is not loaded yet. config: the library's own, with every layer; spec: as the scorer reads it by;
+    random: whether its weights are."""
 
     name: str
     config: Any
+    scorer: Scorer
     spec: RankSpec
     random: bool
 
@@ -50,18 +52,18 @@ class Subject:
         return int(self.config.vocab_size)
 
 
-def find_subject(name: str, **spec_changes: Any) -> Subject:
+def find_subject(name: str, scorer: str | None = None, **spec_changes: Any) -> Subject:
     """The model of a name: a known shape, "embedded", a folder or a hub name; no weight is read.
 
-    spec_changes: fields of its spec that are to be other than it says. Raises `ModelError` where there is no such
+    scorer: None for the one that the model names. spec_changes: fields of its spec that are to be other than it says. Raises `ModelError` where there is no such
     model, `InputError` where its spec refuses the changes.
     """
     if name in KNOWN_SHAPES:
         shape = KNOWN_SHAPES[name]
-        spec = shape.spec.changed(**spec_changes)
-        return Subject(name, AutoConfig.for_model(shape.family, **shape.values), spec, random=True)
-    spec = resolve_spec(name, None).changed(**spec_changes)  # first: its sentence for a model that is nowhere is good
-    return Subject(name, load_config(name), spec, random=False)
+        made, spec = resolve_scorer(name, scorer, shape.spec.changed(**spec_changes))
+        return Subject(name, AutoConfig.for_model(shape.family, **shape.values), made, spec, random=True)
+    made, spec = resolve_scorer(name, scorer)  # first: its sentence for a model that is nowhere is good
+    return Subject(name, load_config(name), made, made.adapted(spec.changed(**spec_changes)), random=False)
 
 
 def weight_type(subject: Subject, dtype: str | None, device: torch.device) -> torch.dtype | None:
