@@ -55,8 +55,8 @@ class Subject:
 def find_subject(name: str, scorer: str | None = None, **spec_changes: Any) -> Subject:
     """The model of a name: a known shape, "embedded", a folder or a hub name; no weight is read.
 
-    scorer: None for the one that the model names. spec_changes: fields of its spec that are to be other than it says. Raises `ModelError` where there is no such
-    model, `InputError` where its spec refuses the changes.
+    scorer: None for the one that the model names. spec_changes: fields of its spec that are to be other than it says.
+    Raises `ModelError` where there is no such model, `InputError` where its spec refuses the changes.
     """
     if name in KNOWN_SHAPES:
         shape = KNOWN_SHAPES[name]
