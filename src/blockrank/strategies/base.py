@@ -15,6 +15,7 @@ from blockrank.errors import InputError
 from blockrank.layout import plan_batches
 from blockrank.types import (
     Cut,
+    Document,
     KeyCache,
     RankedDocument,
     RankerFacts,
@@ -25,9 +26,9 @@ from blockrank.types import (
     ServedRanker,
     SteppedRanker,
 )
+from blockrank.types.requests import one_by_one
 
 _REQUESTS = 64  # under way at once: what they ask for next shares forwards
-_BESIDE = "a"  # a document beside the one that is counted: one without a token would be refused alone
 _CHARS_PER_TOKEN = 4  # for an estimate where the asked ranker counts no tokens
 
 
@@ -88,7 +89,7 @@ class Strategy(SteppedRanker[StrategyTokens, Ranking]):
         max_segment_tokens: int | None = None,
         between: Callable[[], None] | None = None,
     ) -> StrategyTokens:
-        """See `SteppedRanker.tokenise`. The length counts each document once, as if it was ranked alone: how often it
+        """See `SteppedRanker.tokenise`. The length counts each document once, in a prompt of its own: how often it
         will be read is known afterwards, see `Ranking.read_tokens`."""
         if isinstance(self.ranker, Strategy):
             return self.ranker.tokenise(request, max_segment_tokens, between)
@@ -96,9 +97,8 @@ class Strategy(SteppedRanker[StrategyTokens, Ranking]):
             length = sum(len(document.content) for document in request.candidates) // _CHARS_PER_TOKEN
             return StrategyTokens(length, limit=max_segment_tokens)
         length, query_cut, cuts = 0, 0, list[Cut]()
-        for index in request.readable:
-            alone = replace(request, documents=[_BESIDE, request.candidates[index]], top_k=None)
-            found = self.ranker.tokenise(alone, max_segment_tokens, between)
+        for index, pair in one_by_one(request):
+            found = self.ranker.tokenise(pair, max_segment_tokens, between)
             length, query_cut = length + found.length, max(query_cut, found.query_cut)
             cuts += [replace(cut, index=index) for cut in found.cuts if cut.index]
         return StrategyTokens(length, tuple(cuts), query_cut, max_segment_tokens)
@@ -132,6 +132,18 @@ class Strategy(SteppedRanker[StrategyTokens, Ranking]):
     def reuse(self, max_bytes: int) -> KeyCache | None:
         """See `SteppedRanker.reuse`: what the ranker that is asked keeps."""
         return self.ranker.reuse(max_bytes) if isinstance(self.ranker, SteppedRanker) else None
+
+    def remember(
+        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
+    ) -> bool:
+        """Encode documents once for many requests, where the ranker that is asked can: see `Ranker.remember`."""
+        remember = getattr(self.ranker, "remember", None)
+        return remember is not None and bool(remember(documents, max_bytes, progress))
+
+    def forget(self) -> None:
+        """Drop what `remember` keeps."""
+        if (forget := getattr(self.ranker, "forget", None)) is not None:
+            forget()
 
     def _rank_together(self, requests: Sequence[RankRequest], rank: _Rank) -> list[Ranking]:
         """The rankings of requests that are under way at once."""

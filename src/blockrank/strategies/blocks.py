@@ -91,7 +91,9 @@ def block_of(place: int, repeat: int, count: int) -> int:
 def win_rate(wins_CC: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of each document the share of its pairs in which it was before the other; a half where it has none. (C)"""
     pairs_C = (wins_CC + wins_CC.T).sum(1)
-    return np.divide(wins_CC.sum(1), pairs_C, out=np.full(len(wins_CC), 0.5), where=pairs_C > 0)
+    shares_C = np.full(len(wins_CC), 0.5)
+    np.divide(wins_CC.sum(1), pairs_C, out=shares_C, where=pairs_C > 0)
+    return shares_C
 
 
 def pagerank(wins_CC: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from blockrank.errors import InputError
 from blockrank.text.characters import is_readable
@@ -85,6 +85,15 @@ class RankRequest:
             (index, first), more = repeated[0], f"; {len(repeated) - 1} more repeat one" if repeated[1:] else ""
             found.append(f"documents[{index}] has the doc_id {documents[index].doc_id!r} of documents[{first}]{more}.")
         return tuple(found)
+
+
+def one_by_one(request: RankRequest) -> Iterator[tuple[int, RankRequest]]:
+    """The index of each readable candidate, and a request in which it is the second of two documents.
+
+    The first is a placeholder: a document of which a tokenizer makes no token would be refused alone.
+    """
+    for index in request.readable:
+        yield index, replace(request, documents=["a", request.candidates[index]], top_k=None)
 
 
 def _documents(values: object) -> tuple[Document, ...]:
