@@ -11,7 +11,7 @@ import pytest
 from conftest import failed
 from typer.testing import CliRunner
 
-from blockrank import Document, FakeRanker, InputError, Ranker
+from blockrank import Document, InputError, Ranker
 from blockrank.cli import app
 from blockrank.cli.console import in_strategies, load_check
 from blockrank.data import read_requests, read_training_requests, write_collection
@@ -54,12 +54,15 @@ def test_rank_asks_as_the_strategy_does(requests: Path, mini: Ranker) -> None:
     assert [row["kind"] for row in found] == ["order"] * 3
 
 
-def test_several_wrap_each_other_from_the_inside(requests: Path) -> None:
+def test_several_wrap_each_other_from_the_inside(requests: Path, mini: Ranker) -> None:
     options = ("--strategy", "sliding:size=2,step=1", "--strategy", "heap:size=3,top=1")
-    [row, *_] = lines_of(run("rank", "--requests", requests, "--json", *options))
-    assert row["calls"] == 2 + 2, "two families of three, each in two windows"
-    ranker: Any = in_strategies(FakeRanker(), options[1::2])
+    rows = lines_of(run("rank", "--requests", requests, "--json", *options))
+    ranker: Any = in_strategies(mini, options[1::2])
     assert (ranker.name, ranker.ranker.name) == ("heap", "sliding")
+    expected = ranker.rank_many(read_requests(requests))
+    assert ids(rows) == [[entry.index for entry in ranking] for ranking in expected]
+    assert [row["calls"] for row in rows] == [ranking.calls for ranking in expected]
+    assert rows[-1]["calls"] == 2, "a family of three, in two windows"
 
 
 def test_ranking_goes_on_only_under_the_same_strategy(requests: Path, tmp_path: Path, mini: Ranker) -> None:
