@@ -19,9 +19,9 @@ from blockrank.strategies import STRATEGIES, Ask, Steps, Strategy, merged, part
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _sliding(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _halving(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The example of the documentation, registered."""
-    example("sliding", tmp_path_factory.mktemp("sliding"))
+    example("halving", tmp_path_factory.mktemp("halving"))
 
 
 class Numbers(RequestRanker):
@@ -87,9 +87,19 @@ def sliding(ranker: RequestRanker, size: int = 20, step: int = 10) -> Strategy:
 
 
 def test_the_example_is_one_file_of_sixty_lines() -> None:
-    code = EXAMPLES["sliding"]
+    code = EXAMPLES["halving"]
     assert code.count("\n") <= 60
     assert code.count("STRATEGIES.add") == 1
+
+
+@pytest.mark.parametrize(("count", "calls"), [(1, 1), (20, 1), (21, 3), (95, 5 + 3 + 2 + 1), (100, 5 + 3 + 2 + 1)])
+def test_the_example_halves_until_the_rest_fits(count: int, calls: int) -> None:
+    ranker = Numbers(most=20)
+    numbers = np.random.default_rng(count).permutation(count).tolist()
+    ranking = STRATEGIES.make("halving", ranker).rank_many([request_of(numbers)])[0]
+    assert ranking.calls == sum(map(len, ranker.calls)) == calls
+    assert sorted(entry.index for entry in ranking) == list(range(count))
+    assert ranking[0].text == str(count - 1)
 
 
 @pytest.mark.parametrize(("count", "calls"), [(1, 1), (19, 1), (20, 1), (21, 2), (95, 9), (100, 9)])
@@ -189,7 +199,8 @@ def test_evidence_and_cuts_come_through(mini: Ranker) -> None:
 def test_identities_nest() -> None:
     """A wrapper in a wrapper, of other settings each."""
     one, two = sliding(Numbers(), 10, 5), sliding(Numbers(), 20, 5)
-    assert one.identity() == {"ranker": "sliding", "size": 10, "step": 5, "of": {"ranker": "numbers", "most": 1000}}
+    settings = {"size": 10, "step": 5, "passes": 1}
+    assert one.identity() == {"ranker": "sliding", **settings, "of": {"ranker": "numbers", "most": 1000}}
     assert one.identity() != two.identity() != sliding(Numbers(9), 20, 5).identity()
     nested = Groups(one, 3)
     assert nested.identity() == {"ranker": "groups", "size": 3, "of": one.identity()}
@@ -249,7 +260,7 @@ def test_a_strategy_teaches_by_its_order() -> None:
     ("text", "sentence"),
     [
         ("windows", r"strategy 'windows' is unknown; there are \["),
-        ("sliding:width=3", r"strategy 'sliding': unknown key 'width'; there are \['size', 'step'\]"),
+        ("sliding:width=3", r"strategy 'sliding': unknown key 'width'; there are \['passes', 'size', 'step'\]"),
         ("sliding:ranker=mini", "unknown key 'ranker'"),
         ("sliding:size=big", "strategy 'sliding': size must be an integer, not 'big'"),
         ("sliding:size=4,step=5", "step must lie between 1 and size 4, not 5"),

@@ -7,15 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from blockrank.cli.console import load_ranker
-from blockrank.types import RequestRanker
-
-if TYPE_CHECKING:
-    from blockrank.ranker import Ranker
+from blockrank.types import RequestRanker, ServedRanker
 
 RayOption = Annotated[
     bool, typer.Option("--ray", help="Rank on the Ray cluster of RAY_ADDRESS, or on this machine's cores or GPUs.")
@@ -56,10 +53,10 @@ class Workers:
         """What gives the ranker: of this process, or of the cluster."""
         if model is not None and Path(model).is_dir():
             model = str(Path(model).resolve())  # workers start elsewhere
-        load: Callable[[], Ranker] = partial(load_ranker, model, **options)
+        load: Callable[[], ServedRanker] = partial(load_ranker, model, **options)
         return partial(self._on_cluster, load) if self.wanted else load
 
-    def _on_cluster(self, load: Callable[[], Ranker]) -> RequestRanker:
+    def _on_cluster(self, load: Callable[[], ServedRanker]) -> RequestRanker:
         from blockrank.integrations.ray_rank import RayRanker
 
         use_gpu = {None: None, "cpu": False, "cuda": True}[self.device]

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from blockrank.cli.streams import tell
 from blockrank.errors import is_out_of_memory
 from blockrank.keep.files import atomic_file
-from blockrank.types import BlockrankError, InputError
+from blockrank.types import BlockrankError, InputError, ServedRanker
 
 if TYPE_CHECKING:
     from blockrank.ranker import Ranker
@@ -41,6 +41,19 @@ def _checked_scorer(given: str | None) -> str | None:
 
         try:
             SCORERS.make(given)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from None
+    return given
+
+
+def _checked_strategies(given: list[str] | None) -> list[str] | None:
+    """Strategies that there are, with settings that they take; a usage error otherwise. Imports torch where one is
+    named."""
+    if given:
+        from blockrank.fake import FakeRanker
+
+        try:
+            in_strategies(FakeRanker(), given)  # in place of the ranker, which takes time to load
         except InputError as error:
             raise typer.BadParameter(str(error)) from None
     return given
@@ -76,6 +89,17 @@ ScorerOption = Annotated[
         metavar="NAME[:KEY=VALUE,...]",
         callback=_checked_scorer,
         help="How documents are scored: attention (if left out), decode:beams=10, or one that is installed.",
+    ),
+]
+StrategyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strategy",
+        metavar="NAME[:KEY=VALUE,...]",
+        callback=_checked_strategies,
+        show_default=False,
+        help="Rank few candidates at once: sliding:size=20,step=10, heap:top=10, partition, topdown ... All at once if "
+        "left out. May be repeated: each asks the one before it.",
     ),
 ]
 CutQueriesOption = Annotated[
@@ -184,7 +208,7 @@ def logs(verbose: bool, level: int = logging.WARNING) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def load_ranker(
+def load_plain_ranker(
     model: str | None,
     *,
     device: str | None = None,
@@ -197,7 +221,7 @@ def load_ranker(
     scorer: str | None = None,
     probe: bool = True,
 ) -> Ranker:
-    """The ranker that the options ask for. Imports torch."""
+    """The ranker that the options ask for, without a strategy. Imports torch."""
     from blockrank.ranker import DEFAULT_MAX_TOKENS, Ranker
 
     ranker = Ranker.from_pretrained(
@@ -213,6 +237,22 @@ def load_ranker(
     return ranker.with_spec(**changes) if changes else ranker
 
 
+def load_ranker(model: str | None, *, strategy: Sequence[str] | None = None, **options: Any) -> ServedRanker:
+    """The ranker that the options ask for, see `load_plain_ranker`, asked by the strategies that they name."""
+    return in_strategies(load_plain_ranker(model, **options), strategy or ())
+
+
+def in_strategies(ranker: ServedRanker, names: Sequence[str]) -> ServedRanker:
+    """A ranker asked by the first of some strategies, that one by the next, and so on. Raises `InputError` on a
+    strategy or a setting that there is not."""
+    if names:
+        from blockrank.strategies import STRATEGIES
+
+        for name in names:
+            ranker = STRATEGIES.make(name, ranker)
+    return ranker
+
+
 def spec_changes(
     *, max_segment_tokens: int | None = None, cut_queries: bool = False, pattern: str | None = None, **others: Any
 ) -> dict[str, object]:
@@ -226,11 +266,14 @@ def spec_changes(
     return changes
 
 
-def load_check(model: str | None, *, scorer: str | None = None, **options: Any) -> RequestCheck:
-    """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a request."""
+def load_check(
+    model: str | None, *, scorer: str | None = None, strategy: Sequence[str] | None = None, **options: Any
+) -> RequestCheck:
+    """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a
+    request."""
     from blockrank.scorers.checking import RequestCheck
 
-    return RequestCheck.load(model, spec_changes(**options), scorer)
+    return RequestCheck.load(model, spec_changes(**options), scorer, one_by_one=bool(strategy))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from blockrank.cli.console import (
     JsonOption,
     ScorerOption,
     SegmentOption,
+    StrategyOption,
     VerboseOption,
     logs,
     note,
@@ -114,6 +115,7 @@ def requests_command(
     encoder: EncoderOption = None,
     teacher: TeacherOption = None,
     scorer: ScorerOption = None,
+    strategy: StrategyOption = None,
     cross_encoder: CrossOption = None,
     drop_above: AboveOption = None,
     drop_margin: MarginOption = None,
@@ -128,9 +130,11 @@ def requests_command(
     plan = RequestPlan(candidates, parse_negatives(negatives), depth, skip_top, max_positives, max_queries, fill, seed)
     rule = _rule(drop_above, drop_margin)
     _check_requests(teacher, cross_encoder, encoder, rule)
-    check_scorer(scorer, teacher)
+    check_scorer(scorer, strategy, teacher)
     _check_given(given, plan)
-    models = Models(teacher, cross_encoder, encoder, device, batch_size, cut_queries=cut_queries, scorer=scorer)
+    models = Models(
+        teacher, cross_encoder, encoder, device, batch_size, cut_queries=cut_queries, scorer=scorer, strategy=strategy
+    )
     settings = _JudgedSettings(split, qrels, given, depth, min_relevance, _titles(titles))
     with (
         logs(verbose),
@@ -157,6 +161,7 @@ def teach_command(
     output: OutputOption,
     teacher: TeacherOption = None,
     scorer: ScorerOption = None,
+    strategy: StrategyOption = None,
     cross_encoder: CrossOption = None,
     encoder: EncoderOption = None,
     drop_above: AboveOption = None,
@@ -174,8 +179,9 @@ def teach_command(
     rule = _rule(drop_above, drop_margin)
     if sum(name is not None for name in (teacher, cross_encoder, encoder)) != 1:
         raise typer.BadParameter("give one of --teacher, --cross-encoder and --encoder.")
-    check_scorer(scorer, teacher)
-    models = Models(teacher, cross_encoder, encoder, device, batch_size, dtype, max_segment_tokens, cut_queries, scorer)
+    check_scorer(scorer, strategy, teacher)
+    limits = (max_segment_tokens, cut_queries)
+    models = Models(teacher, cross_encoder, encoder, device, batch_size, dtype, *limits, scorer, strategy)
     with logs(verbose), rereadable(requests) as source, progress_bars() as progress:
         # A broken line, or a request that the teacher refuses, is reported before a model is loaded.
         placed = ((place, item.request) for place, item in placed_training_requests(source, judged=False))

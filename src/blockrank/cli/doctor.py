@@ -19,7 +19,7 @@ from blockrank.cli.console import (
     ScorerOption,
     VerboseOption,
     aligned,
-    load_ranker,
+    load_plain_ranker,
     logs,
     write_data,
 )
@@ -126,7 +126,7 @@ def _checks(model: str | None, device: str | None, backend: str | None, scorer: 
     from blockrank.engine import unfusable
 
     def load() -> str:
-        loaded.append(load_ranker(model, device=device, backend=backend, scorer=scorer, probe=False))
+        loaded.append(load_plain_ranker(model, device=device, backend=backend, scorer=scorer, probe=False))
         found = loaded[0].model
         dtype = str(found.dtype).removeprefix("torch.")
         layers = "fused layers" if found.decoder is not None else f"the library's layers ({unfusable(found.module)})"

@@ -21,6 +21,7 @@ from blockrank.cli.console import (
     PatternOption,
     ScorerOption,
     SegmentOption,
+    StrategyOption,
     VerboseOption,
     aligned,
     load_check,
@@ -118,6 +119,7 @@ def eval_command(
     cut_queries: CutQueriesOption = False,
     pattern: PatternOption = None,
     scorer: ScorerOption = None,
+    strategy: StrategyOption = None,
     ray: RayOption = False,
     ray_workers: RayWorkersOption = None,
     ray_cpus: RayCpusOption = 1,
@@ -142,6 +144,8 @@ def eval_command(
         "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
         "cut_queries": cut_queries, "pattern": pattern, "scorer": scorer,
     }  # fmt: skip
+    if strategy:  # named where there is one alone: so results of earlier versions are gone on with
+        options["strategy"] = strategy
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
         from blockrank.evaluate.evaluation import evaluate

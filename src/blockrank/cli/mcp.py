@@ -14,6 +14,7 @@ from blockrank.cli.console import (
     ModelOption,
     ScorerOption,
     SegmentOption,
+    StrategyOption,
     VerboseOption,
     load_ranker,
     logs,
@@ -35,6 +36,7 @@ def mcp_command(
     dtype: DtypeOption = None,
     backend: BackendOption = None,
     scorer: ScorerOption = None,
+    strategy: StrategyOption = None,
     max_documents: DocumentsLimit = 1000,
     max_document_chars: CharsLimit = 200_000,
     max_segment_tokens: SegmentOption = None,
@@ -54,6 +56,7 @@ def mcp_command(
             dtype=dtype,
             backend=backend,
             scorer=scorer,
+            strategy=strategy,
             max_segment_tokens=max_segment_tokens,
             cut_queries=cut_queries,
         )

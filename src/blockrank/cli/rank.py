@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from blockrank.cli.console import (
     PatternOption,
     ScorerOption,
     SegmentOption,
+    StrategyOption,
     VerboseOption,
     data_stream,
     load_check,
@@ -43,10 +44,7 @@ from blockrank.cli.progress import progress_bars
 from blockrank.cli.resume import Job, ResumeOption
 from blockrank.data import json_line, trec_lines
 from blockrank.keep.files import check_writable
-from blockrank.types import Ranking, RankRequest
-
-if TYPE_CHECKING:
-    from blockrank.ranker import Ranker
+from blockrank.types import Ranking, RankRequest, ServedRanker
 
 TrecOption = Annotated[bool, typer.Option("--trec", help="Write a TREC run: query_id Q0 doc_id rank score tag.")]
 TopOption = Annotated[
@@ -79,6 +77,7 @@ def rank_command(
     cut_queries: CutQueriesOption = False,
     pattern: PatternOption = None,
     scorer: ScorerOption = None,
+    strategy: StrategyOption = None,
     resume: ResumeOption = False,
     ray: RayOption = False,
     ray_workers: RayWorkersOption = None,
@@ -93,6 +92,8 @@ def rank_command(
         "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
         "pattern": pattern, "scorer": scorer,
     }  # fmt: skip
+    if strategy:  # named where there is one alone: so results of earlier versions are gone on with
+        options["strategy"] = strategy
     workers = Workers(ray, ray_workers, ray_cpus, device)
     if resume or ray:
         if requests in (None, "-") or output is None:
@@ -122,7 +123,7 @@ def _form(as_json: bool, as_trec: bool, explain: bool) -> str:
 
 def _rank(
     requests: Iterable[RankRequest],
-    load: Callable[[], Ranker],
+    load: Callable[[], ServedRanker],
     form: str,
     output: Path | None,
     top_k: int | None,
@@ -130,7 +131,7 @@ def _rank(
 ) -> None:
     """Rank in this process, and write each ranking as soon as it is there. count: of the requests."""
     ranker = load()
-    cuts = Cuts(ranker.spec.limits.max_segment_tokens)
+    cuts = Cuts(ranker.facts.max_segment_tokens or 0)
     rankings = cuts.counted(ranker.rank_iter(requests))
     if count > 1 and terminal(output) is None:
         rankings = _with_progress(rankings, count)

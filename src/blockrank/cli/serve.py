@@ -18,14 +18,14 @@ from blockrank.cli.console import (
     ModelOption,
     ScorerOption,
     SegmentOption,
+    StrategyOption,
     VerboseOption,
     load_ranker,
     note,
 )
-from blockrank.types import InputError
+from blockrank.types import InputError, ServedRanker
 
 if TYPE_CHECKING:
-    from blockrank.ranker import Ranker
     from blockrank.serve.settings import ServeSettings
 
 KEY_VARIABLE = "BLOCKRANK_API_KEY"
@@ -95,6 +95,7 @@ def serve_command(
     dtype: DtypeOption = None,
     backend: BackendOption = None,
     scorer: ScorerOption = None,
+    strategy: StrategyOption = None,
     key_file: KeyFileOption = None,
     no_key: NoKeyOption = False,
     allowed_host: AllowedHostOption = None,
@@ -132,14 +133,14 @@ def serve_command(
         idle_timeout_s=idle_timeout, write_timeout_s=write_timeout,
     )  # fmt: skip
     options: dict[str, Any] = {
-        "device": device, "dtype": dtype, "backend": backend, "scorer": scorer,
+        "device": device, "dtype": dtype, "backend": backend, "scorer": scorer, "strategy": strategy,
         "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
     }  # fmt: skip
     _serve(settings, partial(load_ranker, model, **options), host, port, log_format, verbose=verbose)
 
 
 def _serve(
-    settings: ServeSettings, load: Callable[[], Ranker], host: str, port: int, log_format: str, *, verbose: bool
+    settings: ServeSettings, load: Callable[[], ServedRanker], host: str, port: int, log_format: str, *, verbose: bool
 ) -> None:
     """Serve until interrupted, and end whatever threads still run."""
     from blockrank.serve.logs import server_logs

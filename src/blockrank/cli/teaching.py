@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class Models:
     max_segment_tokens: int | None = None
     cut_queries: bool = False
     scorer: str | None = None
+    strategy: Sequence[str] | None = None
 
     def load_encoder(self) -> CachingEncoder | None:
         """The bi-encoder, if one is named."""
@@ -40,6 +42,7 @@ class Models:
         return load_check(
             self.teacher,
             scorer=self.scorer,
+            strategy=self.strategy,
             max_segment_tokens=self.max_segment_tokens,
             cut_queries=self.cut_queries,
         )
@@ -52,6 +55,7 @@ class Models:
                 device=self.device,
                 dtype=self.dtype,
                 scorer=self.scorer,
+                strategy=self.strategy,
                 max_segment_tokens=self.max_segment_tokens,
                 cut_queries=self.cut_queries,
             )
@@ -61,7 +65,9 @@ class Models:
         return EncoderTeacher(encoder) if encoder else None
 
 
-def check_scorer(scorer: str | None, teacher: str | None) -> None:
-    """Raise `typer.BadParameter` where a scorer is named and no model for it."""
+def check_scorer(scorer: str | None, strategy: Sequence[str] | None, teacher: str | None) -> None:
+    """Raise `typer.BadParameter` where a scorer or a strategy is named and no model for it."""
     if scorer is not None and teacher is None:
         raise typer.BadParameter("--scorer is for --teacher.")
+    if strategy and teacher is None:
+        raise typer.BadParameter("--strategy is for --teacher.")

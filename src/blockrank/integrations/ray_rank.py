@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blockrank.evaluate.ranking import Remembers
 from blockrank.keep.identity import ranker_identity
 from blockrank.types import BlockrankError, Document, MissingExtraError, ModelError, Ranking, RankRequest, RequestRanker
 from blockrank.types.progress import CountProgress
-
-if TYPE_CHECKING:
-    from blockrank.ranker import Ranker
 
 _USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 _MOST_LOST = 3  # workers that a group may lose before it is given up
@@ -65,13 +63,13 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
 class RankWorker:
     """What runs in a worker: a ranker that is loaded once, and documents that are encoded once."""
 
-    def __init__(self, load: Callable[[], Ranker]) -> None:
+    def __init__(self, load: Callable[[], RequestRanker]) -> None:
         self._load = load
-        self._ranker: Ranker | None = None
+        self._ranker: RequestRanker | None = None
         self._remembered = 0
 
     @property
-    def ranker(self) -> Ranker:
+    def ranker(self) -> RequestRanker:
         """The ranker, loaded when it is first asked for."""
         if self._ranker is None:
             self._ranker = self._load()
@@ -86,7 +84,7 @@ class RankWorker:
     def rank(self, requests: Sequence[RankRequest], remembered: Remembered | None) -> list[Ranking]:
         """The rankings of a group. remembered: number, reference and memory of documents to be encoded before."""
         number = remembered[0] if remembered is not None else 0
-        if number != self._remembered:
+        if number != self._remembered and isinstance(self.ranker, Remembers):
             self.ranker.forget()
             if remembered is not None:
                 import ray
@@ -115,7 +113,7 @@ class RayRanker(RequestRanker):
 
     def __init__(
         self,
-        load: Callable[[], Ranker],
+        load: Callable[[], RequestRanker],
         *,
         workers: int | None = None,
         cpus: int = 1,

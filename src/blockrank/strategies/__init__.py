@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockrank.strategies.base import Ask, Steps, Strategy, merged, part
+from blockrank.strategies.base import Ask, Steps, Strategy, merged, part, placed, randomness
 from blockrank.strategies.registry import STRATEGIES
 
-__all__ = ["STRATEGIES", "Ask", "Steps", "Strategy", "merged", "part"]
+__all__ = ["STRATEGIES", "Ask", "Steps", "Strategy", "merged", "part", "placed", "randomness"]

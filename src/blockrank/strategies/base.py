@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import islice
+from random import Random
 from typing import Any, ClassVar
 
 from blockrank.configfile import check_fields
 from blockrank.errors import InputError
-from blockrank.types import Document, RankedDocument, Ranking, RankRequest, RequestRanker
+from blockrank.layout import plan_batches
+from blockrank.types import (
+    Cut,
+    Document,
+    KeyCache,
+    RankedDocument,
+    RankerFacts,
+    Ranking,
+    RankRequest,
+    RequestRanker,
+    ScoreKind,
+    ServedRanker,
+    SteppedRanker,
+)
 from blockrank.types.progress import CountProgress
+from blockrank.types.requests import one_by_one
 
 _REQUESTS = 64  # under way at once: what they ask for next shares forwards
+_CHARS_PER_TOKEN = 4  # for an estimate where the asked ranker counts no tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +42,21 @@ class Ask:
 
 
 Steps = Generator[Ask, list[Ranking], Ranking]
+_Rank = Callable[[RequestRanker, list[tuple[int, RankRequest]]], list[Ranking]]  # of requests asked for, by place
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyTokens:
+    """What is known of a request before a strategy ranks it: a `Tokenised`. limit: on its documents, for it alone."""
+
+    length: int
+    cuts: tuple[Cut, ...] = ()
+    query_cut: int = 0
+    limit: int | None = None
 
 
 @dataclass
-class Strategy(RequestRanker):
+class Strategy(SteppedRanker[StrategyTokens, Ranking]):
     """Ranks by asking another ranker.
 
     A subclass is a dataclass: it sets `name`, has its settings as fields, which need defaults, and writes `steps`.
@@ -45,7 +73,8 @@ class Strategy(RequestRanker):
     def steps(self, request: RankRequest) -> Steps:
         """The way of one request: yields what is to be ranked, receives the rankings, and returns the request's own.
 
-        `part` makes a request of some of its candidates, `merged` a ranking of entries of the rankings received.
+        `part` makes a request of some of its candidates, `placed` tells which document of the request an entry of such
+        a part's ranking is, and `merged` makes a ranking of these entries.
         """
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
@@ -53,31 +82,93 @@ class Strategy(RequestRanker):
         together."""
         stream = iter(requests)
         while window := list(islice(stream, _REQUESTS)):
-            yield from self._rank_together(window)
+            yield from self._rank_together(window, _rank_many)
 
-    def _rank_together(self, requests: Sequence[RankRequest]) -> list[Ranking]:
-        ways = {place: self.steps(request) for place, request in enumerate(requests)}
+    def tokenise(
+        self,
+        request: RankRequest,
+        max_segment_tokens: int | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> StrategyTokens:
+        """See `SteppedRanker.tokenise`. The length counts each document once, in a prompt of its own: how often it
+        will be read is known afterwards, see `Ranking.read_tokens`."""
+        if isinstance(self.ranker, Strategy):
+            return self.ranker.tokenise(request, max_segment_tokens, between)
+        if not isinstance(self.ranker, SteppedRanker):
+            length = sum(len(document.content) for document in request.candidates) // _CHARS_PER_TOKEN
+            return StrategyTokens(length, limit=max_segment_tokens)
+        length, query_cut, cuts = 0, 0, list[Cut]()
+        for index, pair in one_by_one(request):
+            found = self.ranker.tokenise(pair, max_segment_tokens, between)
+            length, query_cut = length + found.length, max(query_cut, found.query_cut)
+            cuts += [replace(cut, index=index) for cut in found.cuts if cut.index]
+        return StrategyTokens(length, tuple(cuts), query_cut, max_segment_tokens)
+
+    def score(
+        self,
+        requests: Sequence[RankRequest],
+        tokenised: Sequence[StrategyTokens],
+        between: Callable[[], None] | None = None,
+    ) -> list[Ranking]:
+        """See `SteppedRanker.score`: this is the ranking itself."""
+        return self._rank_together(requests, partial(_rank_in_steps, [item.limit for item in tokenised], between))
+
+    def ranking(self, request: RankRequest, tokenised: StrategyTokens, scored: Ranking) -> Ranking:
+        """See `SteppedRanker.ranking`."""
+        del request, tokenised
+        return scored
+
+    def on_each_device(self) -> Sequence[Strategy]:
+        """See `SteppedRanker.on_each_device`: over each of the rankers that it asks, on that device."""
+        asked = {item.name: getattr(self, item.name) for item in fields(self)}
+        each = {name: ranker.on_each_device() for name, ranker in asked.items() if isinstance(ranker, SteppedRanker)}
+        devices = zip(*each.values(), strict=False)  # as many as all of them are on
+        return [replace(self, **dict(zip(each, rankers, strict=True))) for rankers in devices] or [self]
+
+    @property
+    def facts(self) -> RankerFacts:
+        """See `SteppedRanker.facts`: those of the ranker that is asked."""
+        return self.ranker.facts if isinstance(self.ranker, SteppedRanker) else RankerFacts()
+
+    def reuse(self, max_bytes: int) -> KeyCache | None:
+        """See `SteppedRanker.reuse`: what the ranker that is asked keeps."""
+        return self.ranker.reuse(max_bytes) if isinstance(self.ranker, SteppedRanker) else None
+
+    def remember(
+        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
+    ) -> bool:
+        """Encode documents once for many requests, where the ranker that is asked can: see `Ranker.remember`."""
+        remember = getattr(self.ranker, "remember", None)
+        return remember is not None and bool(remember(documents, max_bytes, progress))
+
+    def forget(self) -> None:
+        """Drop what `remember` keeps."""
+        if (forget := getattr(self.ranker, "forget", None)) is not None:
+            forget()
+
+    def _rank_together(self, requests: Sequence[RankRequest], rank: _Rank) -> list[Ranking]:
+        """The rankings of requests that are under way at once."""
+        ways = {place: _Way(self.steps(request)) for place, request in enumerate(requests)}
         found: dict[int, Ranking] = {}
-        lost = dict.fromkeys(ways, 0)  # most tokens that a request's query lost anywhere
-        answers: dict[int, list[Ranking]] = {}
         while len(found) < len(ways):
             asked: dict[int, Ask] = {}
             for place in sorted(ways.keys() - found.keys()):
-                try:
-                    asked[place] = ways[place].send(answers[place]) if place in answers else next(ways[place])
-                except StopIteration as end:
-                    found[place] = replace(end.value, query_cut_tokens=max(end.value.query_cut_tokens, lost[place]))
-            answers = self._answers(asked)
-            lost |= {at: max(lost[at], *(item.query_cut_tokens for item in got)) for at, got in answers.items()}
+                wanted = ways[place].go_on()
+                if isinstance(wanted, Ask):
+                    asked[place] = wanted
+                else:
+                    found[place] = wanted
+            for place, rankings in self._answers(asked, rank).items():
+                ways[place].take(rankings)
         return [found[place] for place in range(len(requests))]
 
-    def _answers(self, asked: dict[int, Ask]) -> dict[int, list[Ranking]]:
+    def _answers(self, asked: dict[int, Ask], rank: _Rank) -> dict[int, list[Ranking]]:
         """The rankings that each request has asked for: one call of each ranker for all of them."""
         answers: dict[int, list[Ranking]] = {}
         rankers = {id(ranker): ranker for ranker in (ask.ranker or self.ranker for ask in asked.values())}
         for ranker in rankers.values():
             those = {place: ask for place, ask in asked.items() if (ask.ranker or self.ranker) is ranker}
-            rankings = iter(ranker.rank_many([request for ask in those.values() for request in ask.requests]))
+            rankings = iter(rank(ranker, [(place, one) for place, ask in those.items() for one in ask.requests]))
             answers |= {place: list(islice(rankings, len(ask.requests))) for place, ask in those.items()}
         return answers
 
@@ -111,17 +202,103 @@ def _identity(value: Any) -> Any:
     return value.identity() if isinstance(value, RequestRanker) else value
 
 
+class _Way:
+    """A request under way: its steps, the answers to what it has asked for, and what these took."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._answers: list[Ranking] | None = None
+        self._calls = self._read_tokens = self._query_cut = 0
+
+    def go_on(self) -> Ask | Ranking:
+        """What it asks for next, or its ranking at the end."""
+        try:
+            return next(self._steps) if self._answers is None else self._steps.send(self._answers)
+        except StopIteration as end:
+            ranking: Ranking = end.value
+            query_cut = max(ranking.query_cut_tokens, self._query_cut)  # the most that it lost anywhere
+            return replace(ranking, query_cut_tokens=query_cut, calls=self._calls, read_tokens=self._read_tokens)
+
+    def take(self, answers: list[Ranking]) -> None:
+        """Take the rankings of what it has asked for."""
+        self._answers = answers
+        self._calls += sum(ranking.calls for ranking in answers)
+        self._read_tokens += sum(ranking.read_tokens for ranking in answers)
+        self._query_cut = max(self._query_cut, *(ranking.query_cut_tokens for ranking in answers), 0)
+
+
+def _rank_many(ranker: RequestRanker, asked: list[tuple[int, RankRequest]]) -> list[Ranking]:
+    return ranker.rank_many([request for _, request in asked])
+
+
+def _rank_in_steps(
+    limits: Sequence[int | None],
+    between: Callable[[], None] | None,
+    ranker: RequestRanker,
+    asked: list[tuple[int, RankRequest]],
+) -> list[Ranking]:
+    """Rank as `rank_many` does, with a limit on the documents of each request, and `between` between the forwards."""
+    requests, limited = [request for _, request in asked], [limits[place] for place, _ in asked]
+    if not isinstance(ranker, SteppedRanker):
+        if any(limit is not None for limit in limited):
+            raise InputError(f"max_segment_tokens cannot be set for a request: {type(ranker).__name__} takes no limit.")
+        return ranker.rank_many(requests)
+    return [*_in_forwards(ranker, requests, limited, between)]
+
+
+def _in_forwards(
+    ranker: ServedRanker, requests: list[RankRequest], limits: list[int | None], between: Callable[[], None] | None
+) -> Iterator[Ranking]:
+    """The steps of a ranker, for as many requests to a forward as is best on its device."""
+    tokenised = [ranker.tokenise(request, limit, between) for request, limit in zip(requests, limits, strict=True)]
+    for batch in plan_batches([item.length for item in tokenised], ranker.facts.forward_tokens):
+        if between is not None:
+            between()
+        scored = ranker.score(requests[batch], tokenised[batch], between)
+        yield from map(ranker.ranking, requests[batch], tokenised[batch], scored)
+
+
 def part(request: RankRequest, indices: Sequence[int]) -> RankRequest:
     """A request for some of the candidates, which have a readable character, in the order given; all are ranked."""
     return replace(request, documents=[request.candidates[index] for index in indices], top_k=None)
 
 
-def merged(request: RankRequest, order: Iterable[tuple[int, RankedDocument]]) -> Ranking:
+def placed(request: RankRequest, indices: Sequence[int], ranking: Ranking) -> list[tuple[int, RankedDocument]]:
+    """The entries of the ranking of a part, best first, each with its document's index in the request.
+
+    indices: those that the part was made of; each comes once, whatever ranked them. One that the ranking holds twice
+    counts where it is first; those that it leaves out come last, with its lowest score and no token read.
+    """
+    found: dict[int, RankedDocument] = {}
+    for entry in ranking:
+        if 0 <= entry.index < len(indices):
+            found.setdefault(indices[entry.index], entry)
+    lowest = min((entry.score for entry in ranking), default=0.0)
+    for place, index in enumerate(indices):
+        found.setdefault(index, RankedDocument(0, lowest, place, request.candidates[index]))
+    return list(found.items())
+
+
+def randomness(request: RankRequest, seed: int) -> Random:
+    """A source of random numbers that is always the same for a seed and a query, whatever was ranked before it.
+
+    Not for its id: a server gives the same query another one each time.
+    """
+    return Random(f"{seed} {request.query}")  # noqa: S311  # it shuffles, and keeps no secret
+
+
+def merged(
+    request: RankRequest,
+    order: Iterable[tuple[int, RankedDocument]],
+    *,
+    scores: Mapping[int, float] | None = None,
+    kind: ScoreKind = "order",
+) -> Ranking:
     """The ranking of a request from entries of rankings of its parts, best first, each with its index in the request.
 
-    Scores are minus the rank: those of different prompts do not compare. Tokens, cuts and evidence stay what they were
-    in the entry. Candidates that are left out, or of which no token was read, come last. Raises `InputError` where one
-    is there twice.
+    Scores are minus the rank: those of different prompts do not compare. scores, kind: by index, where they do; these
+    decide the order then. Tokens, cuts and evidence stay what they were in the entry. Candidates that are left out, or
+    of which no token was read, come last. Raises `InputError` where one is there twice.
     """
     found = list(order)
     if len({index for index, _ in found}) < len(found):
@@ -131,11 +308,11 @@ def merged(request: RankRequest, order: Iterable[tuple[int, RankedDocument]]) ->
     indices, entries = [index for index, _ in read], [entry for _, entry in read]
     return Ranking.from_scores(
         request,
-        [-float(rank) for rank in range(1, len(indices) + 1)],
+        [-float(rank) if scores is None else scores[index] for rank, index in enumerate(indices, start=1)],
         [entry.tokens for entry in entries],
         [entry.cut_tokens for entry in entries],
         evidence=[entry.evidence for entry in entries],
         read=indices,
         estimated=[entry.cut_is_estimate for entry in entries],
-        kind="order",
+        kind=kind,
     )

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from blockrank.registry import Registry
 from blockrank.strategies.base import Strategy
+from blockrank.strategies.blocks import Blocks
+from blockrank.strategies.bubble import Bubble
+from blockrank.strategies.heap import Heap
+from blockrank.strategies.multipass import Multipass
+from blockrank.strategies.partition import Partition
+from blockrank.strategies.sliding import Sliding
+from blockrank.strategies.topdown import TopDown
 
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
@@ -11,3 +18,11 @@ STRATEGIES: Registry[Strategy] = Registry(
     group="blockrank.strategies",
     passed=("ranker",),
 )
+
+STRATEGIES.add(Blocks)
+STRATEGIES.add(Bubble)
+STRATEGIES.add(Heap)
+STRATEGIES.add(Multipass)
+STRATEGIES.add(Partition)
+STRATEGIES.add(Sliding)
+STRATEGIES.add(TopDown)

@@ -83,6 +83,8 @@ class Ranking(Sequence[RankedDocument]):
     negative scores, below the lowest.
     `query_cut_tokens` is how many tokens the query lost, where cutting was allowed (an estimate for a query of over
     eight characters per token of the limit). `warnings`: sentences about the request that the caller should see.
+    `calls`: how many requests were ranked for it, more than one where a strategy made it. `read_tokens`: tokens of
+    documents that were read in all of these together; a document that is in several counts each time.
     """
 
     query: str
@@ -91,6 +93,8 @@ class Ranking(Sequence[RankedDocument]):
     query_cut_tokens: int = 0
     warnings: tuple[str, ...] = ()
     kind: ScoreKind = "share"
+    calls: int = 1
+    read_tokens: int = 0
 
     @classmethod
     def from_scores(
@@ -133,7 +137,11 @@ class Ranking(Sequence[RankedDocument]):
         ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
         silent = sorted(set(unread) & set(request.readable))
         warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
-        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings), kind)
+        warnings = [*request.warnings, *warnings]
+        read_tokens = sum(tokens or ())
+        return cls(
+            request.query, request.query_id, ranked, query_cut_tokens, tuple(warnings), kind, read_tokens=read_tokens
+        )
 
     def __len__(self) -> int:
         return len(self.ranked)
@@ -185,6 +193,8 @@ class Ranking(Sequence[RankedDocument]):
             entry["query_cut_tokens"] = self.query_cut_tokens
         if self.kind != "share":
             entry["kind"] = self.kind
+        if self.calls != 1:
+            entry |= {"calls": self.calls, "read_tokens": self.read_tokens}
         if self.warnings:
             entry["warnings"] = list(self.warnings)
         return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from blockrank.errors import InputError
 from blockrank.text.characters import is_readable
@@ -88,6 +88,15 @@ class RankRequest:
 
 
 Check = Callable[[RankRequest], None]  # raises `InputError` where a ranker would refuse the request
+
+
+def one_by_one(request: RankRequest) -> Iterator[tuple[int, RankRequest]]:
+    """The index of each readable candidate, and a request in which it is the second of two documents.
+
+    The first is a placeholder: a document of which a tokenizer makes no token would be refused alone.
+    """
+    for index in request.readable:
+        yield index, replace(request, documents=["a", request.candidates[index]], top_k=None)
 
 
 def _documents(values: object) -> tuple[Document, ...]:
