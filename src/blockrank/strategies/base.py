@@ -96,18 +96,22 @@ def part(request: RankRequest, indices: Sequence[int]) -> RankRequest:
     return replace(request, documents=[request.candidates[index] for index in indices], top_k=None)
 
 
-def merged(request: RankRequest, order: Iterable[tuple[int, RankedDocument]]) -> Ranking:
+def merged(
+    request: RankRequest,
+    order: Iterable[tuple[int, RankedDocument]],
+    rest: Iterable[tuple[int, RankedDocument]] = (),
+) -> Ranking:
     """The ranking of a request from entries of rankings of its parts, best first, each with its index in the request.
 
     Scores are minus the rank: those of different prompts do not compare. Tokens, cuts and evidence stay what they were
-    in the entry. Candidates that are left out, or of which no token was read, come last. Raises `InputError` where one
-    is there twice.
+    in the entry. rest: candidates that the ranker was not asked about, which follow. Candidates that are left out, or
+    of which it read no token, come last. Raises `InputError` where one is there twice.
     """
-    found = list(order)
-    if len({index for index, _ in found}) < len(found):
+    found, others = list(order), list(rest)
+    if len({index for index, _ in found + others}) < len(found + others):
         raise InputError(f"query_id {request.query_id!r}: the merged order holds a document twice.")
     are_counted = any(entry.tokens for _, entry in found)  # a ranker that reads no tokens counts none
-    read = [(index, entry) for index, entry in found if entry.tokens or not are_counted]
+    read = [(index, entry) for index, entry in found if entry.tokens or not are_counted] + others
     indices, entries = [index for index, _ in read], [entry for _, entry in read]
     return Ranking.from_scores(
         request,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blockrank.registry import Registry
 from blockrank.strategies.base import Strategy
+from blockrank.strategies.cascade import Cascade
 
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
@@ -11,3 +12,5 @@ STRATEGIES: Registry[Strategy] = Registry(
     group="blockrank.strategies",
     passed=("ranker",),
 )
+
+STRATEGIES.add(Cascade)
