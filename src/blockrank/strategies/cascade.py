@@ -30,7 +30,7 @@ class Cascade(WithFirst):
         """See `Strategy.steps`."""
         kept, rest = list(request.readable), Entries()
         if len(kept) > self.keep:
-            ordered = yield from self.first_entries(request)
+            ordered = entries(kept, (yield from self.first_ranking(request)))
             kept, rest = [index for index, _ in ordered[: self.keep]], ordered[self.keep :]
         [ranking] = yield Ask([part(request, kept)])
         return merged(request, entries(kept, ranking), rest)

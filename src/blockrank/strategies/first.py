@@ -51,12 +51,11 @@ class WithFirst(Strategy):
     def check(self) -> None:
         """Refuse settings, before anything is loaded; raises `InputError`."""
 
-    def first_entries(self, request: RankRequest) -> Generator[Ask, list[Ranking], Entries]:
+    def first_ranking(self, request: RankRequest) -> Generator[Ask, list[Ranking], Ranking]:
         """What `first` makes of all readable candidates; it is not asked for evidence."""
         assert isinstance(self.first, RequestRanker), "names are resolved when a strategy is made"
-        asked = replace(part(request, request.readable), evidence=False)
-        [ranking] = yield Ask([asked], ranker=self.first)
-        return entries(request.readable, ranking)
+        [ranking] = yield Ask([replace(part(request, request.readable), evidence=False)], ranker=self.first)
+        return ranking
 
 
 def entries(indices: Sequence[int], ranking: Ranking) -> Entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blockrank.registry import Registry
 from blockrank.strategies.base import Strategy
 from blockrank.strategies.cascade import Cascade
+from blockrank.strategies.fusion import Fusion
 
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
@@ -14,3 +15,4 @@ STRATEGIES: Registry[Strategy] = Registry(
 )
 
 STRATEGIES.add(Cascade)
+STRATEGIES.add(Fusion)
