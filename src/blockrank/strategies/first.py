@@ -71,8 +71,13 @@ def ranker_named(name: str) -> RequestRanker:
         from blockrank.retrieve.lexical import Bm25Ranker
 
         return Bm25Ranker()
-    if name != EMBEDDED and "/" not in name and not Path(name).is_dir():
+    if name != EMBEDDED and not is_checkpoint(name):
         raise InputError(f"first is 'order', 'bm25', or a checkpoint's folder or hub name, not {name!r}.")
     from blockrank.ranker import Ranker
 
     return Ranker.from_pretrained(name)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name can be that of a folder or a model of a hub."""
+    return "/" in name or Path(name).is_dir()

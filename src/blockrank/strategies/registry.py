@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blockrank.registry import Registry
+from blockrank.strategies.adaptive import Adaptive
 from blockrank.strategies.base import Strategy
 from blockrank.strategies.cascade import Cascade
 from blockrank.strategies.fusion import Fusion
@@ -16,3 +17,4 @@ STRATEGIES: Registry[Strategy] = Registry(
 
 STRATEGIES.add(Cascade)
 STRATEGIES.add(Fusion)
+STRATEGIES.add(Adaptive)
