@@ -32,9 +32,9 @@ ORDER = (
     {"decode"},
     {"scorers"},
     {"ranker"},
-    {"data", "fake", "report", "strategies"},
+    {"data", "fake", "report"},
     {"retrieve", "serve"},
-    {"analyze", "bench", "evaluate", "integrations", "mine"},
+    {"analyze", "bench", "evaluate", "integrations", "mine", "strategies"},
     {"train"},  # a run is judged on a dev set, which is an evaluation
     {"cli"},
     {"__main__"},

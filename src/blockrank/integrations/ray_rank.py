@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from blockrank.evaluate.ranking import Remembers
 from blockrank.keep.identity import ranker_identity
 from blockrank.types import BlockrankError, Document, MissingExtraError, ModelError, Ranking, RankRequest, RequestRanker
 from blockrank.types.progress import CountProgress
@@ -84,7 +83,7 @@ class RankWorker:
     def rank(self, requests: Sequence[RankRequest], remembered: Remembered | None) -> list[Ranking]:
         """The rankings of a group. remembered: number, reference and memory of documents to be encoded before."""
         number = remembered[0] if remembered is not None else 0
-        if number != self._remembered and isinstance(self.ranker, Remembers):
+        if number != self._remembered:
             self.ranker.forget()
             if remembered is not None:
                 import ray

@@ -42,6 +42,7 @@ class Ask:
 
 
 Steps = Generator[Ask, list[Ranking], Ranking]
+Entry = tuple[int, RankedDocument]  # of a ranking of a part, with its document's index in the request
 _Rank = Callable[[RequestRanker, list[tuple[int, RankRequest]]], list[Ranking]]  # of requests asked for, by place
 
 
@@ -133,18 +134,6 @@ class Strategy(SteppedRanker[StrategyTokens, Ranking]):
     def reuse(self, max_bytes: int) -> KeyCache | None:
         """See `SteppedRanker.reuse`: what the ranker that is asked keeps."""
         return self.ranker.reuse(max_bytes) if isinstance(self.ranker, SteppedRanker) else None
-
-    def remember(
-        self, documents: Sequence[Document], max_bytes: int, progress: Callable[[int, int], None] | None = None
-    ) -> bool:
-        """Encode documents once for many requests, where the ranker that is asked can: see `Ranker.remember`."""
-        remember = getattr(self.ranker, "remember", None)
-        return remember is not None and bool(remember(documents, max_bytes, progress))
-
-    def forget(self) -> None:
-        """Drop what `remember` keeps."""
-        if (forget := getattr(self.ranker, "forget", None)) is not None:
-            forget()
 
     def _rank_together(self, requests: Sequence[RankRequest], rank: _Rank) -> list[Ranking]:
         """The rankings of requests that are under way at once."""
@@ -263,7 +252,7 @@ def part(request: RankRequest, indices: Sequence[int]) -> RankRequest:
     return replace(request, documents=[request.candidates[index] for index in indices], top_k=None)
 
 
-def placed(request: RankRequest, indices: Sequence[int], ranking: Ranking) -> list[tuple[int, RankedDocument]]:
+def placed(request: RankRequest, indices: Sequence[int], ranking: Ranking) -> list[Entry]:
     """The entries of the ranking of a part, best first, each with its document's index in the request.
 
     indices: those that the part was made of; each comes once, whatever ranked them. One that the ranking holds twice
@@ -289,22 +278,24 @@ def randomness(request: RankRequest, seed: int) -> Random:
 
 def merged(
     request: RankRequest,
-    order: Iterable[tuple[int, RankedDocument]],
+    order: Iterable[Entry],
     *,
+    rest: Iterable[Entry] = (),
     scores: Mapping[int, float] | None = None,
     kind: ScoreKind = "order",
 ) -> Ranking:
     """The ranking of a request from entries of rankings of its parts, best first, each with its index in the request.
 
-    Scores are minus the rank: those of different prompts do not compare. scores, kind: by index, where they do; these
-    decide the order then. Tokens, cuts and evidence stay what they were in the entry. Candidates that are left out, or
-    of which no token was read, come last. Raises `InputError` where one is there twice.
+    Scores are minus the rank: those of different prompts do not compare. rest: candidates that the ranker was not asked
+    about, which follow. scores, kind: by index, where they do compare; these decide the order then. Tokens, cuts and
+    evidence stay what they were in the entry. Candidates that are left out, or of which it read no token, come last.
+    Raises `InputError` where one is there twice.
     """
-    found = list(order)
-    if len({index for index, _ in found}) < len(found):
+    found, others = list(order), list(rest)
+    if len({index for index, _ in found + others}) < len(found + others):
         raise InputError(f"query_id {request.query_id!r}: the merged order holds a document twice.")
     are_counted = any(entry.tokens for _, entry in found)  # a ranker that reads no tokens counts none
-    read = [(index, entry) for index, entry in found if entry.tokens or not are_counted]
+    read = [(index, entry) for index, entry in found if entry.tokens or not are_counted] + others
     indices, entries = [index for index, _ in read], [entry for _, entry in read]
     return Ranking.from_scores(
         request,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from blockrank.registry import Registry
+from blockrank.strategies.adaptive import Adaptive
 from blockrank.strategies.base import Strategy
 from blockrank.strategies.blocks import Blocks
 from blockrank.strategies.bubble import Bubble
+from blockrank.strategies.cascade import Cascade
+from blockrank.strategies.fusion import Fusion
 from blockrank.strategies.heap import Heap
 from blockrank.strategies.multipass import Multipass
 from blockrank.strategies.partition import Partition
@@ -26,3 +29,6 @@ STRATEGIES.add(Multipass)
 STRATEGIES.add(Partition)
 STRATEGIES.add(Sliding)
 STRATEGIES.add(TopDown)
+STRATEGIES.add(Cascade)
+STRATEGIES.add(Fusion)
+STRATEGIES.add(Adaptive)
