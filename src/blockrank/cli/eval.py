@@ -152,8 +152,7 @@ def eval_command(
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
         limits = (depths, measures, max_queries, reuse_memory, latency_queries)
-        chosen = tuple(rerankers(models or [None], options, workers))
-        plan = _plan(chosen, FirstStage(first_stage, drop_own), *limits)
+        plan = _plan(tuple(rerankers(models or [None], options, workers)), FirstStage(first_stage, drop_own), *limits)
         with workers.session(verbose), progress_bars() as progress:
             result = evaluate(collections, plan, folder, restart=restart, progress=progress)
         _show(result, folder, report, as_json)
