@@ -242,6 +242,12 @@ def load_ranker(model: str | None, *, strategy: Sequence[str] | None = None, **o
     return in_strategies(load_plain_ranker(model, **options), strategy or ())
 
 
+def named_strategies(strategy: Sequence[str] | None) -> dict[str, Any]:
+    """The option as one of `load_ranker`, where there is one: what is kept of results without any stays what it was,
+    so that those of earlier versions are gone on with."""
+    return {"strategy": list(strategy)} if strategy else {}
+
+
 def in_strategies(ranker: ServedRanker, names: Sequence[str]) -> ServedRanker:
     """A ranker asked by the first of some strategies, that one by the next, and so on. Raises `InputError` on a
     strategy or a setting that there is not."""

@@ -26,6 +26,7 @@ from blockrank.cli.console import (
     aligned,
     load_check,
     logs,
+    named_strategies,
     note,
     write_data,
 )
@@ -142,19 +143,16 @@ def eval_command(
     folder = _checked(what, output, per_query or with_ceiling, qrels)
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
-        "cut_queries": cut_queries, "pattern": pattern, "scorer": scorer,
+        "cut_queries": cut_queries, "pattern": pattern, "scorer": scorer, **named_strategies(strategy),
     }  # fmt: skip
-    if strategy:  # named where there is one alone: so results of earlier versions are gone on with
-        options["strategy"] = strategy
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
         from blockrank.evaluate.evaluation import evaluate
         from blockrank.evaluate.first_stage import FirstStage
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
-        stage = FirstStage(first_stage, drop_own)
-        chosen = tuple(rerankers(models or [None], options, workers))
-        plan = _plan(chosen, stage, depths, measures, max_queries, reuse_memory, latency_queries)
+        limits = (depths, measures, max_queries, reuse_memory, latency_queries)
+        plan = _plan(tuple(rerankers(models or [None], options, workers)), FirstStage(first_stage, drop_own), *limits)
         with workers.session(verbose), progress_bars() as progress:
             result = evaluate(collections, plan, folder, restart=restart, progress=progress)
         _show(result, folder, report, as_json)

@@ -27,6 +27,7 @@ from blockrank.cli.console import (
     load_check,
     load_ranker,
     logs,
+    named_strategies,
     terminal,
 )
 from blockrank.cli.cuts import Cuts
@@ -90,10 +91,8 @@ def rank_command(
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "max_tokens": max_tokens,
         "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
-        "pattern": pattern, "scorer": scorer,
+        "pattern": pattern, "scorer": scorer, **named_strategies(strategy),
     }  # fmt: skip
-    if strategy:  # named where there is one alone: so results of earlier versions are gone on with
-        options["strategy"] = strategy
     workers = Workers(ray, ray_workers, ray_cpus, device)
     if resume or ray:
         if requests in (None, "-") or output is None:
