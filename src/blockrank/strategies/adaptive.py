@@ -81,7 +81,7 @@ class Adaptive(WithFirst):
             left -= len(read)
             rest = foretold(gram_CC, readings.scores, rest[count:])
         unread = ((readable[place], RankedDocument(0, 0.0, 0, request.candidates[readable[place]])) for place in rest)
-        return merged(request, [(readable[place], entry) for place, entry in readings.ordered()], unread)
+        return merged(request, [(readable[place], entry) for place, entry in readings.ordered()], rest=unread)
 
     def _gram(self, request: RankRequest, first: Ranking) -> NDArray[np.float64]:
         """Products of what scores are fitted to: centred vectors of the candidates, and the order of `first`."""

@@ -99,6 +99,7 @@ def part(request: RankRequest, indices: Sequence[int]) -> RankRequest:
 def merged(
     request: RankRequest,
     order: Iterable[tuple[int, RankedDocument]],
+    *,
     rest: Iterable[tuple[int, RankedDocument]] = (),
 ) -> Ranking:
     """The ranking of a request from entries of rankings of its parts, best first, each with its index in the request.

@@ -33,4 +33,4 @@ class Cascade(WithFirst):
             ordered = entries(kept, (yield from self.first_ranking(request)))
             kept, rest = [index for index, _ in ordered[: self.keep]], ordered[self.keep :]
         [ranking] = yield Ask([part(request, kept)])
-        return merged(request, entries(kept, ranking), rest)
+        return merged(request, entries(kept, ranking), rest=rest)
