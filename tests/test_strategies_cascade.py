@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from whims import KINDS, Whim, check_ranking, request_of
+from whims import KINDS, Careless, Whim, check_ranking, request_of
 
 from blockrank import InputError, ModelError, Ranker, RequestRanker
 from blockrank.ranker import Ranker as LoadedRanker
@@ -141,3 +141,9 @@ def test_settings_are_refused_before_anything_is_loaded(text: str, sentence: str
         STRATEGIES.make(text, Whim())
     with pytest.raises(InputError, match="first must be a RequestRanker or a string, not 3"):
         Cascade(Whim(), 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 40])
+def test_rankings_that_lack_and_repeat_documents_lose_none(count: int) -> None:
+    ranking = Cascade(Careless(), Careless(), keep=5).rank_many([request_of(count)])[0]
+    assert sorted(entry.index for entry in ranking) == list(range(count))

@@ -59,8 +59,14 @@ class WithFirst(Strategy):
 
 
 def entries(indices: Sequence[int], ranking: Ranking) -> Entries:
-    """Entries of the ranking of a part, each with its index in the request. indices: what the part was made of."""
-    return [(indices[entry.index], entry) for entry in ranking]
+    """Entries of the ranking of a part, each with its index in the request. indices: what the part was made of.
+
+    One that the ranking holds twice counts where it is first.
+    """
+    found: dict[int, RankedDocument] = {}
+    for entry in ranking:
+        found.setdefault(indices[entry.index], entry)
+    return list(found.items())
 
 
 def ranker_named(name: str) -> RequestRanker:
