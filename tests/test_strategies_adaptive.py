@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from whims import KINDS, Whim, check_ranking, request_of
+from whims import KINDS, Careless, Whim, check_ranking, request_of
 
 from blockrank import Document, FakeRanker, InputError, Ranker, Ranking, RankRequest, RequestRanker
 from blockrank.strategies import STRATEGIES
@@ -254,3 +254,9 @@ def test_settings_are_refused(text: str, sentence: str) -> None:
         STRATEGIES.make(text, Whim())
     with pytest.raises(InputError, match="vectors is 'lexical'"):
         Adaptive(Whim(), vectors=Document("x"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 40])
+def test_rankings_that_lack_and_repeat_documents_lose_none(count: int) -> None:
+    ranking = Adaptive(Careless(), Careless(), budget=12, size=4).rank_many([request_of(count)])[0]
+    assert sorted(entry.index for entry in ranking) == list(range(count))

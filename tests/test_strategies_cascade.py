@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from whims import KINDS, Whim, check_ranking, request_of
+from whims import KINDS, Careless, Whim, check_ranking, request_of
 
-from blockrank import InputError, ModelError, Ranker, RequestRanker
+from blockrank import InputError, ModelError, Ranker, RankRequest, RequestRanker
 from blockrank.ranker import Ranker as LoadedRanker
 from blockrank.retrieve.lexical import Bm25Ranker
 from blockrank.strategies import STRATEGIES
@@ -141,3 +141,24 @@ def test_settings_are_refused_before_anything_is_loaded(text: str, sentence: str
         STRATEGIES.make(text, Whim())
     with pytest.raises(InputError, match="first must be a RequestRanker or a string, not 3"):
         Cascade(Whim(), 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 40])
+def test_rankings_that_lack_and_repeat_documents_lose_none(count: int) -> None:
+    ranking = Cascade(Careless(), Careless(), keep=5).rank_many([request_of(count)])[0]
+    assert sorted(entry.index for entry in ranking) == list(range(count))
+
+
+@pytest.mark.parametrize("first", ["order", "bm25"])
+def test_a_limit_of_a_request_is_for_those_who_read_tokens(mini: Ranker, first: str) -> None:
+    documents = [f"{text} {'and so on ' * 20}" for text in TEXTS]
+    cascade = STRATEGIES.make(f"cascade:keep=2,first={first}", mini)
+    request = RankRequest(QUERY, documents)
+    tokens = cascade.tokenise(request, 12)
+    [scored] = cascade.score([request], [tokens])
+    ranking = cascade.ranking(request, tokens, scored)
+    limited: Any = STRATEGIES.make(f"cascade:keep=2,first={first}", mini.with_spec(max_segment_tokens=12))
+    assert [(entry.index, entry.tokens) for entry in ranking] == [
+        (entry.index, entry.tokens) for entry in limited.rank(QUERY, documents)
+    ]
+    assert all(entry.cut_tokens for entry in ranking.top(2))

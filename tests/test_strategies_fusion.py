@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from whims import KINDS, Whim, check_ranking, request_of
+from whims import KINDS, Careless, Whim, check_ranking, request_of
 
 from blockrank import FakeRanker, InputError, Ranking, RankRequest, RequestRanker
 from blockrank.strategies import STRATEGIES
@@ -140,3 +140,9 @@ def test_orders_have_no_scores_to_fuse() -> None:
         with pytest.raises(InputError, match="query_id '7': method 'scores' needs scores, and a ranking is an order"):
             Fusion(*pair, "scores").rank_many([request_of(4, "7")])
         assert len(Fusion(*pair, "ranks").rank_many([request_of(4)])[0]) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 40])
+def test_rankings_that_lack_and_repeat_documents_lose_none(count: int) -> None:
+    ranking = Fusion(Careless(), Careless(), "scores").rank_many([request_of(count)])[0]
+    assert sorted(entry.index for entry in ranking) == list(range(count))

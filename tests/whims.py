@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -46,6 +47,14 @@ class Whim(RequestRanker):
 
     def identity(self) -> dict[str, Any]:
         return {"ranker": "whim", "seed": self.seed, "kind": self.kind}
+
+
+class Careless(Whim):
+    """Leaves out the last document of a ranking, and has the first once more in its place."""
+
+    def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
+        for ranking in super().rank_iter(requests):
+            yield replace(ranking, ranked=(*ranking.ranked[:-1], ranking.ranked[0]))
 
 
 def request_of(count: int, query_id: str = "0", unreadable: Iterable[int] = (), **options: Any) -> RankRequest:

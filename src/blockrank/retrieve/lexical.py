@@ -16,6 +16,8 @@ class Bm25Ranker(RequestRanker):
     There is no evidence, and no tokens are counted. Raises `MissingExtraError` without the extra.
     """
 
+    reads_tokens = False
+
     def __init__(self, k1: float = K1, b: float = B) -> None:
         self._k1, self._b, self._versions = k1, b, versions()
 

@@ -72,7 +72,7 @@ class Adaptive(WithFirst):
             return merged(request, placed(request, readable, ranking))
         first = yield from self.first_ranking(request)
         gram_CC = self._gram(request, first)
-        readings, rest, left = Readings(), [entry.index for entry in first], self.budget
+        readings, rest, left = Readings(), [*dict.fromkeys(entry.index for entry in first)], self.budget
         anchors: list[int] = []
         while count := max(0, min(self.size, left) - len(anchors)):
             read = [*anchors, *rest[:count]]
@@ -91,7 +91,7 @@ class Adaptive(WithFirst):
             raise InputError(f"vectors must give a finite vector for each of {len(texts)} documents.")
         vectors_CD = vectors_CD - vectors_CD.mean(0)
         length = float(np.sqrt((vectors_CD**2).sum(1).mean()))
-        order_C = np.empty(len(texts))
+        order_C = np.full(len(texts), -np.log(len(texts)))
         order_C[[entry.index for entry in first]] = -np.log([entry.rank for entry in first])
         order_C = (order_C - order_C.mean()) / order_C.std()  # there are two ranks at least
         vectors_CD /= length or 1.0

@@ -229,7 +229,7 @@ def _rank_in_steps(
     """Rank as `rank_many` does, with a limit on the documents of each request, and `between` between the forwards."""
     requests, limited = [request for _, request in asked], [limits[place] for place, _ in asked]
     if not isinstance(ranker, SteppedRanker):
-        if any(limit is not None for limit in limited):
+        if ranker.reads_tokens and any(limit is not None for limit in limited):
             raise InputError(f"max_segment_tokens cannot be set for a request: {type(ranker).__name__} takes no limit.")
         return ranker.rank_many(requests)
     return [*_in_forwards(ranker, requests, limited, between)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ ORDER, BM25 = "order", "bm25"
 
 class OrderRanker(RequestRanker):
     """Leaves candidates in the order in which they are given: that of the first stage that found them."""
+
+    reads_tokens = False
 
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
         """See `RequestRanker.rank_iter`."""
@@ -56,8 +59,9 @@ class WithFirst(Strategy):
         return ranking
 
 
+@lru_cache(maxsize=4)
 def ranker_named(name: str) -> RequestRanker:
-    """The ranker that a name stands for; see `WithFirst`."""
+    """The ranker that a name stands for, see `WithFirst`; loaded once, however many strategies name it."""
     if name == ORDER:
         return OrderRanker()
     if name == BM25:

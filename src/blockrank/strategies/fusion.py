@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockrank.errors import InputError
-from blockrank.strategies.base import Ask, Steps, merged, part
+from blockrank.strategies.base import Ask, Steps, merged, part, placed
 from blockrank.strategies.first import ORDER, OrderRanker, WithFirst
 from blockrank.types import Ranking, RankRequest
 
@@ -45,21 +45,24 @@ class Fusion(WithFirst):
         """See `Strategy.steps`."""
         others = yield from self.first_ranking(request)
         [own] = yield Ask([part(request, request.readable)])
-        sums_C = self.weight * self._values(own) + (1 - self.weight) * self._values(others)
-        fused = sorted(own, key=lambda entry: -sums_C[entry.index])
-        return merged(request, [(request.readable[entry.index], entry) for entry in fused])
+        count = len(request.readable)
+        sums_C = self.weight * self._values(own, count) + (1 - self.weight) * self._values(others, count)
+        order = placed(request, request.readable, own)
+        return merged(request, sorted(order, key=lambda pair: -sums_C[pair[1].index]))
 
-    def _values(self, ranking: Ranking) -> NDArray[np.float64]:
-        """What is summed, (C,), by the index of a candidate in the ranking's request."""
+    def _values(self, ranking: Ranking, count: int) -> NDArray[np.float64]:
+        """What is summed, (C,), by a candidate's index in the ranking's request; one not there has the least."""
         if self.method == "scores" and ranking.kind == "order":
             raise InputError(
                 f"query_id {ranking.query_id!r}: method 'scores' needs scores, and a ranking is an order: "
                 "use method 'ranks'."
             )
-        values_C = np.zeros(len(ranking))
-        for entry in ranking:
-            values_C[entry.index] = 1 / (self.k + entry.rank) if self.method == "ranks" else entry.score
-        return values_C if self.method == "ranks" else _standardised(values_C)
+        by_ranks = self.method == "ranks"
+        found = [(entry.index, 1 / (self.k + entry.rank) if by_ranks else entry.score) for entry in ranking]
+        values_C = np.full(count, min(value for _, value in found))
+        for index, value in reversed(found):  # one that is there twice counts where it is first
+            values_C[index] = value
+        return values_C if by_ranks else _standardised(values_C)
 
 
 def _standardised(scores_C: NDArray[np.float64]) -> NDArray[np.float64]:

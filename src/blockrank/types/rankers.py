@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from blockrank.types.documents import Document, DocumentLike, check_id
 from blockrank.types.progress import CountProgress
@@ -14,7 +14,12 @@ from blockrank.types.requests import RankRequest
 
 
 class RequestRanker(ABC):
-    """What every ranker offers: `rank` and `rank_many` over its own `rank_iter`."""
+    """What every ranker offers: `rank` and `rank_many` over its own `rank_iter`.
+
+    reads_tokens: whether a limit on the tokens of a document could change its rankings.
+    """
+
+    reads_tokens: ClassVar[bool] = True
 
     @abstractmethod
     def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
