@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,8 @@ class WithFirst(Strategy):
         return ranking
 
 
-@lru_cache(maxsize=4)
 def ranker_named(name: str) -> RequestRanker:
-    """The ranker that a name stands for, see `WithFirst`; loaded once, however many strategies name it."""
+    """The ranker that a name stands for; see `WithFirst`."""
     if name == ORDER:
         return OrderRanker()
     if name == BM25:
