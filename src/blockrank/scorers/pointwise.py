@@ -48,7 +48,7 @@ class AloneScorer(LayoutScorer):
             pattern="block" if self.packed else "causal",
             document_attention="causal",
             query_attention="causal",
-            query_reads="all",
+            query_reads="own" if self.packed else "all",  # nothing reads the documents: devices may share them
             query_offset=None,
             prune=(),
         )
