@@ -27,6 +27,7 @@ from blockrank.types import BlockrankError, ModelError
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?:.*?\.)?\d+\.")
 _POOLER = "pooler."  # of a BERT: no ranking reads it, and many checkpoints lack it
+_SCORE = "score"  # how the library's decoders call the head of a sequence classification
 
 
 def load_weights(
@@ -60,7 +61,7 @@ def load_weights(
     if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
         raise ModelError(f"{named} holds {mismatched[0]} in another shape than its config says.")
     _check_unexpected(module, info["unexpected_keys"], named)
-    if needs.score and not isinstance(getattr(module, "score", None), nn.Linear):
+    if needs.score and not isinstance(getattr(module, _SCORE, None), nn.Linear):
         raise ModelError(f"{named} is a {type(module).__name__}, whose head is not one product named 'score'.")
     if not omitted and Path(source).is_dir() and getattr(config, "quantization_config", None) is None:
         _check_types(module, Path(source))
@@ -73,9 +74,7 @@ def _class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
     if not needs.score:
         return AutoModelForCausalLM if needs.head else AutoModel
     if config.num_labels != 1:
-        raise ModelError(
-            f"{named} tells {config.num_labels} classes apart by its config: a score takes a head with one output."
-        )
+        raise ModelError(f"{named} has {config.num_labels} labels by its config, and a head that scores has one.")
     return AutoModelForSequenceClassification
 
 
@@ -109,13 +108,14 @@ def _check_missing(
 
 
 def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named: str) -> None:
-    """Raise `ModelError` for weights of a layer in use that the model has no place for: it would compute something
-    else than it was trained to. Layers above, other heads and the like do not matter."""
+    """Raise `ModelError` for weights of a layer or a head in use that the model has no place for: it would compute
+    something else than it was trained to. Layers above, other heads and the like do not matter."""
     prefix = _prefix(module)
     layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
     for name in sorted(unexpected):
         found = _LAYER.match(name.removeprefix(prefix))
-        if found is not None and found[0] in layers:
+        of_head = name.startswith(f"{_SCORE}.") and hasattr(module, _SCORE)
+        if of_head or (found is not None and found[0] in layers):
             raise ModelError(
                 f"{named} holds {name}, for which its config leaves no place: they do not belong together."
             )
