@@ -107,7 +107,7 @@ class EmbeddingScorer(Scorer):
 
 def _vectors(model: RankModel, parts: Sequence[TokenisedRequest], max_tokens: int) -> Tensor:
     """(N, D) float32, of length 1: the last hidden state of each prompt's last token."""
-    found = []
+    found: list[Tensor] = []
     for batch in plan_batches([part.length for part in parts], max_tokens):
         if found:
             model.give_turn()
