@@ -11,8 +11,8 @@ repeats:
     batches of 32    transformers, prompts of similar length padded to the longest of each batch
 
 The peers run with every attention of transformers that is there: `sdpa`, and on a GPU flash attention where its package
-is installed. They compute logits of the last token alone, as `packed` does. All documents have one length, so that nothing
-is padded, but for `--ragged 0.5`. `--model tiny --device cpu` tries the script where there is no GPU.
+is installed. They compute logits of the last token alone, as `packed` does. All documents have one length, so that
+nothing is padded, but for `--ragged 0.5`. `--model tiny --device cpu` tries the script where there is no GPU.
 """
 
 from __future__ import annotations
