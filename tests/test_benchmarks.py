@@ -66,6 +66,26 @@ def test_parts_of_gpu_latency(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "the part devices needs --devices 2 or more" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ragged", ["0", "0.5"])
+def test_packed_pointwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, ragged: str
+) -> None:
+    """Every system gives the same scores."""
+    output = tmp_path / "packed.json"
+    size = ("--documents", "9", "--length", "8", "--prefix", "6", "--batch", "4", "--ragged", ragged)
+    run(monkeypatch, *TINY, *size, "--out", str(output), script="packed_pointwise.py")
+    found = json.loads(output.read_text(encoding="utf-8"))
+    names = ["packed", "one pair, sdpa", "batches of 4, sdpa"]
+    assert [row["system"] for row in found["rows"]] == names
+    assert found["tokens"]["pairs"] - found["tokens"]["packed"] == 8 * 6
+    for row in found["rows"]:
+        assert row["largest_difference"] < 1e-5
+        assert row["times_packed"] == pytest.approx(row["p50_ms"] / found["rows"][0]["p50_ms"], abs=1e-3)
+    assert found["model"] == {"shape": "tiny", "dtype": "float32", "backend": "sdpa"}
+    assert {"date", "commit", "hardware", "versions"} <= found.keys()
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == names
+
+
 def test_train_distil(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     texts = {
         "mars": "Mars looks red in the sky. Iron oxide in its soil is the cause.",

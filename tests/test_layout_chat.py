@@ -67,9 +67,9 @@ def test_a_first_token_that_the_tokenizer_adds_is_written() -> None:
     assert ChatMarkup(Adds()).written(TEMPLATE).instruction == ("<s>Be exact.\n\nRank. ",)
 
 
-def test_pieces_without_text_of_their_own_take_the_markup() -> None:
+def test_where_the_prompt_ends_in_documents_each_is_closed() -> None:
     bare = Template((), ("{text}{query}",), (), chat=True)
-    assert prompt(bare, CHATML) == "<|im_end|>user:oneqtwoq<|im_end|>assistant:(thought)"
+    assert prompt(bare, CHATML) == "<|im_end|>user:oneq<|im_end|>assistant:(thought)twoq<|im_end|>assistant:(thought)"
 
 
 @pytest.mark.parametrize("chat", [TWICE, "nothing", REFUSES])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ class LengthScorer(LayoutScorer):
     """Scores by the tokens of each document, as whatever kind is asked for."""
 
     name = "length"
-    says: Literal["share", "logit", "probability", "order"] = "logit"
+    says: ScoreKind = "logit"
 
     @property
     def kind(self) -> ScoreKind:

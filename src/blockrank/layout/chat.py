@@ -14,6 +14,11 @@ _MARK = "(user's turn)"
 _FIXED = {"date_string": "01 Jan 2025", "enable_thinking": False}
 
 
+def _closed(pieces: tuple[str, ...], after: str) -> tuple[str, ...]:
+    *earlier, last = pieces or ("",)
+    return (*earlier, last + after)
+
+
 class ChatMarkup:
     """Templates with the markup of one tokenizer's chats written out.
 
@@ -27,7 +32,8 @@ class ChatMarkup:
         self.written = lru_cache(maxsize=16)(self._written)
 
     def _written(self, template: Template) -> Template:
-        """The template as it is tokenised: with chat markup in its first and its last piece where it is a chat.
+        """The template as it is tokenised: with chat markup in its first piece and in its last, or in each document's
+        last where the prompt ends there, if it is a chat.
 
         Raises `InputError` where the tokenizer's chat template cannot be used.
         """
@@ -35,10 +41,10 @@ class ChatMarkup:
             return template
         before, after = self._around(template.system)
         first, *others = template.instruction or ("",)
-        *earlier, last = template.query or ("",)
-        return replace(
-            template, instruction=(before + first, *others), query=(*earlier, last + after), chat=False, system=""
-        )
+        opened = replace(template, instruction=(before + first, *others), chat=False, system="")
+        if template.ends_in_documents:
+            return replace(opened, document=_closed(template.document, after))
+        return replace(opened, query=_closed(template.query, after))
 
     def _around(self, system: str) -> tuple[str, str]:
         """What comes before and after the user's turn."""

@@ -143,7 +143,7 @@ def load_model(
             _cut(config, needs.depth(resolved.readout.layer))
         if omit_dropout:
             _omit_dropout(config)
-        module, omitted = _module(source, config, needs.head, weight_type)
+        module, omitted = _module(source, config, needs, weight_type)
         fused = runs_fused(module, layers, product_dtype)
         # Copies first: the weights lie on the host until then.
         modules = [*(copy.deepcopy(module) for _ in places[1:]), module]
@@ -157,7 +157,7 @@ def load_model(
     *replicas, model = models
     check_finite(model.module, model.name)
     if probe:
-        probe_model(model)
+        probe_model(model, whole=needs.every_layer)
     if product_dtype is not None:
         for item in models:
             item.weights.quantise(product_dtype)
@@ -305,12 +305,12 @@ def _cut(config: PreTrainedConfig, layers: int) -> None:
 
 
 def _module(
-    source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None
+    source: str | Path, config: PreTrainedConfig, needs: Needs, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The model with its weights and, where `source` is a folder of adapters, those added to its base; and which of
     the parameters the checkpoint leaves out."""
     *adapters, root = chain_of(source)
-    module, omitted = load_weights(root, config, head, dtype)
+    module, omitted = load_weights(root, config, needs, dtype)
     for folder in reversed(adapters):
         module = with_adapter(module, folder)
     return module, omitted

@@ -12,12 +12,14 @@ class Needs:
     layers: whose queries and keys; none above the deepest of them and the spec's is loaded. logits: of the next token,
     which takes the language-model head and every layer. hidden: last hidden states, which take every layer. generation:
     tokens are written one after the other, which takes the head too, and layers that keep their keys and values.
+    score: the head with one output of a checkpoint for sequence classification, and every layer.
     """
 
     layers: tuple[int, ...] = ()
     logits: bool = False
     hidden: bool = False
     generation: bool = False
+    score: bool = False
 
     @property
     def head(self) -> bool:
@@ -27,7 +29,7 @@ class Needs:
     @property
     def every_layer(self) -> bool:
         """Whether no layer can be left out."""
-        return self.head or self.hidden
+        return self.head or self.hidden or self.score
 
     def depth(self, layer: int) -> int:
         """How many layers must be there where not all are; `layer`: the spec's own."""

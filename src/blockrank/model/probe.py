@@ -36,10 +36,12 @@ _EDITED = 2  # index of the segment that the isolation check changes
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 
-def probe_model(model: RankModel) -> None:
-    """Run the checks. Raises `ModelError` with one sentence that says what failed."""
+def probe_model(model: RankModel, *, whole: bool = False) -> None:
+    """Run the checks, up to the scoring layer. whole: up to the last layer, for those who read what comes of it. Raises
+    `ModelError` with one sentence that says what failed."""
     # Every document to the end, and every row's keys, also of those that no score reads.
-    model = model.with_spec(model.spec.changed(prune=(), softmax_over="all"))
+    changes = {"layer": model.module.config.num_hidden_layers - 1} if whole else {}
+    model = model.with_spec(model.spec.changed(prune=(), softmax_over="all", **changes))
     layout = _layout(model)
     with torch.inference_mode(), _spoiled(model):
         states = _states(model, layout)
@@ -48,7 +50,7 @@ def probe_model(model: RankModel) -> None:
         _check_isolation(model, layout)
         _check_eager(model, layout, states)
         if model.decoder is not None:
-            _check_fused(model, layout)
+            _check_fused(model, layout, whole)
 
 
 def _name(model: RankModel) -> str:
@@ -126,13 +128,14 @@ def _check_eager(model: RankModel, layout: PackedLayout, states: tuple[Tensor, .
             )
 
 
-def _check_fused(model: RankModel, layout: PackedLayout) -> None:
-    """Compare queries and keys at the scoring layer, and with a head every token's last hidden states and logits, with
-    those of the library's own layers."""
+def _check_fused(model: RankModel, layout: PackedLayout, whole: bool) -> None:
+    """Compare queries and keys at the scoring layer with those of the library's own layers; where every layer is read
+    or there is a head, every token's last hidden states too, and with a head its logits."""
     wanted = Wanted.read_out(model.spec)
-    if model.weights.has_head and not model.weights.omitted:
+    has_head = model.weights.has_head
+    if (whole or has_head) and not model.weights.omitted:
         every_T = np.arange(layout.tokens)
-        wanted = replace(wanted, logits_R=every_T, hidden_R=every_T)
+        wanted = replace(wanted, logits_R=every_T if has_head else None, hidden_R=every_T)
     fused, library = (_parts(item.forward(layout, wanted)) for item in (model, model.in_library_layers()))
     for one, two in zip(fused, library, strict=True):
         distance = rows_apart(one, two)

@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from blockrank.model.int8_file import is_int8, read_int8
+from blockrank.model.needs import Needs
 from blockrank.model.seam import SEAM
 from blockrank.model.sources import one_line
 from blockrank.types import BlockrankError, ModelError
@@ -19,17 +27,18 @@ from blockrank.types import BlockrankError, ModelError
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?:.*?\.)?\d+\.")
 _POOLER = "pooler."  # of a BERT: no ranking reads it, and many checkpoints lack it
+_SCORE = "score"  # how the library's decoders call the head of a sequence classification
 
 
 def load_weights(
-    source: str | Path, config: PreTrainedConfig, head: bool, dtype: torch.dtype | None
+    source: str | Path, config: PreTrainedConfig, needs: Needs, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The model of a checkpoint, and the names of the parameters that it leaves out, which no ranking reads: zeros.
 
     Raises `ModelError` where weights cannot be read, are missing, of another shape, or there are some that the model
     has no place for.
     """
-    kind = AutoModelForCausalLM if head else AutoModel
+    kind = _class_of(needs, config, f"the checkpoint {str(source)!r}")
     options: dict[str, Any] = {"config": config, "attn_implementation": SEAM}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is refused below
     if dtype is not None:
@@ -48,14 +57,25 @@ def load_weights(
     except Exception as error:  # the library lets through whatever its many parts raise
         raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {one_line(error)}") from error
     named = f"the checkpoint {str(source)!r}"
-    left_out = _check_missing(module, info["missing_keys"], omitted, named, head)
+    left_out = _check_missing(module, info["missing_keys"], omitted, named, needs)
     if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
         raise ModelError(f"{named} holds {mismatched[0]} in another shape than its config says.")
     _check_unexpected(module, info["unexpected_keys"], named)
+    if needs.score and not isinstance(getattr(module, _SCORE, None), nn.Linear):
+        raise ModelError(f"{named} is a {type(module).__name__}, whose head is not one product named 'score'.")
     if not omitted and Path(source).is_dir() and getattr(config, "quantization_config", None) is None:
         _check_types(module, Path(source))
     _clear(module, left_out)
     return module, left_out
+
+
+def _class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
+    """The library's class of models with what is needed. Raises `ModelError` where a head has several outputs."""
+    if not needs.score:
+        return AutoModelForCausalLM if needs.head else AutoModel
+    if config.num_labels != 1:
+        raise ModelError(f"{named} has {config.num_labels} labels by its config, and a head that scores has one.")
+    return AutoModelForSequenceClassification
 
 
 def check_finite(module: PreTrainedModel, name: str) -> None:
@@ -68,7 +88,7 @@ def check_finite(module: PreTrainedModel, name: str) -> None:
 
 
 def _check_missing(
-    module: PreTrainedModel, missing: Iterable[str], omitted: frozenset[str], named: str, head: bool
+    module: PreTrainedModel, missing: Iterable[str], omitted: frozenset[str], named: str, needs: Needs
 ) -> frozenset[str]:
     """The parameters that are missing on purpose. Raises `ModelError` where others are."""
     prefix = _prefix(module)
@@ -76,8 +96,11 @@ def _check_missing(
     left_out = {name for name in absent if name in omitted or prefix + name in omitted}
     left_out |= {name for name in absent if name.removeprefix(prefix).startswith(_POOLER)}
     needed = absent - left_out
-    if head and any(not name.startswith(prefix) for name in needed):
-        raise ModelError(f"{named} has no language-model head, which decoding and the LM loss need.")
+    if any(not name.startswith(prefix) for name in needed):
+        if needs.head:
+            raise ModelError(f"{named} has no language-model head, which decoding and the LM loss need.")
+        if needs.score:
+            raise ModelError(f"{named} has no head that gives one score, which was asked for.")
     if needed:
         some = ", ".join(sorted(needed)[:3])
         raise ModelError(f"{named} lacks {len(needed)} of its model's weights, such as {some}.")
@@ -85,13 +108,14 @@ def _check_missing(
 
 
 def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named: str) -> None:
-    """Raise `ModelError` for weights of a layer in use that the model has no place for: it would compute something
-    else than it was trained to. Layers above, other heads and the like do not matter."""
+    """Raise `ModelError` for weights of a layer or a head in use that the model has no place for: it would compute
+    something else than it was trained to. Layers above, other heads and the like do not matter."""
     prefix = _prefix(module)
     layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
     for name in sorted(unexpected):
         found = _LAYER.match(name.removeprefix(prefix))
-        if found is not None and found[0] in layers:
+        of_head = name.startswith(f"{_SCORE}.") and hasattr(module, _SCORE)
+        if of_head or (found is not None and found[0] in layers):
             raise ModelError(
                 f"{named} holds {name}, for which its config leaves no place: they do not belong together."
             )

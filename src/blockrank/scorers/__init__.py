@@ -5,16 +5,22 @@ from __future__ import annotations
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.embedding import EmbeddingScorer
+from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.registry import SCORERS, resolve_scorer
+from blockrank.scorers.scalar import ScalarScorer
 
 __all__ = [
     "SCORERS",
     "AttentionScorer",
     "DecodeScorer",
+    "EmbeddingScorer",
     "LayoutScorer",
+    "PointwiseScorer",
     "PromptWriter",
     "Prompts",
+    "ScalarScorer",
     "Scored",
     "Scorer",
     "resolve_scorer",

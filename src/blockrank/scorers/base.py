@@ -85,6 +85,11 @@ class Scorer(ABC):
                 f"{model.name or 'the model'} has no language-model head, or was loaded without it: the scorer "
                 f"{self.name!r} needs it."
             )
+        if needs.score and not hasattr(model.module, "score"):
+            raise ModelError(
+                f"{model.name or 'the model'} has no head that gives one score, or was loaded without it: the scorer "
+                f"{self.name!r} needs it."
+            )
         if (depth := needs.depth(model.spec.readout.layer)) > there:
             raise ModelError(
                 f"{model.name or 'the model'} has {there} layers, and the scorer {self.name!r} reads layer {depth - 1}."

@@ -9,12 +9,18 @@ from blockrank.registry import Registry
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.embedding import EmbeddingScorer
+from blockrank.scorers.pointwise import PointwiseScorer
+from blockrank.scorers.scalar import ScalarScorer
 from blockrank.spec import BARE_SPEC, RankSpec
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer, group="blockrank.scorers")  # type: ignore[type-abstract]
 
 SCORERS.add(AttentionScorer)
 SCORERS.add(DecodeScorer)
+SCORERS.add(EmbeddingScorer)
+SCORERS.add(PointwiseScorer)
+SCORERS.add(ScalarScorer)
 
 
 def resolve_scorer(

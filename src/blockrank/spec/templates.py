@@ -27,6 +27,8 @@ class Template:
     `chat`: whether the prompt is the user's turn of a chat. What the tokenizer's chat template writes before that turn
     then comes before the instruction, with `system` as the system's message, and what it writes up to the assistant's
     answer comes between query and `answer`. A tokenizer without a chat template writes its first token alone.
+    Where neither `query` nor `answer` holds anything, each document ends a prompt of its own (`ends_in_documents`), and
+    what closes the chat is written behind each of them.
 
     Raises `InputError` where a part has the wrong type or names a field that it cannot have, `id_base` is negative, or
     no part has `{text}` or none has `{query}`: the model would rank without having read it.
@@ -76,6 +78,11 @@ class Template:
     def reads_query_first(self) -> bool:
         """Whether the instruction segment holds the query, so that every document depends on it."""
         return any("{query}" in piece for piece in self.instruction)
+
+    @property
+    def ends_in_documents(self) -> bool:
+        """Whether nothing follows a document, so that each, behind the instruction, is a prompt of its own."""
+        return not self.query and not self.answer
 
     @property
     def numbers_documents(self) -> bool:

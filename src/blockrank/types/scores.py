@@ -8,11 +8,12 @@ from typing import Literal, get_args
 
 from blockrank.errors import InputError
 
-ScoreKind = Literal["share", "logit", "probability", "order"]
+ScoreKind = Literal["share", "logit", "probability", "order", "relative"]
 """share: part of a total of one over the documents of a request; comparable within that request only.
 logit: any number, on a scale that means the same for every request, such as the log-odds of relevance.
 probability: of relevance, for each document on its own, in [0, 1].
 order: only its order has a meaning; minus the rank where nothing better is known.
+relative: any number; compares documents of one request only, such as the cosine to a vector of that request.
 """
 SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
 LEAST_SHARE = 2.0**-149  # the smallest float32: stands for shares that float32 rounds to zero
@@ -21,11 +22,11 @@ LEAST_SHARE = 2.0**-149  # the smallest float32: stands for shares that float32 
 def as_logits(scores: Sequence[float], kind: ScoreKind, least: float = LEAST_SHARE) -> list[float]:
     """Logits whose softmax is the distribution over a request's documents that scores express: a student's target.
 
-    Shares and probabilities become logarithms, with values below `least` raised to it; logits stay as they are; an
-    order becomes minus the logarithm of the rank, so that the softmax is proportional to 1/rank. Raises `InputError`
+    Shares and probabilities become logarithms, with values below `least` raised to it; logits and relative
+    scores stay as they are; an order becomes minus the logarithm of the rank, so that the softmax is proportional to 1/rank. Raises `InputError`
     where scores are not of their kind.
     """
-    if kind == "logit":
+    if kind in ("logit", "relative"):
         return [float(score) for score in scores]
     if kind == "order":
         return [-math.log(rank) for rank in _ranks(scores)]
@@ -35,12 +36,20 @@ def as_logits(scores: Sequence[float], kind: ScoreKind, least: float = LEAST_SHA
 
 def in_unit_range(scores: Sequence[float], kind: ScoreKind) -> list[float]:
     """Scores in [0, 1] in the same order, as interfaces promise them: shares and probabilities as they are, the sigmoid
-    of logits, 1/rank for an order."""
-    if kind == "logit":
-        return [0.5 * (1 + math.tanh(0.5 * score)) for score in scores]
+    of logits, the sigmoid of relative scores standardised within the request, 1/rank for an order."""
+    if kind in ("logit", "relative"):
+        logits = scores if kind == "logit" else _standardised(scores)
+        return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits]
     if kind == "order":
         return [1 / rank for rank in _ranks(scores)]
     return [float(score) for score in scores]
+
+
+def _standardised(scores: Sequence[float]) -> Sequence[float]:
+    """Distances from the mean in standard deviations; zeros where all scores are equal."""
+    mean = math.fsum(scores) / max(len(scores), 1)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / max(len(scores), 1))
+    return [(score - mean) / deviation if deviation else 0.0 for score in scores]
 
 
 def _ranks(scores: Sequence[float]) -> list[int]:

@@ -1,0 +1,118 @@
+"""E2Rank: documents are embedded alone, the query together with the best of them; a score is a cosine.
+
+The prompts are those of the evaluation script of Alibaba-NLP/E2Rank (`src/eval.py`), whose checkpoints are read without
+a `blockrank.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockrank.engine import Wanted
+from blockrank.layout import Segment, TokenisedRequest, pack, plan_batches
+from blockrank.model import Needs, RankModel
+from blockrank.scorers.base import Scored, Scorer
+from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.spec import RankSpec, Template
+from blockrank.types import InputError, RankRequest
+
+_INSTRUCTION = "Given a web search query and some relevant documents, rerank the documents that answer the query:"
+_NO_QUERY = Segment("query", np.zeros(0, dtype=np.int64), 0)
+
+
+@dataclass(frozen=True)
+class EmbeddingScorer(Scorer):
+    """The cosine of each document's vector with that of a chat in which the first candidates stand before the query.
+
+    A vector is the last hidden state of the last token. A document's depends on nothing but its text; the query's on
+    the candidates that it is read with too, so that scores compare documents of one request alone.
+
+    top: how many of the candidates, from the first, stand before the query. instruction: what the chat begins with.
+    end: the token that a document's vector is read at; empty for its own last one.
+    """
+
+    name = "embedding"
+    kind = "relative"
+    zero_shot = True
+    top: int = 20
+    instruction: str = _INSTRUCTION
+    end: str = "<|endoftext|>"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top < 1:
+            raise InputError(f"top must be positive, not {self.top}.")
+
+    def adapted(self, spec: RankSpec) -> RankSpec:
+        """See `Scorer.adapted`."""
+        chat = Template(
+            instruction=(f"{self.instruction}\nDocuments:\n",),
+            document=("[{id}] {text}\n",),
+            query=("Search Query: {query}",),
+            id_base=1,
+            chat=True,
+        )
+        return spec.changed(
+            template=chat,
+            pattern="causal",
+            document_attention="causal",
+            query_attention="causal",
+            query_reads="all",
+            query_offset=None,
+            prune=(),
+        )
+
+    def needs(self, spec: RankSpec) -> Needs:
+        """See `Scorer.needs`."""
+        del spec
+        return Needs(hidden=True)
+
+    def check(self, model: RankModel) -> None:
+        """See `Scorer.check`."""
+        super().check(model)
+        assert model.tokenizer is not None, "a ranker's model has a tokenizer"
+        if self.end and (count := len(model.tokenizer.encode(self.end))) != 1:
+            raise InputError(
+                f"the scorer {self.name!r}: end must be one token of this tokenizer, and {self.end!r} is {count}."
+            )
+
+    def prompts(self, request: RankRequest, writer: PromptWriter) -> Prompts:
+        """The chat, and each document alone."""
+        documents = self._alone(request, writer)
+        first = [index for part in documents for index in part.indices][: self.top]
+        return Prompts((writer.write(request, read=first), *documents))
+
+    def _alone(self, request: RankRequest, writer: PromptWriter) -> list[TokenisedRequest]:
+        """A prompt for each document, which nothing stands before and only `end` behind."""
+        template = Template(instruction=(), document=(f"{{text}}{self.end}",), query=("{query}",))
+        written = writer.write_each(request, writer.spec.changed(template=template))
+        return [replace(part, segments=(*part.segments[:-1], _NO_QUERY)) for part in written]
+
+    def score(
+        self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
+    ) -> list[Scored]:
+        """Scores in [-1, 1], see `Scorer.score`."""
+        if evidence:
+            self.check_evidence(model.spec)
+        vectors_ND = _vectors(model, [part for item in prompts for part in item.parts], max_tokens)
+        counts = [len(item.parts) for item in prompts]
+        return [Scored(own_ND[1:] @ own_ND[0]).cpu() for own_ND in torch.split(vectors_ND, counts)]
+
+
+def _vectors(model: RankModel, parts: Sequence[TokenisedRequest], max_tokens: int) -> Tensor:
+    """(N, D) float32, of length 1: the last hidden state of each prompt's last token."""
+    found: list[Tensor] = []
+    for batch in plan_batches([part.length for part in parts], max_tokens):
+        if found:
+            model.give_turn()
+        layout = pack(parts[batch], model.spec)
+        hidden_RD = model.forward(layout, Wanted(hidden_R=layout.last_B)).hidden_RD
+        assert hidden_RD is not None, "hidden states were asked for"
+        found.append(F.normalize(hidden_RD.float(), dim=1))
+    return torch.cat(found)

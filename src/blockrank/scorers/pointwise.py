@@ -1,0 +1,122 @@
+"""Each document alone with the query, all documents of a request in one forward.
+
+A causal model reads a document's tokens after instruction and query, and nothing else: under the block mask, where all
+documents start at the same position, one forward gives what a prompt for each document would give, and runs instruction
+and query once.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from blockrank.engine import Wanted
+from blockrank.layout import Ints, PackedLayout
+from blockrank.model import Needs, RankModel
+from blockrank.scorers.base import LayoutScorer, Scored
+from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.spec import RankSpec, Template
+from blockrank.types import InputError, RankRequest
+
+# The prompt that Qwen3-Reranker was trained with, in the markup of its chats.
+_SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the "
+    'answer can only be "yes" or "no".'
+)
+_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@dataclass(frozen=True)
+class AloneScorer(LayoutScorer):
+    """Reads what a model makes of the query and one document, at the last token of the document's segment.
+
+    packed: all documents in one prompt under the block mask; else one prompt for each, in full attention, for models
+    that attend in other ways too. Scores are the same.
+    """
+
+    zero_shot = True
+    packed: bool = True
+
+    @abstractmethod
+    def template(self, spec: RankSpec) -> Template:
+        """The prompt, which ends in the documents (`Template.ends_in_documents`)."""
+
+    def adapted(self, spec: RankSpec) -> RankSpec:
+        """See `Scorer.adapted`."""
+        return spec.changed(
+            template=self.template(spec),
+            pattern="block" if self.packed else "causal",
+            document_attention="causal",
+            query_attention="causal",
+            query_reads="own" if self.packed else "all",  # nothing reads the documents: devices may share them
+            query_offset=None,
+            prune=(),
+        )
+
+    def prompts(self, request: RankRequest, writer: PromptWriter) -> Prompts:
+        """See `Scorer.prompts`."""
+        return super().prompts(request, writer) if self.packed else Prompts(writer.write_each(request))
+
+
+def last_tokens(layout: PackedLayout) -> Ints:
+    """(C,) stream positions of the last token of each document."""
+    return layout.ends_S[layout.document_segment_C] - 1
+
+
+@dataclass(frozen=True)
+class PointwiseScorer(AloneScorer):
+    """The probability that the model answers `yes` and not `no` when it is asked whether a document fits the query.
+
+    yes, no: texts of one token each. instruction: what is searched for, as Qwen3-Reranker is told it.
+    """
+
+    name = "pointwise"
+    kind = "probability"
+    yes: str = "yes"
+    no: str = "no"
+    instruction: str = _INSTRUCTION
+
+    def template(self, spec: RankSpec) -> Template:
+        """See `AloneScorer.template`."""
+        del spec
+        return Template(
+            instruction=(f"<Instruct>: {self.instruction}\n<Query>: {{query}}\n",),
+            document=("<Document>: {text}",),
+            query=(),
+            chat=True,
+            system=_SYSTEM,
+        )
+
+    def needs(self, spec: RankSpec) -> Needs:
+        """See `Scorer.needs`."""
+        del spec
+        return Needs(logits=True)
+
+    def check(self, model: RankModel) -> None:
+        """See `Scorer.check`."""
+        super().check(model)
+        no, yes = self._answers(model)
+        if no == yes:
+            raise InputError(f"the scorer {self.name!r}: yes {self.yes!r} and no {self.no!r} are the same token.")
+
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+        """Scores (C,) in [0, 1]. Logits are computed for one row a document, of the whole vocabulary: beside the
+        document's other tokens that is less than a hundredth of the work."""
+        if evidence:
+            self.check_evidence(model.spec)
+        logits_CV = model.forward(layout, Wanted(logits_R=last_tokens(layout))).logits_RV
+        assert logits_CV is not None, "logits were asked for"
+        return Scored(logits_CV[:, self._answers(model)].float().softmax(1)[:, 1])
+
+    def _answers(self, model: RankModel) -> list[int]:
+        """The tokens of no and yes."""
+        assert model.tokenizer is not None, "a ranker's model has a tokenizer"
+        found = []
+        for name, text in (("no", self.no), ("yes", self.yes)):
+            ids = model.tokenizer.encode(text)
+            if len(ids) != 1:
+                raise InputError(
+                    f"the scorer {self.name!r}: {name} must be one token of this tokenizer, and {text!r} is {len(ids)}."
+                )
+            found.append(int(ids[0]))
+        return found

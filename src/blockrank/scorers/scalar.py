@@ -1,0 +1,52 @@
+"""Checkpoints for sequence classification with one output, such as RankLLaMA: a number for each document alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.nn import functional as F
+
+from blockrank.engine import Wanted
+from blockrank.layout import PackedLayout
+from blockrank.model import Needs, RankModel
+from blockrank.scorers.base import Scored
+from blockrank.scorers.pointwise import AloneScorer, last_tokens
+from blockrank.spec import RankSpec, Template
+
+
+@dataclass(frozen=True)
+class ScalarScorer(AloneScorer):
+    """What a head with one output makes of the last hidden state behind query and document.
+
+    A checkpoint whose `blockrank.json` names this scorer is asked in the words of its template, if that ends in the
+    documents. Others are asked as RankLLaMA was trained. start, end: what stands before query and document, and what
+    behind the document. RankLLaMA's released checkpoints end without a token for that; where one was trained with it,
+    it must stand there, because it is what the head reads.
+    """
+
+    name = "scalar"
+    kind = "logit"
+    start: str = "<s>"
+    end: str = ""
+
+    def template(self, spec: RankSpec) -> Template:
+        """See `AloneScorer.template`."""
+        if spec.scorer.partition(":")[0] == self.name and spec.prompt.ends_in_documents:
+            return spec.prompt
+        # In pieces, as the query and the document were tokenised apart.
+        return Template((self.start, "query: {query}"), (self.start, "document: {text}", self.end), ())
+
+    def needs(self, spec: RankSpec) -> Needs:
+        """See `Scorer.needs`."""
+        del spec
+        return Needs(score=True)
+
+    def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
+        """Scores (C,), any numbers."""
+        if evidence:
+            self.check_evidence(model.spec)
+        hidden_CD = model.forward(layout, Wanted(hidden_R=last_tokens(layout))).hidden_RD
+        assert hidden_CD is not None, "hidden states were asked for"
+        head = model.module.score
+        bias = None if head.bias is None else head.bias.float()
+        return Scored(F.linear(hidden_CD.float(), head.weight.float(), bias)[:, 0])
