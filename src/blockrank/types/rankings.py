@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from blockrank.errors import InputError
 from blockrank.types.documents import Document, as_json
 from blockrank.types.requests import RankRequest, ranked_last
-from blockrank.types.scores import LEAST_SHARE, ScoreKind, as_logits, in_unit_range
+from blockrank.types.scores import LEAST_SHARE, ScoreKind, Spread, as_logits, in_unit_range, spread_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ class Ranking(Sequence[RankedDocument]):
     there are scores below zero, one below the lowest.
     `query_cut_tokens` is how many tokens the query lost, where that was allowed (an estimate for one of over eight
     characters for each token of the limit). `warnings`: sentences about the request that the caller should see.
+    `spread`: mean and standard deviation of relative scores over all documents that were read, however many of them
+    the ranking holds.
     """
 
     query: str
@@ -91,6 +93,7 @@ class Ranking(Sequence[RankedDocument]):
     query_cut_tokens: int = 0
     warnings: tuple[str, ...] = ()
     kind: ScoreKind = "share"
+    spread: Spread | None = None
 
     @classmethod
     def from_scores(
@@ -133,7 +136,10 @@ class Ranking(Sequence[RankedDocument]):
         ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
         silent = sorted(set(unread) & set(request.readable))
         warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
-        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings), kind)
+        spread = spread_of([float(score) for score in scores]) if kind == "relative" else None
+        return cls(
+            request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings), kind, spread
+        )
 
     def __len__(self) -> int:
         return len(self.ranked)
@@ -168,7 +174,7 @@ class Ranking(Sequence[RankedDocument]):
         """The same with scores in [0, 1], see `in_unit_range`: itself where they are."""
         if self.kind in ("share", "probability"):
             return self
-        scores = in_unit_range([entry.score for entry in self.ranked], self.kind)
+        scores = in_unit_range([entry.score for entry in self.ranked], self.kind, self.spread)
         ranked = (replace(entry, score=score) for entry, score in zip(self.ranked, scores, strict=True))
         return replace(self, ranked=tuple(ranked))
 
