@@ -5,6 +5,7 @@ from __future__ import annotations
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.registry import SCORERS, resolve_scorer
 
@@ -12,6 +13,7 @@ __all__ = [
     "SCORERS",
     "AttentionScorer",
     "DecodeScorer",
+    "IcrScorer",
     "LayoutScorer",
     "PromptWriter",
     "Prompts",

@@ -9,12 +9,14 @@ from blockrank.registry import Registry
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.icr import IcrScorer
 from blockrank.spec import BARE_SPEC, RankSpec
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer, group="blockrank.scorers")  # type: ignore[type-abstract]
 
 SCORERS.add(AttentionScorer)
 SCORERS.add(DecodeScorer)
+SCORERS.add(IcrScorer)
 
 
 def resolve_scorer(
