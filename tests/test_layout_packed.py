@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tokenised
+from conftest import CPU, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layout import spec
@@ -128,3 +129,40 @@ def test_a_layout_knows_what_its_segments_are(dropped: list[int]) -> None:
     assert layout.request_S[layout.document_segment_C].tolist() == layout.document_request_C.tolist()
     for segment_B in (layout.instruction_segment_B, layout.query_segment_B):
         assert layout.request_S[segment_B].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("pattern", ["causal", "block"])
+@pytest.mark.parametrize("offset", [None, 64])
+def test_query_segments_of_one_request_do_not_know_each_other(pattern: str, offset: int | None) -> None:
+    """What each reads, and at which positions, is what it reads in a request of its own."""
+    generator = np.random.default_rng(0)
+    of = RankSpec.of(layer=0, pattern=pattern, query_offset=offset, signal_tokens="query")
+    requests = []
+    for sizes in ([3, 5, 2, 4], [2, 3, 6], [4, 1, 1, 1, 5]):
+        request = tokenised([generator.integers(3, 50, size) for size in sizes])
+        other = tokenised([generator.integers(3, 50, size) for size in (1, 1, 7)]).segments[-1]
+        requests.append((request, replace(request, segments=(*request.segments, other))))
+    layout = pack([both for _, both in requests], of)
+    assert layout.signal_request_G.tolist() == [0] * 11 + [1] * 13 + [2] * 12
+    mask_TP = dense_mask(layout, CPU).numpy()
+    joined_TP = dense_mask(layout.joined(), CPU).numpy()
+    assert (joined_TP == mask_TP).all(), "joined segments attend the same"
+    at = 0
+    for alone, both in requests:
+        context, own = sum(len(segment.ids) for segment in both.segments[:-2]), len(both.segments[-2].ids)
+        for query in both.segments[-2:]:
+            one = pack([replace(alone, segments=(*alone.segments[:-1], query))], of)
+            tail = at + context + (own if query is both.segments[-1] else 0)
+            rows = [*range(at, at + context), *range(tail, tail + len(query.ids))]
+            assert (mask_TP[np.ix_(rows, rows)] == dense_mask(one, CPU).numpy()).all()
+            assert mask_TP[rows].sum() == mask_TP[np.ix_(rows, rows)].sum(), "and nothing else"
+            assert (layout.positions_T[rows] == one.positions_T).all()
+        at += both.length
+
+
+def test_a_request_under_full_attention_is_one_segment_and_one_for_each_further_query() -> None:
+    of = RankSpec.of(layer=0, pattern="causal", query_offset=None)
+    request = tokenised([np.arange(3, 3 + size) for size in (3, 5, 2, 4)])
+    both = replace(request, segments=(*request.segments, request.segments[-1]))
+    assert pack([both, request], of).joined().ends_S.tolist() == [14, 18, 32]
+    assert len(pack([both], of.changed(pattern="block")).joined().ends_S) == 5

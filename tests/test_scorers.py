@@ -378,6 +378,22 @@ def test_what_a_student_learns_of_each_kind() -> None:
     assert in_unit_range([0.0, 1000.0, -1000.0], "logit") == [0.5, 1.0, 0.0]
 
 
+def test_relative_scores_are_seen_from_the_mean_of_their_request() -> None:
+    assert as_logits([3.0, -4.0], "relative") == [3.0, -4.0]
+    expected = [1 / (1 + math.exp(-(score - 6.0) / np.std([4.0, 5.0, 9.0]))) for score in (4.0, 5.0, 9.0)]
+    assert in_unit_range([4.0, 5.0, 9.0], "relative") == pytest.approx(expected)
+    assert in_unit_range([7.0, 7.0], "relative") == [0.5, 0.5]
+    assert in_unit_range([], "relative") == []
+
+
+def test_the_best_of_relative_scores_are_seen_as_among_all(alone: Ranker) -> None:
+    ranker = Ranker(alone.model, LengthScorer("relative"))
+    texts = ["a", "bb", "cccccccc", " "]
+    whole, best = (ranker.rank("red", texts, top_k=k).in_unit_range() for k in (None, 1))
+    assert best[0].score == whole[0].score > 0.5
+    assert whole.top(1)[0].score == best[0].score
+
+
 @pytest.mark.parametrize(
     ("scores", "kind", "sentence"),
     [

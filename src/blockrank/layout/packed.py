@@ -61,7 +61,8 @@ class PackedLayout:
 
     @property
     def last_B(self) -> Ints:
-        """(B,) stream position of each request's last token, after which an answer would follow."""
+        """(B,) stream position of each request's last token, after which an answer would follow; for requests with one
+        query segment."""
         return self.ends_S[self.query_segment_B] - 1
 
     @cached_property
@@ -89,13 +90,19 @@ class PackedLayout:
 
     @property
     def query_segment_B(self) -> Ints:
-        """(B,) the query segment of each request."""
+        """The query segments, request by request; (B,) where each request has one."""
         return np.flatnonzero(self.is_query_S)
 
     @cached_property
     def request_S(self) -> Ints:
         """(S,) the request of each segment."""
         return np.cumsum(self.is_instruction_S) - 1
+
+    @property
+    def _further_S(self) -> NDArray[np.bool_]:
+        """(S,) which segments are query segments behind another one of their request."""
+        further_S: NDArray[np.bool_] = self.is_query_S & np.r_[False, self.is_query_S[:-1]]
+        return further_S
 
     @property
     def rows_read_S(self) -> Ints:
@@ -184,7 +191,8 @@ class PackedLayout:
 
     def joined(self) -> PackedLayout:
         """An equivalent layout for attention: a request whose segments all read everything before them, causally,
-        becomes one segment. The layout itself if there is no such request."""
+        becomes one segment. Further query segments, which do not read the one before them, stay segments of their own.
+        The layout itself if there is no such request."""
         counts_S = np.diff(self.read_offsets_S1)
         alone_S = counts_S == 0
         heads = np.flatnonzero(alone_S)
@@ -195,7 +203,8 @@ class PackedLayout:
         first_R = np.minimum(self.read_offsets_S1[:-1], len(self.reads_R2) - 1)
         reads_all_S = (counts_S == 1) & (self.reads_R2[first_R] == np.stack([rows_S[heads[group_S]], rows_S], 1)).all(1)
         goes_on_S = self.causal_S & self.own_S & (alone_S | reads_all_S)
-        begins_S = alone_S | ~np.logical_and.reduceat(goes_on_S, heads)[group_S]
+        joins_S = goes_on_S | (self._further_S if len(self.kinds_S) else False)
+        begins_S = alone_S | ~goes_on_S | ~np.logical_and.reduceat(joins_S, heads)[group_S]
         if begins_S.all():
             return self
         nothing = np.zeros(0, dtype=np.int64)
@@ -246,7 +255,8 @@ def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
 
     Positions (method, section 2): the instruction starts at 0, every document right after it, the query segment at
     `query_offset` (or where documents start). Under the causal pattern each segment starts where the one before it
-    ended, the query at `query_offset` if that is higher.
+    ended, the query at `query_offset` if that is higher. Query segments of one request start at the same position and
+    do not read each other.
     """
     segments = [segment for request in requests for segment in request.segments]
     lengths = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
@@ -257,13 +267,14 @@ def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
     first_S = np.repeat(np.cumsum(sizes) - sizes, sizes)
     is_query = np.array([segment.kind == "query" for segment in segments])
     is_document = np.array([segment.kind == "document" for segment in segments])
-    reads, read_offsets = _reads(starts, ends, first_S, is_query, is_document, spec)
+    before_S = _read_up_to(starts, is_query)
+    reads, read_offsets = _reads(starts, ends, before_S, first_S, is_query, is_document, spec)
     pattern = spec.pattern
-    after_S = starts - starts[first_S] if pattern.kind == "causal" else lengths[first_S]
+    after_S = before_S - starts[first_S] if pattern.kind == "causal" else lengths[first_S]
     begin_S = np.where(is_document | is_query, after_S, 0)
     if pattern.query_offset is not None:
         begin_S = np.where(is_query, np.maximum(pattern.query_offset, begin_S), begin_S)
-    signal, signal_request = _signals(segments, starts, is_query, spec)
+    signal, signal_request = _signals(segments, starts, request_S, is_query, spec)
     return PackedLayout(
         ids_T=np.concatenate([segment.ids for segment in segments]),
         positions_T=np.arange(int(ends[-1])) + np.repeat(begin_S - starts, lengths),
@@ -282,30 +293,38 @@ def pack(requests: Sequence[TokenisedRequest], spec: RankSpec) -> PackedLayout:
     )
 
 
+def _read_up_to(starts: Ints, is_query: NDArray[np.bool_]) -> Ints:
+    """(S,) where what may stand before each segment ends: at its own start, of a further query segment at that of the
+    first one of its request."""
+    begins_S = ~is_query | ~np.r_[False, is_query[:-1]]
+    return starts[np.maximum.accumulate(np.where(begins_S, np.arange(len(starts)), 0))]
+
+
 def _reads(
     starts: Ints,
     ends: Ints,
+    before_S: Ints,
     first_S: Ints,
     is_query: NDArray[np.bool_],
     is_document: NDArray[np.bool_],
     spec: RankSpec,
 ) -> tuple[Ints, Ints]:
     """The block pattern: documents read the instruction; the query reads all before it, or the instruction alone.
-    The causal one: every segment reads all of its request before it.
+    The causal one: every segment reads all of its request before it. before_S: where that ends.
 
     Every segment reads at most one range here, as rows of a request are contiguous; empty ranges are left out.
     """
     range_starts = starts[first_S]
-    document_ends = starts if spec.pattern.kind == "causal" else ends[first_S]
+    document_ends = before_S if spec.pattern.kind == "causal" else ends[first_S]
     range_ends = np.where(is_document, document_ends, range_starts)
-    range_ends = np.where(is_query, starts if spec.pattern.query_reads == "all" else ends[first_S], range_ends)
+    range_ends = np.where(is_query, before_S if spec.pattern.query_reads == "all" else ends[first_S], range_ends)
     keep = range_ends > range_starts
     offsets = np.concatenate([[0], np.cumsum(keep)]).astype(np.int64)
     return np.stack([range_starts[keep], range_ends[keep]], 1), offsets
 
 
 def _signals(
-    segments: Sequence[Segment], starts: Ints, is_query: NDArray[np.bool_], spec: RankSpec
+    segments: Sequence[Segment], starts: Ints, request_S: Ints, is_query: NDArray[np.bool_], spec: RankSpec
 ) -> tuple[Ints, Ints]:
     """Stream positions of the signal tokens and the request each belongs to."""
     queries = np.flatnonzero(is_query)
@@ -313,4 +332,4 @@ def _signals(
     wanted = spec.readout.signal_tokens
     counts = ends if wanted == "query" else np.minimum(ends, wanted)
     positions = ranges_flat(starts[queries] + ends - counts, starts[queries] + ends)
-    return positions, np.repeat(np.arange(len(queries)), counts)
+    return positions, np.repeat(request_S[queries], counts)

@@ -57,7 +57,7 @@ class EncodedPiece:
 
 @dataclass(frozen=True, slots=True)
 class TokenisedRequest:
-    """The segments of one request: instruction, documents in order, query.
+    """The segments of one request: instruction, documents in order, query; further query segments may follow it.
 
     `query_cut`: tokens the query lost. `read`: the candidates that have a segment, None where all have one.
     """
@@ -69,7 +69,7 @@ class TokenisedRequest:
     @property
     def documents(self) -> tuple[Segment, ...]:
         """The document segments, one for each candidate that has something to read."""
-        return self.segments[1:-1]
+        return tuple(segment for segment in self.segments if segment.kind == "document")
 
     @property
     def indices(self) -> Sequence[int]:

@@ -31,9 +31,9 @@ class RankerTeacher:
     """A model that blockrank ranks with: the score of a document is the logarithm of its share, as for the teacher
     `model` in training.
 
-    Other kinds of scores are stored as `Ranking.logits` gives them: the logarithm of a probability, a logit as it is,
-    and minus the logarithm of the rank for an order. cut: how many documents and queries were cut to the model's limits
-    so far.
+    Other kinds of scores are stored as `Ranking.logits` gives them: the logarithm of a probability, a logit or a
+    relative score as it is, and minus the logarithm of the rank for an order. cut: how many documents and queries were
+    cut to the model's limits so far.
     """
 
     def __init__(self, ranker: RequestRanker, name: str) -> None:
@@ -49,7 +49,7 @@ class RankerTeacher:
         whole = [replace(request, top_k=None, evidence=False) for request in requests]
         for ranking in self._ranker.rank_many(whole):
             self.cut += (ranking.query_cut_tokens > 0) + sum(entry.cut_tokens > 0 for entry in ranking)
-            self.are_logs = ranking.kind != "logit"
+            self.are_logs = ranking.kind not in ("logit", "relative")
             pairs = sorted(zip((entry.index for entry in ranking), ranking.logits(), strict=True))
             found.append([score for _, score in pairs])
         return found

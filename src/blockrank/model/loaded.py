@@ -19,8 +19,9 @@ class LoadedModel:
     """A Hugging Face decoder with its tokenizer, on one device: what all views over it (`RankModel`) share.
 
     `module` is the (cut) model; `tokenizer` a `PromptTokenizer`; `hf_tokenizer` the library's own; `name` where it came
-    from; `omitted` the parameters that the checkpoint leaves out because no ranking reads them; `decoder`, where there
-    is one, its layers fused for inference, and `graphs` their captured forwards.
+    from; `omitted` the parameters that the checkpoint leaves out because no ranking reads them; `layers` how many
+    layers the checkpoint has, loaded or not; `decoder`, where there is one, its layers fused for inference, and
+    `graphs` their captured forwards.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class LoadedModel:
         hf_tokenizer: Any = None,
         name: str = "",
         omitted: frozenset[str] = frozenset(),
+        layers: int | None = None,
     ) -> None:
         self.module, self.hf_tokenizer, self.name, self.omitted = module, hf_tokenizer, name, omitted
         self.tokenizer = PromptTokenizer(hf_tokenizer) if hf_tokenizer is not None else None
+        self.layers: int = module.config.num_hidden_layers if layers is None else layers
         self.decoder: engine.Decoder | None = None
         self.graphs: engine.Graphs | None = None
 

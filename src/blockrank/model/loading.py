@@ -139,6 +139,7 @@ def load_model(
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source, resolved)
+        layers_there = config.num_hidden_layers
         if not needs.every_layer:
             _cut(config, needs.depth(resolved.readout.layer))
         if omit_dropout:
@@ -150,7 +151,7 @@ def load_model(
         models = []
         for part, place in zip(modules, [*places[1:], places[0]], strict=True):
             part = part.to(place).eval()
-            weights = LoadedModel(part, tokenizer, str(source), omitted)
+            weights = LoadedModel(part, tokenizer, str(source), omitted, layers_there)
             if fused:
                 weights.fuse()
             models.append(RankModel(weights, resolved, get_backend(backend, place, part.dtype)))

@@ -39,6 +39,16 @@ def log_scores(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpe
     return shares_CNG.flatten(1).logsumexp(1) - (_real_signals(plan).sum((1, 2)) * shares_CNG.shape[1]).log()
 
 
+def head_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
+    """(C, N) score of every document by each head alone: the mean of its shares over the signal tokens.
+
+    Arguments as in `log_scores`; signal tokens are pooled arithmetically, and heads are not joined.
+    """
+    plan = plan_readout(q_GNH, k_PKH, layout, spec, scale)
+    shares_CNG = _log_shares(document_lse(plan), plan).exp()
+    return shares_CNG.sum(2) / _real_signals(plan).sum(2)
+
+
 def token_shares(q_GNH: Tensor, k_PKH: Tensor, layout: PackedLayout, spec: RankSpec, scale: float) -> Tensor:
     """(R,) part of its document's attention that each row of the documents received, document after document.
 

@@ -6,6 +6,7 @@ from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.embedding import EmbeddingScorer
+from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.registry import SCORERS, resolve_scorer
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionScorer",
     "DecodeScorer",
     "EmbeddingScorer",
+    "IcrScorer",
     "LayoutScorer",
     "PointwiseScorer",
     "PromptWriter",

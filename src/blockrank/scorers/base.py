@@ -48,13 +48,11 @@ class Scorer(ABC):
     """Makes its own prompts of a request, and scores the documents in them.
 
     A subclass sets `name` and `kind` (see `ScoreKind`) and, as a frozen dataclass, has its settings as fields. It holds
-    nothing else: one serves many requests, from several threads. reuses_keys: whether it reads documents at the
-    spec's layer, so that their keys may be kept for later requests. zero_shot: whether it reads checkpoints that say
+    nothing else: one serves many requests, from several threads. zero_shot: whether it reads checkpoints that say
     nothing of how they are read; all that it reads them by is then in `adapted`.
     """
 
     name: ClassVar[str]
-    reuses_keys: ClassVar[bool] = False
     zero_shot: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -94,6 +92,11 @@ class Scorer(ABC):
             raise ModelError(
                 f"{model.name or 'the model'} has {there} layers, and the scorer {self.name!r} reads layer {depth - 1}."
             )
+
+    @property
+    def reuses_keys(self) -> bool:
+        """Whether it reads documents at the spec's layer alone, so that their keys may be kept for later requests."""
+        return False
 
     def check_evidence(self, spec: RankSpec) -> None:
         """Raise `InputError` where it cannot say where a score comes from."""

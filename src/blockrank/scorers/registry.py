@@ -10,6 +10,7 @@ from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.embedding import EmbeddingScorer
+from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.scalar import ScalarScorer
 from blockrank.spec import BARE_SPEC, RankSpec
@@ -21,6 +22,7 @@ SCORERS.add(DecodeScorer)
 SCORERS.add(EmbeddingScorer)
 SCORERS.add(PointwiseScorer)
 SCORERS.add(ScalarScorer)
+SCORERS.add(IcrScorer)
 
 
 def resolve_scorer(

@@ -3,6 +3,7 @@
 Literals that belong to one checkpoint (its layer, its query offset, its prompt) live here and nowhere else.
 """
 
+from blockrank.spec.heads import HeadSet, head_set_names, prompt_hash
 from blockrank.spec.parts import Attend, Exits, Limits, Pattern, Readout
 from blockrank.spec.published import BARE_SPEC, BUILT_IN_SPECS
 from blockrank.spec.rank_spec import SPEC_FILE, SPEC_VERSION, RankSpec, rewritten
@@ -19,10 +20,13 @@ __all__ = [
     "TEMPLATES",
     "Attend",
     "Exits",
+    "HeadSet",
     "Limits",
     "Pattern",
     "RankSpec",
     "Readout",
     "Template",
+    "head_set_names",
+    "prompt_hash",
     "rewritten",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from blockrank.errors import InputError
 from blockrank.types.documents import Document, as_json
 from blockrank.types.requests import RankRequest, ranked_last
-from blockrank.types.scores import LEAST_SHARE, ScoreKind, as_logits, in_unit_range
+from blockrank.types.scores import LEAST_SHARE, ScoreKind, Spread, as_logits, in_unit_range, spread_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class Ranking(Sequence[RankedDocument]):
     eight characters per token of the limit). `warnings`: sentences about the request that the caller should see.
     `calls`: how many requests were ranked for it, more than one where a strategy made it. `read_tokens`: tokens of
     documents that were read in all of these together; a document that is in several counts each time.
+    `spread`: mean and standard deviation of relative scores over all documents that were read, however many of them
+    the ranking holds.
     """
 
     query: str
@@ -95,6 +97,7 @@ class Ranking(Sequence[RankedDocument]):
     kind: ScoreKind = "share"
     calls: int = 1
     read_tokens: int = 0
+    spread: Spread | None = None
 
     @classmethod
     def from_scores(
@@ -138,9 +141,16 @@ class Ranking(Sequence[RankedDocument]):
         silent = sorted(set(unread) & set(request.readable))
         warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
         warnings = [*request.warnings, *warnings]
-        read_tokens = sum(tokens or ())
+        values = [float(score) for score in scores]
         return cls(
-            request.query, request.query_id, ranked, query_cut_tokens, tuple(warnings), kind, read_tokens=read_tokens
+            request.query,
+            request.query_id,
+            ranked,
+            query_cut_tokens,
+            tuple(warnings),
+            kind,
+            read_tokens=sum(tokens or ()),
+            spread=spread_of(values) if kind == "relative" else None,
         )
 
     def __len__(self) -> int:
@@ -177,7 +187,7 @@ class Ranking(Sequence[RankedDocument]):
         """The same ranking with scores in [0, 1], see `in_unit_range`; itself where they already are."""
         if self.kind in ("share", "probability"):
             return self
-        scores = in_unit_range([entry.score for entry in self.ranked], self.kind)
+        scores = in_unit_range([entry.score for entry in self.ranked], self.kind, self.spread)
         ranked = (replace(entry, score=score) for entry, score in zip(self.ranked, scores, strict=True))
         return replace(self, ranked=tuple(ranked))
 
