@@ -11,7 +11,8 @@ from blockrank.spec import Template
 from blockrank.types import RankRequest
 
 Kind = Literal["instruction", "document", "query"]
-_FIELD = re.compile(r"\{(query|text|id)\}")
+_FIELD = re.compile(r"\{(query|text|id|count)\}")
+_OURS = ("id", "count")  # frame: what they bring in must survive a cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class SegmentText:
 def fill(piece: str, values: dict[str, str]) -> Piece:
     """Replace the fields of one template piece and note where the caller's text landed.
 
-    Braces in the caller's text are plain text: values are placed, never formatted again. A document's number is
-    frame: it is ours, and it must survive a cut.
+    Braces in the caller's text are plain text: values are placed, never formatted again.
     """
     text, content, at = "", None, 0
     bodies: list[tuple[int, int]] = []
@@ -51,7 +51,7 @@ def fill(piece: str, values: dict[str, str]) -> Piece:
         text += values[match[1]]
         if match[1] == "text":
             content = len(bodies)
-        if match[1] != "id":
+        if match[1] not in _OURS:
             bodies.append((start, len(text)))
     return Piece(text + piece[at:], tuple(bodies), content)
 
@@ -80,7 +80,7 @@ def segments(
     query segment then ends in their numbers, in the order given, and the template's end (method, section 2).
     """
     read = request.readable if read is None else read
-    query = {"query": request.query.strip()}
+    query = {"query": template.shown(request.query.strip()), "count": str(len(read))}
     numbers = {index: template.id(place) for place, index in enumerate(read)}
     tail = [fill(piece, query) for piece in template.query]
     if template.answer:
@@ -91,7 +91,7 @@ def segments(
             _segment(
                 "document",
                 template.document,
-                {**query, "text": request.candidates[index].content, "id": number},
+                {**query, "text": template.shown(request.candidates[index].content), "id": number},
                 index,
             )
             for index, number in numbers.items()

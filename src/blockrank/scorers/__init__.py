@@ -5,17 +5,23 @@ from __future__ import annotations
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.first_token import FirstTokenScorer
+from blockrank.scorers.listwise import ListwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.registry import SCORERS, resolve_scorer
+from blockrank.scorers.setwise import SetwiseScorer
 
 __all__ = [
     "SCORERS",
     "AttentionScorer",
     "DecodeScorer",
+    "FirstTokenScorer",
     "LayoutScorer",
+    "ListwiseScorer",
     "PromptWriter",
     "Prompts",
     "Scored",
     "Scorer",
+    "SetwiseScorer",
     "resolve_scorer",
 ]

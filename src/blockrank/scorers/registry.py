@@ -9,12 +9,18 @@ from blockrank.registry import Registry
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.first_token import FirstTokenScorer
+from blockrank.scorers.listwise import ListwiseScorer
+from blockrank.scorers.setwise import SetwiseScorer
 from blockrank.spec import BARE_SPEC, RankSpec
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer, group="blockrank.scorers")  # type: ignore[type-abstract]
 
 SCORERS.add(AttentionScorer)
 SCORERS.add(DecodeScorer)
+SCORERS.add(FirstTokenScorer)
+SCORERS.add(ListwiseScorer)
+SCORERS.add(SetwiseScorer)
 
 
 def resolve_scorer(
