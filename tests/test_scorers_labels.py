@@ -15,13 +15,13 @@ from labelled import chat_tokenizer, plain, prompt_text, saved_model
 
 from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, Template
 from blockrank.layout import PromptTokenizer
-from blockrank.scorers import SCORERS, FirstTokenScorer, SetwiseScorer
+from blockrank.scorers import SCORERS, FirstTokenScorer, SetwiseScorer, resolve_scorer
 from blockrank.scorers.checking import RequestCheck
 from blockrank.scorers.labels import label_shares, label_tokens
 from blockrank.spec import BARE_SPEC, TEMPLATES
 
 TEXTS = ["Bram Stoker wrote it.", "See [A] and [3].", "Nobody {query} knows"]
-SYSTEM = "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query."
+SYSTEM = "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"
 LISTWISE = (
     f"<|im_end|>system\n{SYSTEM}<|im_end|>user\n"
     "I will provide you with 3 passages, each indicated by a %s identifier []. Rank the passages based on their "
@@ -190,6 +190,12 @@ def test_what_is_adapted_stays_so_and_may_be_changed(scorer: Any) -> None:
         assert (adapted.pattern.kind, adapted.pattern.query_offset, adapted.leaves_early) == ("causal", None, False)
         block = adapted.changed(pattern="block")
         assert scorer.adapted(block) == block, "a model that was trained so"
+
+
+def test_a_published_checkpoint_names_its_scorer() -> None:
+    scorer, spec = resolve_scorer("rryisthebest/First_Model")
+    assert scorer == FirstTokenScorer("letters")
+    assert spec == scorer.adapted(BARE_SPEC).changed(scorer="first_token:ids=letters")
 
 
 def test_letters_and_numbers_are_prompts_of_their_own() -> None:

@@ -114,7 +114,7 @@ _QWEN_SYSTEM = "Judge whether the Document meets the requirements based on the Q
 
 
 def _listwise(ids: Literal["numbers", "letters"], kind: str, example: str) -> Template:
-    """The prompt that RankZephyr's family was trained with, in the wording of FIRST's and FullRank's released code."""
+    """The prompt of RankZephyr's family, in the wording of FIRST's released code."""
     return Template(
         instruction=(
             f"I will provide you with {{count}} passages, each indicated by a {kind} identifier []. Rank the passages "
@@ -133,9 +133,7 @@ def _listwise(ids: Literal["numbers", "letters"], kind: str, example: str) -> Te
         ids=ids,
         parentheses=True,
         chat=True,
-        system=(
-            "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query."
-        ),
+        system="You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query",
     )
 
 
