@@ -100,17 +100,31 @@ def test_answers_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(InputError, match="merges the document id '1' with what stands around it"):
         answer_tokens(merged, replace(TEMPLATE, answer_separator=","), 3)
     tokenizer = PromptTokenizer(byte_tokenizer())
+    alike = answer_tokens(tokenizer, replace(TEMPLATE, answer_separator="] > ["), 3)
     with pytest.raises(InputError, match=r"separator and end .* cannot be told apart"):
-        answer_tokens(tokenizer, replace(TEMPLATE, answer_separator="] "), 3)
+        Grammar(alike, 3, "list")
+    first = Grammar(alike, 3, "first")
+    [closing] = first.options(first.options(first.start)[0].state)
+    assert closing.tokens == alike.end, "what both begin with counts once"
     for change in ({"answer": ""}, {"answer_end": ""}, {"answer_separator": ""}, {"document": ("{text}",)}):
         with pytest.raises(InputError, match="decoding needs a template that numbers documents"):
             answer_tokens(tokenizer, replace(TEMPLATE, **change), 3)
 
 
 @quick
-@given(count=st.integers(1, 120), data=st.data(), form=st.sampled_from(["first", "list"]))
-def test_every_walk_ends_in_distinct_ids(count: int, data: st.DataObject, form: Any) -> None:
-    grammar = Grammar(answer_tokens(PromptTokenizer(byte_tokenizer()), TEMPLATE, 120), count, form)
+@given(
+    count=st.integers(1, 120),
+    data=st.data(),
+    form=st.sampled_from(["first", "list", "full"]),
+    top=st.one_of(st.none(), st.integers(1, 120)),
+    separator=st.sampled_from([TEMPLATE.answer_separator, "] > ["]),
+)
+def test_every_walk_ends_in_distinct_ids(
+    count: int, data: st.DataObject, form: Any, top: int | None, separator: str
+) -> None:
+    template = replace(TEMPLATE, answer_separator=separator if form == "full" else TEMPLATE.answer_separator)
+    tokens = answer_tokens(PromptTokenizer(byte_tokenizer()), template, 120)
+    grammar = Grammar(tokens, count, form, top if form == "full" else None)
     state, read = grammar.start, 0
     while not state.done:
         read += len(state.unread)
@@ -120,7 +134,7 @@ def test_every_walk_ends_in_distinct_ids(count: int, data: st.DataObject, form: 
     assert read <= grammar.longest
     assert 1 <= len(state.ids) == len(set(state.ids)) <= count
     assert set(state.ids) <= set(range(count))
-    assert form == "list" or len(state.ids) == 1
+    assert form == "list" or len(state.ids) == (1 if form == "first" else min(count, top or count))
 
 
 # Search
@@ -204,7 +218,7 @@ def test_beams_of_full_width_find_the_best_list(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("form", ["first", "list"])
+@pytest.mark.parametrize("form", ["first", "list", "full"])
 def test_one_beam_is_greedy(family: str, form: Any) -> None:
     model = model_of(family)
     for request in (many(13), many(4, "oak")):
@@ -345,8 +359,13 @@ def test_what_cannot_be_decoded_is_told(mini: Ranker) -> None:
     model, request = model_of(), many(3)
     with pytest.raises(ModelError, match="loaded without a language-model head"):
         decode(mini.model, [request])
-    with pytest.raises(InputError, match="beams must be positive, not 0"):
-        decode(model, [request], beams=0)
+    for named, words in (
+        ({"beams": 0}, "beams must be positive, not 0"),
+        ({"top": 2}, "top ends a list of all ids, form 'full'; the form is 'first'"),
+        ({"top": 0, "form": "full"}, "top must be positive, not 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            decode(model, [request], **named)  # type: ignore[arg-type]
     for change, words in (
         ({"query_reads": "own"}, "needs RankSpec.query_reads 'all'; it is 'own'"),
         ({"query_attention": "bidirectional"}, "needs RankSpec.query_attention 'causal'"),
@@ -409,7 +428,7 @@ def test_nothing_to_decode() -> None:
 # Behind the ranker
 
 
-@pytest.mark.parametrize("form", ["first", "list"])
+@pytest.mark.parametrize("form", ["first", "list", "full"])
 def test_a_ranker_ranks_by_what_is_decoded(form: Any) -> None:
     model, requests = model_of(), [many(12), many(4, "oak")]
     ranker = Ranker(model, DecodeScorer(beams=3, form=form))
@@ -491,7 +510,7 @@ def test_an_evaluation_decodes(folder: Path, tmp_path: Path) -> None:
     expected = ranker.rank("red oak", documents).doc_ids
     [ranked] = [path for path in (tmp_path / "out" / "small" / "runs").glob("*.trec") if "model" in path.name]
     assert list(read_run(ranked)["q"]) == expected
-    assert ranker_identity(ranker)["scorer"] == {"name": "decode", "beams": 6, "form": "first"}
+    assert ranker_identity(ranker)["scorer"] == {"name": "decode", "beams": 6, "form": "first", "top": None}
 
 
 def test_pairs_of_answers_are_distinct() -> None:

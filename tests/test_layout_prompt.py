@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from conftest import byte_tokenizer
 from test_layout import BYTES, spec, text, tokenise
 
-from blockrank import RankRequest
+from blockrank import InputError, RankRequest, RankSpec, Template
 from blockrank.layout import pack
 from blockrank.layout.prompt import segments
 from blockrank.spec import TEMPLATES
@@ -50,3 +51,36 @@ def test_an_answer_follows_the_signal_tokens() -> None:
     assert text(replace(query, ids=query.ids[: query.signal_end])).endswith("Final Answer: [")
     layout = pack([BYTES.tokenise(texts, of)], of)
     assert byte_tokenizer().decode(layout.ids_T[layout.signal_G]) == " ["
+
+
+def test_a_prompt_says_how_many_documents_it_holds() -> None:
+    """The number is the template's own, and is that of the documents that can be read."""
+    template = Template(("{count} for {query}:",), ("{text}",), ("of {count}",))
+    first, *_, last = segments(template, RankRequest("q{count}", ["{count}", " ", "b"]))
+    assert [item.pieces[0].text for item in (first, last)] == ["2 for q{count}:", "of 2"]
+    assert first.pieces[0].bodies == ((6, 14),)
+    with pytest.raises(InputError, match=r"Template.document names \{count\}"):
+        Template((), ("{text}{count}",), ("{query}",))
+
+
+def test_documents_behind_their_number_do_not_stand_alone() -> None:
+    def stands(instruction: str) -> bool:
+        template = Template((instruction,), ("{text}",), ("{query} of {count}",))
+        return RankSpec.of(layer=0, template=template, query_reads="own").documents_stand_alone
+
+    assert stands("Judge.")
+    assert not stands("Judge {count}.")
+
+
+@pytest.mark.parametrize(
+    ("ids", "shown"), [("numbers", "a [B] (3) [x] (12)[][(7)]"), ("letters", "a (B) [3] [x] [12][][[7]]")]
+)
+def test_what_looks_like_an_id_may_stand_in_parentheses(ids: str, shown: str) -> None:
+    given = "a [B] [3] [x] [12][][[7]]"
+    template = Template(("{query}|",), ("[{id}] {text}",), (), ids=ids, parentheses=True)  # type: ignore[arg-type]
+    texts = segments(template, RankRequest(given, [given]))
+    name = template.id(0)
+    assert [item.pieces[0].text for item in texts[:2]] == [f"{shown}|", f"[{name}] {shown}"]
+    assert [len(shown), texts[1].pieces[0].bodies] == [len(given), ((4, 4 + len(given)),)], "each keeps its place"
+    plain = segments(replace(template, parentheses=False), RankRequest(given, [given]))
+    assert plain[1].pieces[0].text == f"[{name}] {given}"

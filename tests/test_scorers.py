@@ -525,16 +525,16 @@ def test_a_text_makes_a_scorer_with_its_settings() -> None:
     [
         ("decoding", r"scorer 'decoding' is unknown; there are \['attention', 'decode'"),
         ("", "scorer '' is unknown"),
-        ("decode:beam=2", r"scorer 'decode': unknown key 'beam'; there are \['beams', 'form'\]"),
+        ("decode:beam=2", r"scorer 'decode': unknown key 'beam'; there are \['beams', 'form', 'top'\]"),
         ("decode:beams=two", "scorer 'decode': beams must be an integer, not 'two'"),
         ("decode:beams=1.5", "scorer 'decode': beams must be an integer, not '1.5'"),
         ("decode:beams=true", "scorer 'decode': beams must be an integer"),
         ("decode:beams=0", "beams must be positive, not 0"),
-        ("decode:form=last", r"scorer 'decode': form must be one of \('first', 'list'\), not 'last'"),
+        ("decode:form=last", r"scorer 'decode': form must be one of \('first', 'list', 'full'\), not 'last'"),
         ("decode:beams=1,beams=2", "scorer 'decode': the key 'beams' is there twice"),
         ("decode:list", r"scorer 'decode': settings are key=value, not 'list'; there are"),
         ("decode:", "scorer 'decode': settings are key=value, not ''"),
-        ("attention:heads=3", "scorer 'attention': unknown key 'heads'; it has no settings"),
+        ("attention:layers=3", r"scorer 'attention': unknown key 'layers'; there are \['heads'\]"),
     ],
 )
 def test_what_there_is_not_is_told_with_what_there_is(text: str, sentence: str) -> None:

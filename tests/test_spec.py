@@ -258,9 +258,12 @@ def test_version_1_is_read_exactly(name: str, tmp_path: Path) -> None:
 
 
 def test_specs_that_are_built_in_are_those_of_version_1() -> None:
-    for name, spec in {**BUILT_IN_SPECS, "embedded": RankSpec.load(EMBEDDED_MODEL)}.items():
-        assert RankSpec.from_dict(VERSION_1[name]) == spec
-        assert RankSpec.from_dict(VERSION_1[name]).notes == spec.notes
+    there = {**BUILT_IN_SPECS, "embedded": RankSpec.load(EMBEDDED_MODEL)}
+    known = there.keys() & VERSION_1.keys()
+    assert len(known) == 3, "what came later was never written in version 1"
+    for name in known:
+        assert RankSpec.from_dict(VERSION_1[name]) == there[name]
+        assert RankSpec.from_dict(VERSION_1[name]).notes == there[name].notes
 
 
 @pytest.mark.parametrize(

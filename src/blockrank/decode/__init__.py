@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from blockrank.decode.answers import Form
-from blockrank.decode.decoding import DEFAULT_BEAMS, Decoded, check_spec, decode, decode_layout
+from blockrank.decode.decoding import DEFAULT_BEAMS, Decoded, check_search, check_spec, decode, decode_layout
 
-__all__ = ["DEFAULT_BEAMS", "Decoded", "Form", "check_spec", "decode", "decode_layout"]
+__all__ = ["DEFAULT_BEAMS", "Decoded", "Form", "check_search", "check_spec", "decode", "decode_layout"]

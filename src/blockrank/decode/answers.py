@@ -15,7 +15,7 @@ from blockrank.layout import PromptTokenizer
 from blockrank.spec import Template
 from blockrank.types import InputError
 
-Form = Literal["first", "list"]
+Form = Literal["first", "list", "full"]
 Tokens = tuple[int, ...]
 
 
@@ -51,8 +51,8 @@ def answer_tokens(tokenizer: PromptTokenizer, template: Template, count: int) ->
             raise InputError(f"this tokenizer merges the document id {name!r} with what stands around it in an answer.")
     columns = zip(*(pair[2] for pair in pairs), strict=False)
     shared = tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
-    if not shared or shared[0] == last[0]:
-        raise InputError("separator and end of the template's answer cannot be told apart by their first token.")
+    if not shared:
+        raise InputError("the separator of the template's answer begins differently before each id.")
     later = tuple(pair[2][len(shared) :] + pair[3] for pair in pairs)
     return AnswerTokens(tuple(single[1] for single in alone), later, shared, last)
 
@@ -106,10 +106,17 @@ class Option:
 
 
 class Grammar:
-    """The answers to a request of `count` candidates. "first": one id; "list": any number, each at most once."""
+    """The answers to a request of `count` candidates.
 
-    def __init__(self, tokens: AnswerTokens, count: int, form: Form) -> None:
+    "first": one id; "list": any number, each at most once; "full": all of them, or `top`, each once. Raises
+    `InputError` where nothing could tell how long a list is.
+    """
+
+    def __init__(self, tokens: AnswerTokens, count: int, form: Form, top: int | None = None) -> None:
+        if form == "list" and tokens.separator[0] == tokens.end[0]:
+            raise InputError("separator and end of the template's answer cannot be told apart by their first token.")
         self.count, self.form, self._tokens = count, form, tokens
+        self._most = 1 if form == "first" else min(top or count, count)
         self._later = trie(tokens.later[:count])
         self.start = AnswerState((), trie(tokens.first[:count]))
 
@@ -121,7 +128,7 @@ class Grammar:
     @property
     def longest(self) -> int:
         """Most tokens of an answer that the model reads."""
-        return self._longest_id if self.form == "first" else self.count * self.longest_step
+        return self._longest_id + (self._most - 1) * self.longest_step
 
     @property
     def _longest_id(self) -> int:
@@ -139,11 +146,11 @@ class Grammar:
             return options
         ids = (*state.ids, node.index)
         done = AnswerState(ids, node, done=True)
-        if self.form == "first":
-            return [*options, Option((end[0], *separator[: self.count > 1]), done, closes=True)]
-        if len(ids) < self.count:
+        if len(ids) < self._most:
             options.append(Option((separator[0],), AnswerState(ids, self._later, separator)))
-        return [*options, Option((end[0],), done, closes=True)]
+            return [*options, Option((end[0],), done, closes=True)] if self.form == "list" else options
+        goes_on = separator[: self.form != "list" and len(ids) < self.count]  # if the model were let
+        return [*options, Option(tuple(dict.fromkeys([end[0], *goes_on])), done, closes=True)]
 
     def settle(self, state: AnswerState) -> AnswerState:
         """Go on from a state for as long as there is one way: nothing has to be asked for that."""

@@ -28,8 +28,8 @@ class Decoded:
     """What was decoded for one request of `candidates` documents.
 
     generated: indices of the candidates whose ids were generated, best first. log_probs: for the form "first" the
-    log-probability that the answer begins with that id; for "list" that it begins with the ids up to that one. Both are
-    among the answers allowed, and never rise. unread: indices of the candidates that had nothing to read.
+    log-probability that the answer begins with that id; for the others that it begins with the ids up to that one.
+    They are among the answers allowed, and never rise. unread: indices of the candidates that had nothing to read.
     """
 
     generated: tuple[int, ...]
@@ -51,6 +51,7 @@ def decode(
     *,
     beams: int = DEFAULT_BEAMS,
     form: Form = "first",
+    top: int | None = None,
     max_tokens: int = 32_768,
 ) -> list[Decoded]:
     """Generate document ids after the template's answer opening, for each request.
@@ -59,7 +60,8 @@ def decode(
     or tokens; an answer that follows the opening, as in training, is left out. beams: 1 decodes greedily. form: "first"
     generates the first id alone, of which `beams` different ones are found (all, by probability, where there are as
     many beams as candidates); "list" generates the best list, in which each id stands at most once and which ends where
-    the model ends it. max_tokens: of prompts packed into one forward.
+    the model ends it; "full" a list in which each id stands once, of which `top` ends the writing after so many.
+    max_tokens: of prompts packed into one forward.
 
     Raises `InputError` where the spec, the template or the tokenizer does not allow it, `ModelError` where the model
     has no head, or its logits are not finite.
@@ -73,7 +75,7 @@ def decode(
     ]
     found: list[Decoded] = []
     for batch in plan_batches([prompt.length for prompt in prompts], max_tokens):
-        found += decode_layout(model, pack(prompts[batch], model.spec), beams=beams, form=form)
+        found += decode_layout(model, pack(prompts[batch], model.spec), beams=beams, form=form, top=top)
     return [_of_request(*parts) for parts in zip(found, requests, prompts, strict=True)]
 
 
@@ -91,13 +93,16 @@ def _without_answer(request: TokenisedRequest) -> TokenisedRequest:
     return replace(request, segments=(*others, replace(query, ids=query.ids[: query.signal_end])))
 
 
-def decode_layout(model: RankModel, layout: PackedLayout, *, beams: int, form: Form) -> list[Decoded]:
+def decode_layout(
+    model: RankModel, layout: PackedLayout, *, beams: int, form: Form, top: int | None = None
+) -> list[Decoded]:
     """Decode the requests of a packed layout, all together; see `decode`."""
-    _check(model, beams)
+    check_search(beams, form, top)
+    _check(model)
     assert model.tokenizer is not None, "ids need a tokenizer"
     counts = np.bincount(layout.document_request_C, minlength=layout.requests).tolist()
     tokens = answer_tokens(model.tokenizer, model.spec.prompt, max(counts))
-    grammars = {count: Grammar(tokens, count, form) for count in set(counts)}
+    grammars = {count: Grammar(tokens, count, form, top) for count in set(counts)}
     searches = searches_of(layout, [grammars[count] for count in counts], beams)
     rows = RowBuffers(capacity_of(searches))
     with _inferring(model.module):
@@ -118,18 +123,26 @@ def decode_layout(model: RankModel, layout: PackedLayout, *, beams: int, form: F
     return found
 
 
-def check_spec(spec: RankSpec) -> None:
-    """Raise `InputError` where a spec does not allow decoding."""
-    spec.check_none_leaves("decoding needs every document in every layer")
+def check_spec(spec: RankSpec, what: str = "decoding") -> None:
+    """Raise `InputError` where a spec does not allow decoding, or something else that asks for the next token."""
+    spec.check_none_leaves(f"{what} needs every document in every layer")
     for field, needed in (("query_reads", "all"), ("query_attention", "causal")):
         if (value := getattr(spec.pattern, field)) != needed:
-            raise InputError(f"decoding needs RankSpec.{field} {needed!r}; it is {value!r}.")
+            raise InputError(f"{what} needs RankSpec.{field} {needed!r}; it is {value!r}.")
 
 
-def _check(model: RankModel, beams: int) -> None:
-    """Raise where a model or its spec does not allow decoding."""
+def check_search(beams: int, form: Form, top: int | None) -> None:
+    """Raise `InputError` where a search cannot be as it is asked for."""
     if beams < 1:
         raise InputError(f"beams must be positive, not {beams}.")
+    if top is not None and form != "full":
+        raise InputError(f"top ends a list of all ids, form 'full'; the form is {form!r}.")
+    if top is not None and top < 1:
+        raise InputError(f"top must be positive, not {top}.")
+
+
+def _check(model: RankModel) -> None:
+    """Raise where a model or its spec does not allow decoding."""
     if not model.weights.has_head:
         raise ModelError(
             f"{model.name or 'the model'} was loaded without a language-model head, which decoding needs: load it with "

@@ -11,7 +11,8 @@ from blockrank.spec import Template
 from blockrank.types import RankRequest
 
 Kind = Literal["instruction", "document", "query"]
-_FIELD = re.compile(r"\{(query|text|id)\}")
+_FIELD = re.compile(r"\{(query|text|id|count)\}")
+_OURS = ("id", "count")  # frame: what they bring in must survive a cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def fill(piece: str, values: dict[str, str]) -> Piece:
         text += values[match[1]]
         if match[1] == "text":
             content = len(bodies)
-        if match[1] != "id":
+        if match[1] not in _OURS:
             bodies.append((start, len(text)))
     return Piece(text + piece[at:], tuple(bodies), content)
 
@@ -80,7 +81,7 @@ def segments(
     the query segment then ends in their numbers, in the order given, and the template's end (method, section 2).
     """
     read = request.readable if read is None else read
-    query = {"query": request.query.strip()}
+    query = {"query": template.shown(request.query.strip()), "count": str(len(read))}
     numbers = {index: template.id(place) for place, index in enumerate(read)}
     tail = [fill(piece, query) for piece in template.query]
     if template.answer:
@@ -91,7 +92,7 @@ def segments(
             _segment(
                 "document",
                 template.document,
-                {**query, "text": request.candidates[index].content, "id": number},
+                {**query, "text": template.shown(request.candidates[index].content), "id": number},
                 index,
             )
             for index, number in numbers.items()

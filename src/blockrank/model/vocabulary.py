@@ -106,7 +106,7 @@ def check_prompt(tokenizer: PromptTokenizer, config: PreTrainedConfig, spec: Ran
 
 def _pieces(prompt: Template) -> dict[str, list[str]]:
     """What a template writes in each kind of segment where the caller's texts are empty."""
-    empty = {"query": "", "text": "", "id": "0"}
+    empty = {"query": "", "text": "", "id": "0", "count": "0"}
     parts = {"instruction": prompt.instruction, "document": prompt.document, "query": (*prompt.query, prompt.answer)}
     return {kind: [fill(piece, empty).text for piece in pieces] for kind, pieces in parts.items()}
 

@@ -6,24 +6,30 @@ from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.embedding import EmbeddingScorer
+from blockrank.scorers.first_token import FirstTokenScorer
 from blockrank.scorers.icr import IcrScorer
+from blockrank.scorers.listwise import ListwiseScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.registry import SCORERS, resolve_scorer
 from blockrank.scorers.scalar import ScalarScorer
+from blockrank.scorers.setwise import SetwiseScorer
 
 __all__ = [
     "SCORERS",
     "AttentionScorer",
     "DecodeScorer",
     "EmbeddingScorer",
+    "FirstTokenScorer",
     "IcrScorer",
     "LayoutScorer",
+    "ListwiseScorer",
     "PointwiseScorer",
     "PromptWriter",
     "Prompts",
     "ScalarScorer",
     "Scored",
     "Scorer",
+    "SetwiseScorer",
     "resolve_scorer",
 ]

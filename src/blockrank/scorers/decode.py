@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from blockrank.decode import DEFAULT_BEAMS, Form, check_spec, decode_layout
+from blockrank.decode import DEFAULT_BEAMS, Form, check_search, check_spec, decode_layout
 from blockrank.layout import PackedLayout
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import LayoutScorer, Scored
@@ -19,19 +19,19 @@ from blockrank.types import InputError, RankRequest
 class DecodeScorer(LayoutScorer):
     """The order in which document ids are decoded; what is not generated follows in the order of the request.
 
-    beams, form: see `blockrank.decode.decode`. A score is minus the rank: decoding gives an order, and no number for
-    what was not generated. Log-probabilities of what was generated are in what `decode` returns.
+    beams, form, top: see `blockrank.decode.decode`. A score is minus the rank: decoding gives an order, and no number
+    for what was not generated. Log-probabilities of what was generated are in what `decode` returns.
     """
 
     name = "decode"
     kind = "order"
     beams: int = DEFAULT_BEAMS
     form: Form = "first"
+    top: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beams < 1:
-            raise InputError(f"beams must be positive, not {self.beams}.")
+        check_search(self.beams, self.form, self.top)
 
     def needs(self, spec: RankSpec) -> Needs:
         """See `Scorer.needs`."""
@@ -53,7 +53,7 @@ class DecodeScorer(LayoutScorer):
         if evidence:
             self.check_evidence(model.spec)
         parts = []
-        for decoded in decode_layout(model, layout, beams=self.beams, form=self.form):
+        for decoded in decode_layout(model, layout, beams=self.beams, form=self.form, top=self.top):
             scores_C = torch.empty(decoded.candidates)
             scores_C[list(decoded.order)] = -torch.arange(1.0, decoded.candidates + 1)
             parts.append(scores_C)

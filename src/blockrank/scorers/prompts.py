@@ -67,6 +67,15 @@ class Prompts:
         return dict(sorted(found.items()))
 
 
+def under_prompt(spec: RankSpec, *templates: str) -> RankSpec:
+    """The spec under which a prompt is read that a checkpoint may know nothing of: with the first of the built-in
+    templates and full attention, as any causal model was trained. A spec with one of them stays as it is."""
+    if spec.template in templates:
+        return spec
+    full = {"query_offset": None, "query_reads": "all", "query_attention": "causal", "document_attention": "causal"}
+    return spec.changed(template=templates[0], pattern="causal", prune=(), **full)
+
+
 @dataclass(frozen=True, slots=True)
 class PromptWriter:
     """Writes prompts in the tokens of one model, within the limits of one request.

@@ -10,9 +10,12 @@ from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.embedding import EmbeddingScorer
+from blockrank.scorers.first_token import FirstTokenScorer
 from blockrank.scorers.icr import IcrScorer
+from blockrank.scorers.listwise import ListwiseScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.scalar import ScalarScorer
+from blockrank.scorers.setwise import SetwiseScorer
 from blockrank.spec import BARE_SPEC, RankSpec
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer, group="blockrank.scorers")  # type: ignore[type-abstract]
@@ -23,6 +26,9 @@ SCORERS.add(EmbeddingScorer)
 SCORERS.add(PointwiseScorer)
 SCORERS.add(ScalarScorer)
 SCORERS.add(IcrScorer)
+SCORERS.add(FirstTokenScorer)
+SCORERS.add(ListwiseScorer)
+SCORERS.add(SetwiseScorer)
 
 
 def resolve_scorer(

@@ -14,6 +14,14 @@ BUILT_IN_SPECS: dict[str, RankSpec] = {
         signal_tokens=2,
         notes="Trained on 10 % of MS MARCO with 30 candidates and segments of 160 tokens (arXiv 2510.05396).",
     ),
+    "rryisthebest/First_Model": RankSpec.of(
+        layer=0,
+        template="listwise-letters",
+        pattern="causal",
+        query_offset=None,
+        scorer="first_token:ids=letters",
+        notes="FIRST (arXiv 2406.15657), on Zephyr-7B-beta; ranks up to 20 at once: strategy 'sliding'. Not run here.",
+    ),
     "blockrank-qwen3-reranker-4b": RankSpec.of(
         layer=24,
         template="blockrank-qwen3",

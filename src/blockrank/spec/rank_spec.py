@@ -86,7 +86,8 @@ class RankSpec:
         layer depends on them, so that they can be computed once and used for many queries."""
         prompt = self.prompt
         apart = self.pattern.kind == "block" and self.pattern.query_reads == "own"
-        return apart and not prompt.reads_query_first and not prompt.numbers_documents
+        is_free = not (prompt.reads_query_first or prompt.counts_documents)
+        return apart and is_free and not prompt.numbers_documents
 
     @property
     def leaves_early(self) -> bool:

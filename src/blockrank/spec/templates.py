@@ -12,7 +12,9 @@ from blockrank.errors import InputError, listed
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 # Fields allowed in each kind of segment.
-_FIELDS = {"instruction": {"query"}, "document": {"query", "text", "id"}, "query": {"query"}}
+_FIELDS = {"instruction": {"query", "count"}, "document": {"query", "text", "id"}, "query": {"query", "count"}}
+# What an id in brackets looks like, by how documents are called.
+_BRACKETED = {"numbers": re.compile(r"\[(\d+)\]"), "letters": re.compile(r"\[([A-Z])\]")}
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,13 @@ class Template:
     """The prompt as data: for each kind of segment a tuple of *pieces*, each tokenised on its own.
 
     A piece is text with the fields `{query}`, `{text}` (the document, title included) and `{id}` (the candidate's
-    number, counted from `id_base`). Only what a field brings in is *body*; the rest is *frame* and is never cut.
+    number, counted from `id_base`), and outside documents `{count}`, how many documents the prompt holds. Only the
+    caller's own text, query or document, is *body*; the rest is *frame* and is never cut.
     `answer` is a piece appended to the query segment; training continues it with the ids of the relevant documents,
     joined by `answer_separator` and closed by `answer_end`.
     `ids`: whether `{id}` is a number or a capital letter; letters are one token in most vocabularies, and there are 26.
+    `parentheses`: whether what looks like an id in the caller's own text, as the number in "[3]", stands in parentheses
+    there: "(3)". So it is in the prompts that ask for ids in brackets; every character keeps its place.
     `chat`: whether the prompt is the user's turn of a chat. What the tokenizer's chat template writes before that turn
     then comes before the instruction, with `system` as the system's message, and what it writes up to the assistant's
     answer comes between query and `answer`. A tokenizer without a chat template writes its first token alone.
@@ -42,6 +47,7 @@ class Template:
     answer_end: str = "]"
     id_base: int = 0
     ids: Literal["numbers", "letters"] = "numbers"
+    parentheses: bool = False
     chat: bool = False
     system: str = ""
 
@@ -74,6 +80,10 @@ class Template:
             )
         return ascii_uppercase[place]
 
+    def shown(self, text: str) -> str:
+        """The caller's text as it stands in the prompt; see `parentheses`."""
+        return _BRACKETED[self.ids].sub(r"(\1)", text) if self.parentheses else text
+
     @property
     def reads_query_first(self) -> bool:
         """Whether the instruction segment holds the query, so that every document depends on it."""
@@ -83,6 +93,11 @@ class Template:
     def ends_in_documents(self) -> bool:
         """Whether nothing follows a document, so that each, behind the instruction, is a prompt of its own."""
         return not self.query and not self.answer
+
+    @property
+    def counts_documents(self) -> bool:
+        """Whether the instruction segment holds how many documents there are, so that each depends on that."""
+        return any("{count}" in piece for piece in self.instruction)
 
     @property
     def numbers_documents(self) -> bool:
@@ -103,6 +118,31 @@ _QWEN_INSTRUCTION = (
     "of each document and your goal is to give the IDs of the document from the list that can help answer the query."
 )
 _QWEN_SYSTEM = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
+
+
+def _listwise(ids: Literal["numbers", "letters"], kind: str, example: str) -> Template:
+    """The prompt of RankZephyr's family, in the wording of FIRST's released code."""
+    return Template(
+        instruction=(
+            f"I will provide you with {{count}} passages, each indicated by a {kind} identifier []. Rank the passages "
+            "based on their relevance to the search query: {query}.\n\n",
+        ),
+        document=("[{id}] {text}\n",),
+        query=(
+            "Search Query: {query}.\nRank the {count} passages above based on their relevance to the search query. All "
+            "the passages should be included and listed using identifiers, in descending order of relevance. The "
+            f"output format should be [] > [], e.g., {example}, Only respond with the ranking results, do not say any "
+            "word or explain.",
+        ),
+        answer="[",
+        answer_separator="] > [",
+        id_base=1 if ids == "numbers" else 0,
+        ids=ids,
+        parentheses=True,
+        chat=True,
+        system="You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query",
+    )
+
 
 TEMPLATES: dict[str, Template] = {
     # The prompt of the released checkpoint, in the chat markup of Mistral-7B-Instruct-v0.3.
@@ -135,6 +175,22 @@ TEMPLATES: dict[str, Template] = {
         ),
         answer="[",
         answer_end="]<|im_end|>",
+    ),
+    # The order of all passages, or its first id alone.
+    "listwise": _listwise("numbers", "numerical", "[2] > [1]"),
+    "listwise-letters": _listwise("letters", "alphabetical", "[B] > [A]"),
+    # The best of some passages, by its label.
+    "setwise": Template(
+        instruction=("Here is a search query, and passages that may answer it.\n\nQuery: {query}\n",),
+        document=('Passage {id}: "{text}"\n',),
+        query=(
+            'Which of the {count} passages above answers the query "{query}" best? Say the label of that passage, and '
+            "nothing else.",
+        ),
+        answer="Passage:",
+        answer_end="",
+        ids="letters",
+        chat=True,
     ),
     # Documents depend on neither the query nor their place: exact order invariance, reusable states.
     "query-free": Template(
