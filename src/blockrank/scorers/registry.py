@@ -9,12 +9,16 @@ from blockrank.registry import Registry
 from blockrank.scorers.attention import AttentionScorer
 from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
+from blockrank.scorers.groupwise import GroupwiseScorer
+from blockrank.scorers.reasoned import ReasonedChoiceScorer
 from blockrank.spec import BARE_SPEC, RankSpec
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer, group="blockrank.scorers")  # type: ignore[type-abstract]
 
 SCORERS.add(AttentionScorer)
 SCORERS.add(DecodeScorer)
+SCORERS.add(GroupwiseScorer)
+SCORERS.add(ReasonedChoiceScorer)
 
 
 def resolve_scorer(

@@ -58,6 +58,7 @@ class Strategy(RequestRanker):
         ways = {place: self.steps(request) for place, request in enumerate(requests)}
         found: dict[int, Ranking] = {}
         lost = dict.fromkeys(ways, 0)  # most tokens that a request's query lost anywhere
+        repaired = dict.fromkeys(ways, 0)
         answers: dict[int, list[Ranking]] = {}
         while len(found) < len(ways):
             asked: dict[int, Ask] = {}
@@ -65,8 +66,10 @@ class Strategy(RequestRanker):
                 try:
                     asked[place] = ways[place].send(answers[place]) if place in answers else next(ways[place])
                 except StopIteration as end:
-                    found[place] = replace(end.value, query_cut_tokens=max(end.value.query_cut_tokens, lost[place]))
+                    whole = replace(end.value, query_cut_tokens=max(end.value.query_cut_tokens, lost[place]))
+                    found[place] = _with_repaired(whole, repaired[place])
             answers = self._answers(asked)
+            repaired |= {at: repaired[at] + sum(item.repaired for item in got) for at, got in answers.items()}
             lost |= {at: max(lost[at], *(item.query_cut_tokens for item in got)) for at, got in answers.items()}
         return [found[place] for place in range(len(requests))]
 
@@ -85,6 +88,14 @@ class Strategy(RequestRanker):
         settings = {item.name: getattr(self, item.name) for item in fields(self)[1:]}
         named = {key: _identity(value) for key, value in settings.items()}
         return {"ranker": self.name, **named, "of": _identity(self.ranker)}
+
+
+def _with_repaired(ranking: Ranking, repaired: int) -> Ranking:
+    """A ranking that says how many of the model's answers behind it had to be repaired; one that is itself such an
+    answer says so already."""
+    told = ranking.repaired or not repaired
+    sentence = f"answers of the model that could not be taken as they were: {repaired}; the log says more."
+    return replace(ranking, repaired=repaired, warnings=ranking.warnings if told else (*ranking.warnings, sentence))
 
 
 def _identity(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, overload
 
@@ -83,6 +83,9 @@ class Ranking(Sequence[RankedDocument]):
     there are scores below zero, one below the lowest.
     `query_cut_tokens` is how many tokens the query lost, where that was allowed (an estimate for one of over eight
     characters for each token of the limit). `warnings`: sentences about the request that the caller should see.
+    `unscored`: indices of the candidates that were read and of which the model said nothing; they come after those of
+    which it did, in the order of the request, with scores as for those that cannot be read. `repaired`: how many
+    answers that the model wrote could not be taken as they were; `warnings` say what became of them.
     """
 
     query: str
@@ -91,6 +94,8 @@ class Ranking(Sequence[RankedDocument]):
     query_cut_tokens: int = 0
     warnings: tuple[str, ...] = ()
     kind: ScoreKind = "share"
+    unscored: tuple[int, ...] = ()
+    repaired: int = 0
 
     @classmethod
     def from_scores(
@@ -105,20 +110,25 @@ class Ranking(Sequence[RankedDocument]):
         read: Sequence[int] | None = None,
         estimated: Sequence[bool] | None = None,
         kind: ScoreKind = "share",
+        unscored: Collection[int] = (),
     ) -> Ranking:
         """Sort by score, descending; equal scores keep the order of the request.
 
         read: indices of the candidates that the scores, and the other lists, belong to; the readable ones if left out.
-        All others come last. estimated: whether a number of `cut_tokens` is an estimate.
+        All others come last. estimated: whether a number of `cut_tokens` is an estimate. unscored: indices of those of
+        `read` that have no score; what stands in its place is not looked at, and they come after those that have one.
         """
         read = request.readable if read is None else read
         assert len(scores) == len(read), "a scorer returns one score a document"
         unread = sorted(set(range(len(request.candidates))) - set(read))
-        lowest = min(0.0, *map(float, scores))
+        others = sorted((place for place in range(len(scores)) if read[place] in unscored), key=read.__getitem__)
+        scored = sorted(set(range(len(scores))) - set(others), key=lambda place: (-scores[place], read[place]))
+        lowest = min([0.0, *(float(scores[place]) for place in scored)])
+        below = [lowest and lowest - step for step in range(1, len(others) + len(unread) + 1)]
         entries = [
             RankedDocument(
                 0,
-                float(scores[place]),
+                score,
                 read[place],
                 request.candidates[read[place]],
                 tokens[place] if tokens else 0,
@@ -126,14 +136,22 @@ class Ranking(Sequence[RankedDocument]):
                 evidence[place] if evidence else (),
                 estimated[place] if estimated else False,
             )
-            for place in sorted(range(len(scores)), key=lambda place: (-scores[place], read[place]))
+            for place, score in zip([*scored, *others], [*(float(scores[i]) for i in scored), *below], strict=False)
         ]
-        for place, index in enumerate(unread, start=1):
-            entries.append(RankedDocument(0, lowest and lowest - place, index, request.candidates[index]))
+        for index, score in zip(unread, below[len(others) :], strict=True):
+            entries.append(RankedDocument(0, score, index, request.candidates[index]))
         ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
         silent = sorted(set(unread) & set(request.readable))
         warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
-        return cls(request.query, request.query_id, ranked, query_cut_tokens, (*request.warnings, *warnings), kind)
+        return cls(
+            request.query,
+            request.query_id,
+            ranked,
+            query_cut_tokens,
+            (*request.warnings, *warnings),
+            kind,
+            tuple(read[place] for place in others),
+        )
 
     def __len__(self) -> int:
         return len(self.ranked)
@@ -186,4 +204,8 @@ class Ranking(Sequence[RankedDocument]):
             entry["kind"] = self.kind
         if self.warnings:
             entry["warnings"] = list(self.warnings)
+        if self.unscored:
+            entry["unscored"] = list(self.unscored)
+        if self.repaired:
+            entry["repaired"] = self.repaired
         return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}
