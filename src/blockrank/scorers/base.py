@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -38,10 +38,8 @@ class Scored:
 
     def cpu(self) -> Scored:
         """The same on the host."""
-        tensors = (self.scores_C, self.shares_R, self.unscored_C)
-        scores_C, *others = (tensor.cpu() if tensor is not None else None for tensor in tensors)
-        assert scores_C is not None, "there are scores"
-        return Scored(scores_C, *others, self.repaired, self.warnings)
+        shares_R, unscored_C = (None if part is None else part.cpu() for part in (self.shares_R, self.unscored_C))
+        return replace(self, scores_C=self.scores_C.cpu(), shares_R=shares_R, unscored_C=unscored_C)
 
     def apart(self, prompts: Sequence[TokenisedRequest]) -> list[Scored]:
         """The parts of several prompts that follow each other in a layout."""
