@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -255,7 +256,9 @@ class Ranker(SteppedRanker[Prompts, Scored]):
             read=prompts.indices,
             estimated=[segment.cut_is_estimate for segment in documents],
             kind=self.scorer.kind,
+            unscored=_unscored(prompts, scored),
         )
+        ranking = replace(ranking, warnings=(*ranking.warnings, *scored.warnings), repaired=scored.repaired)
         for warning in ranking.warnings:
             _log.warning("query_id %r: %s", request.query_id, warning)
         return ranking
@@ -362,6 +365,13 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         spec = self.spec.changed(**changes)
         scorer = spec.scorer if "scorer" in changes else self.scorer
         return Ranker(self.model.with_spec(spec), scorer, self.max_tokens)
+
+
+def _unscored(prompts: Prompts, scored: Scored) -> set[int]:
+    """Indices of the candidates that were read and have no score."""
+    if scored.unscored_C is None:
+        return set()
+    return {index for index, missing in zip(prompts.indices, scored.unscored_C.tolist(), strict=True) if missing}
 
 
 def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:

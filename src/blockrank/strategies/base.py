@@ -187,6 +187,14 @@ class Strategy(SteppedRanker[StrategyTokens, Ranking]):
         return {"ranker": self.name, **named, "of": _identity(self.ranker)}
 
 
+def _with_repaired(ranking: Ranking, repaired: int) -> Ranking:
+    """A ranking that says how many of the model's answers behind it had to be repaired; one that is itself such an
+    answer says so already."""
+    told = ranking.repaired or not repaired
+    sentence = f"answers of the model that could not be taken as they were: {repaired}; the log says more."
+    return replace(ranking, repaired=repaired, warnings=ranking.warnings if told else (*ranking.warnings, sentence))
+
+
 def _identity(value: Any) -> Any:
     return value.identity() if isinstance(value, RequestRanker) else value
 
@@ -197,7 +205,7 @@ class _Way:
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
         self._answers: list[Ranking] | None = None
-        self._calls = self._read_tokens = self._query_cut = 0
+        self._calls = self._read_tokens = self._query_cut = self._repaired = 0
 
     def go_on(self) -> Ask | Ranking:
         """What it asks for next, or its ranking at the end."""
@@ -206,13 +214,15 @@ class _Way:
         except StopIteration as end:
             ranking: Ranking = end.value
             query_cut = max(ranking.query_cut_tokens, self._query_cut)  # the most that it lost anywhere
-            return replace(ranking, query_cut_tokens=query_cut, calls=self._calls, read_tokens=self._read_tokens)
+            found = replace(ranking, query_cut_tokens=query_cut, calls=self._calls, read_tokens=self._read_tokens)
+            return _with_repaired(found, self._repaired)
 
     def take(self, answers: list[Ranking]) -> None:
         """Take the rankings of what it has asked for."""
         self._answers = answers
         self._calls += sum(ranking.calls for ranking in answers)
         self._read_tokens += sum(ranking.read_tokens for ranking in answers)
+        self._repaired += sum(ranking.repaired for ranking in answers)
         self._query_cut = max(self._query_cut, *(ranking.query_cut_tokens for ranking in answers), 0)
 
 
