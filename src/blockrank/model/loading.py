@@ -124,8 +124,7 @@ def load_model(
     commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and
     "int8" (processor) are fused layers whose products are in int8 or fp8. omit_dropout: set every dropout of the config
     to 0. probe: check with a small forward that the model does what the layout says; see `blockrank.model.probe`.
-    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where the family allows
-    it.
+    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses supported families.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
