@@ -120,6 +120,10 @@ class Scorer(ABC):
         """
         return Prompts((writer.write(request),))
 
+    def reuses(self, spec: RankSpec) -> bool:
+        """Whether a store is of use to it: what it computes of a document may serve many requests."""
+        return self.reuses_keys and spec.reuses_documents
+
     @abstractmethod
     def score(
         self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
