@@ -135,10 +135,11 @@ class Scorer(ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from others in a record: its name and settings, JSON-ready."""
+        """What tells it from others in a record: its name and settings, JSON-ready. Settings that are None are left
+        out, as in records from before there were such settings."""
         kind: Any = type(self)
         keys = [item.name for item in fields(kind)] if is_dataclass(kind) else []
-        return {"name": self.name, **{key: getattr(self, key) for key in keys}}
+        return {"name": self.name, **{key: value for key in keys if (value := getattr(self, key)) is not None}}
 
 
 class LayoutScorer(Scorer):
