@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from blockrank.configfile import check_fields
-from blockrank.layout import PackedLayout, TokenisedRequest, pack, plan_batches
+from blockrank.engine.capture import Capture, Wanted
+from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack, plan_batches
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.spec import RankSpec
@@ -81,6 +82,11 @@ class Scorer(ABC):
         """
         return spec
 
+    def worded(self, spec: RankSpec, tokenizer: PromptTokenizer) -> RankSpec:
+        """The spec by which its prompts are written with a tokenizer, where its template depends on that."""
+        del tokenizer
+        return spec
+
     def needs(self, spec: RankSpec) -> Needs:
         """What of a checkpoint is loaded for it: the spec's layer if nothing else is said."""
         return Needs(layers=(spec.readout.layer,))
@@ -144,6 +150,20 @@ class Scorer(ABC):
 
 class LayoutScorer(Scorer):
     """A scorer that reads packed layouts, each prompt for itself: mostly one forward and a read-out."""
+
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """What a forward must hand out for `logits`; also in training, where an answer may follow the prompt.
+
+        Raises `InputError` where it cannot be trained, as if nothing else is said.
+        """
+        del model, layout
+        raise InputError(f"the scorer {self.name!r} cannot be trained.")
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """(C,) float32, differentiable: logarithms of shares where scores are shares, else any numbers whose sigmoid
+        or softmax says how relevant documents are. Raises as `wanted`."""
+        del model, capture
+        raise InputError(f"the scorer {self.name!r} cannot be trained.")
 
     @abstractmethod
     def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
