@@ -9,6 +9,7 @@ from blockrank.scorers.embedding import EmbeddingScorer
 from blockrank.scorers.first_token import FirstTokenScorer
 from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.listwise import ListwiseScorer
+from blockrank.scorers.multi_view import MultiViewScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.registry import SCORERS, resolve_scorer
@@ -24,6 +25,7 @@ __all__ = [
     "IcrScorer",
     "LayoutScorer",
     "ListwiseScorer",
+    "MultiViewScorer",
     "PointwiseScorer",
     "PromptWriter",
     "Prompts",

@@ -13,6 +13,7 @@ from blockrank.scorers.embedding import EmbeddingScorer
 from blockrank.scorers.first_token import FirstTokenScorer
 from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.listwise import ListwiseScorer
+from blockrank.scorers.multi_view import MultiViewScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.scalar import ScalarScorer
 from blockrank.scorers.setwise import SetwiseScorer
@@ -28,6 +29,7 @@ SCORERS.add(ScalarScorer)
 SCORERS.add(IcrScorer)
 SCORERS.add(FirstTokenScorer)
 SCORERS.add(ListwiseScorer)
+SCORERS.add(MultiViewScorer)
 SCORERS.add(SetwiseScorer)
 
 
