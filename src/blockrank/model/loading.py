@@ -135,12 +135,12 @@ def load_model(
     product_dtype, weight_type = resolve_types(dtype, places)
     check_layers(layers, dtype)
     needs = needs or Needs()
+    if needs.encoder_decoder and backend is not None:
+        raise InputError(f"backend {backend!r} is for packed prompts: an encoder-decoder attends in its own layers.")
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source, resolved)
-        there = _cut(config, None if needs.every_layer else needs.depth(resolved.readout.layer))
-        if omit_dropout:
-            _omit_dropout(config)
+        there = _reduce(config, resolved, needs, omit_dropout=omit_dropout)
         module, omitted = _module(source, config, needs, weight_type)
         fused = runs_fused(module, layers, product_dtype)
         # Copies first: the weights lie on the host until then.
@@ -154,7 +154,7 @@ def load_model(
             models.append(RankModel(weights, resolved, get_backend(backend, place, part.dtype)))
     *replicas, model = models
     check_finite(model.module, model.name)
-    if probe:
+    if probe and not needs.encoder_decoder:
         probe_model(model, whole=needs.every_layer)
     if product_dtype is not None:
         for item in models:
@@ -260,10 +260,13 @@ def runs_fused(module: PreTrainedModel, layers: Layers | None, product_dtype: to
     return layers == "fused" or product_dtype is not None
 
 
-def _omit_dropout(config: PreTrainedConfig) -> None:
-    for key in _DROPOUTS:
+def _reduce(config: PreTrainedConfig, spec: RankSpec, needs: Needs, *, omit_dropout: bool) -> int:
+    """Leave out of a config the layers that nobody reads and, where asked for, every dropout; returns how many layers
+    there were."""
+    for key in _DROPOUTS if omit_dropout else ():
         if hasattr(config, key):
             setattr(config, key, 0.0)
+    return _cut(config, None if needs.every_layer else needs.depth(spec.readout.layer))
 
 
 def _config_and_tokenizer(source: str | Path, spec: RankSpec | None = None) -> tuple[PreTrainedConfig, Any]:

@@ -99,6 +99,9 @@ class Scorer(ABC):
                 f"{model.name or 'the model'} has no language-model head, or was loaded without it: the scorer "
                 f"{self.name!r} needs it."
             )
+        if needs.encoder_decoder != model.module.config.is_encoder_decoder:
+            reads = "an encoder-decoder" if needs.encoder_decoder else "a model that is no encoder-decoder"
+            raise ModelError(f"the scorer {self.name!r} reads {reads}, and {model.name or 'the model'} is none.")
         if needs.score and not hasattr(model.module, "score"):
             raise ModelError(
                 f"{model.name or 'the model'} has no head that gives one score, or was loaded without it: the scorer "

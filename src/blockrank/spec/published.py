@@ -7,6 +7,16 @@ from blockrank.spec.rank_spec import RankSpec
 # Where a checkpoint says nothing of how it is read: full attention, one segment after the other, as it was trained.
 BARE_SPEC = RankSpec.of(layer=0, pattern="causal", query_offset=None)
 
+
+def _multi_view(base: str) -> RankSpec:
+    """MVP. Its code cuts query and passage together at 256 tokens; here the limit is the passage's."""
+    return BARE_SPEC.changed(
+        max_segment_tokens=256,
+        scorer="multi_view",
+        notes=f"MVP (arXiv 2509.07485), on {base}. The training data are for academic use. Not run here.",
+    )
+
+
 BUILT_IN_SPECS: dict[str, RankSpec] = {
     "quicktensor/blockrank-msmarco-mistral-7b": RankSpec.of(
         layer=20,
@@ -22,6 +32,8 @@ BUILT_IN_SPECS: dict[str, RankSpec] = {
         scorer="first_token:ids=letters",
         notes="FIRST (arXiv 2406.15657), on Zephyr-7B-beta; ranks up to 20 at once: strategy 'sliding'. Not run here.",
     ),
+    "Jun421/MVP-base": _multi_view("T5-base"),
+    "Jun421/MVP-3b": _multi_view("T5-3B"),
     "blockrank-qwen3-reranker-4b": RankSpec.of(
         layer=24,
         template="blockrank-qwen3",
