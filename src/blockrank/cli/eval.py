@@ -152,13 +152,12 @@ def eval_command(
     }  # fmt: skip
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
-        from blockrank.evaluate.evaluation import evaluate
-        from blockrank.evaluate.first_stage import FirstStage
+        from blockrank.evaluate import FirstStage, evaluate
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
         limits = (depths, measures, max_queries, reuse_memory, latency_queries, order_queries)
-        compared = rerankers(systems(models or [None], scorers, strategies), options, workers)
-        plan = _plan(tuple(compared), FirstStage(first_stage, drop_own), *limits)
+        compared = tuple(rerankers(systems(models or [None], scorers, strategies), options, workers))
+        plan = _plan(compared, FirstStage(first_stage, drop_own), *limits)
         with workers.session(verbose), progress_bars() as progress:
             result = evaluate(collections, plan, folder, restart=restart, progress=progress)
         _show(result, folder, report, as_json)
