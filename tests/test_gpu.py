@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 
 from blockrank import Document, Ranker, RankRequest, Template, engine
 from blockrank.attention import get_backend
-from blockrank.decode import decode
+from blockrank.decode import Sampling, decode, generate
 from blockrank.decode.answers import Grammar, answer_tokens
 from blockrank.decode.search import searches_of, step_layout
 from blockrank.engine import kernels
@@ -419,6 +419,20 @@ def test_backends_agree_on_steps_of_a_search(tokens: int) -> None:
 
 
 _NUMBERED = Template(("{query};",), ("D{id}:{text};",), ("Q:{query};A",), answer="[")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(16), Sampling(16, 0.9, 0.95)])
+def test_texts_written_on_a_device_equal_those_of_the_host(sampling: Sampling) -> None:
+    spec = golden_spec(template=_NUMBERED, pattern="causal", query_offset=None)
+    requests = [RankRequest("red", [f"text {i} " * (1 + i % 3) for i in range(count)]) for count in (12, 3)]
+    found = []
+    for device, name in ((torch.device("cpu"), "reference"), (CUDA, "reference"), (CUDA, "sdpa"), (CUDA, "triton")):
+        weights = LoadedModel(golden_module("qwen3").to(device), byte_tokenizer())
+        model = RankModel(weights, spec, get_backend(name, device, torch.float32))
+        assert model.tokenizer is not None
+        prompts = [model.tokenizer.tokenise_request(request, spec) for request in requests]
+        found.append(generate(model, prompts, sampling, seeds=[1, 2]))
+    assert found[1:] == found[:1] * 3
 
 
 @pytest.mark.parametrize("pattern", ["block", "causal"])

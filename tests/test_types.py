@@ -264,6 +264,18 @@ def test_scores_below_zero_go_on_below_the_last() -> None:
     assert [(entry.index, entry.score) for entry in found] == [(2, -1), (0, -2), (1, -3), (3, -4)]
 
 
+def test_what_nothing_was_said_of_comes_before_what_cannot_be_read() -> None:
+    """Below the lowest score there is, whatever stands in place of one; 0 where scores are not below zero."""
+    request = RankRequest("q", ["a", "b", " ", "c", "d"])
+    for scores, values in (([9, -3, 9, -1], [-1, -3, -4, -5, -6]), ([9, 0, 9, 0.5], [0.5, 0, 0, 0, 0])):
+        ranking = Ranking.from_scores(request, scores, kind="logit", unscored=(3, 0))
+        assert [entry.index for entry in ranking] == [4, 1, 0, 3, 2]
+        assert [entry.score for entry in ranking] == values
+        assert ranking.unscored == (0, 3)
+        assert ranking.to_dict()["unscored"] == [0, 3]
+        assert "repaired" not in ranking.to_dict()
+
+
 def test_what_a_tokenizer_has_nothing_of_is_last_too() -> None:
     found = Ranking.from_scores(RankRequest("q", ["a", "\ue000", "b", ""]), [0.5, 0.5], [4, 5], read=(0, 2))
     assert [(entry.index, entry.tokens) for entry in found] == [(0, 4), (2, 5), (1, 0), (3, 0)]

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -255,7 +256,9 @@ class Ranker(SteppedRanker[Prompts, Scored]):
             read=prompts.indices,
             estimated=[segment.cut_is_estimate for segment in documents],
             kind=self.scorer.kind,
+            unscored=_unscored(prompts, scored),
         )
+        ranking = replace(ranking, warnings=(*ranking.warnings, *scored.warnings), repaired=scored.repaired)
         for warning in ranking.warnings:
             _log.warning("query_id %r: %s", request.query_id, warning)
         return ranking
@@ -297,7 +300,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         does nothing, where the model is not of that kind, where documents leave early, or where the keys would take
         over nine tenths of `max_bytes`. Documents of which nothing can be read are left out.
         """
-        if not self.can_reuse or not documents:
+        if not (self.scorer.reuses_keys and self.can_reuse) or not documents:
             return False
         groups = self._encoding_groups(documents)
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
@@ -314,11 +317,12 @@ class Ranker(SteppedRanker[Prompts, Scored]):
 
     @property
     def can_reuse(self) -> bool:
-        """Whether the keys of a document may serve many requests."""
-        return self.scorer.reuses_keys and self.spec.reuses_documents
+        """Whether what is computed of a document, its keys or its vector, may serve many requests."""
+        return self.scorer.reuses(self.spec)
 
     def reuse(self, max_bytes: int) -> MemoryStore | None:
-        """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be.
+        """Keep the keys or vectors of documents from now on, up to `max_bytes` and until `forget`; None where that
+        cannot be.
 
         Their tokens are kept as well, up to a thirty-second part of that beside it.
         """
@@ -362,6 +366,13 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         spec = self.spec.changed(**changes)
         scorer = spec.scorer if "scorer" in changes else self.scorer
         return Ranker(self.model.with_spec(spec), scorer, self.max_tokens)
+
+
+def _unscored(prompts: Prompts, scored: Scored) -> set[int]:
+    """Indices of the candidates that were read and have no score."""
+    if scored.unscored_C is None:
+        return set()
+    return {index for index, missing in zip(prompts.indices, scored.unscored_C.tolist(), strict=True) if missing}
 
 
 def _log_cut(request: RankRequest, index: int, segment: Segment, limit: int) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import nn
 
-from blockrank.attention import get_backend
 from blockrank.decode.answers import Form, Grammar, answer_tokens
 from blockrank.decode.search import advance_all, capacity_of, searches_of, step_layout
-from blockrank.engine.capture import Wanted
+from blockrank.decode.steps import check_model, inference_models, inferring, next_logits
 from blockrank.engine.rows import RowBuffers
-from blockrank.layout import Ints, PackedLayout, TokenisedRequest, pack, plan_batches
+from blockrank.layout import PackedLayout, TokenisedRequest, pack, plan_batches
 from blockrank.model import RankModel
-from blockrank.spec import RankSpec
-from blockrank.types import InputError, ModelError, RankRequest
+from blockrank.types import InputError, RankRequest
 
 DEFAULT_BEAMS = 10  # the paper's, for lists
 
@@ -98,22 +93,22 @@ def decode_layout(
 ) -> list[Decoded]:
     """Decode the requests of a packed layout, all together; see `decode`."""
     check_search(beams, form, top)
-    _check(model)
+    check_model(model)
     assert model.tokenizer is not None, "ids need a tokenizer"
     counts = np.bincount(layout.document_request_C, minlength=layout.requests).tolist()
     tokens = answer_tokens(model.tokenizer, model.spec.prompt, max(counts))
     grammars = {count: Grammar(tokens, count, form, top) for count in set(counts)}
     searches = searches_of(layout, [grammars[count] for count in counts], beams)
     rows = RowBuffers(capacity_of(searches))
-    with _inferring(model.module):
-        prefill, steps = _models(model)
+    with inferring(model.module):
+        prefill, steps = inference_models(model)
         ends = np.array([search.prompt[1] - 1 for search in searches])
-        logits = _logits(prefill, layout, ends, rows)
+        logits = next_logits(prefill, layout, ends, rows)
         copies = advance_all(searches, logits, None)
         while copies is not None:
             rows.copy(*copies)
             step = step_layout(searches)
-            logits = _logits(steps, step, step.ends_S - 1, rows)
+            logits = next_logits(steps, step, step.ends_S - 1, rows)
             copies = advance_all(searches, logits, step)
     found = []
     for search in searches:
@@ -121,14 +116,6 @@ def decode_layout(
         ids, logs = zip(*((beam.state.ids, beam.marks) for beam in best), strict=True)
         found.append(Decoded(sum(ids, ()), sum(logs, ()), search.grammar.count))
     return found
-
-
-def check_spec(spec: RankSpec, what: str = "decoding") -> None:
-    """Raise `InputError` where a spec does not allow decoding, or something else that asks for the next token."""
-    spec.check_none_leaves(f"{what} needs every document in every layer")
-    for field, needed in (("query_reads", "all"), ("query_attention", "causal")):
-        if (value := getattr(spec.pattern, field)) != needed:
-            raise InputError(f"{what} needs RankSpec.{field} {needed!r}; it is {value!r}.")
 
 
 def check_search(beams: int, form: Form, top: int | None) -> None:
@@ -139,48 +126,3 @@ def check_search(beams: int, form: Form, top: int | None) -> None:
         raise InputError(f"top ends a list of all ids, form 'full'; the form is {form!r}.")
     if top is not None and top < 1:
         raise InputError(f"top must be positive, not {top}.")
-
-
-def _check(model: RankModel) -> None:
-    """Raise where a model or its spec does not allow decoding."""
-    if not model.weights.has_head:
-        raise ModelError(
-            f"{model.name or 'the model'} was loaded without a language-model head, which decoding needs: load it with "
-            "needs=Needs(generation=True)."
-        )
-    check_spec(model.spec)
-
-
-def _logits(model: RankModel, layout: PackedLayout, at: Ints, rows: RowBuffers) -> torch.Tensor:
-    """(A, V) next-token logits at stream positions."""
-    logits_AV = model.forward(layout, Wanted(logits_R=at), rows=rows).logits_RV
-    assert logits_AV is not None, "asked for"
-    return logits_AV
-
-
-def _models(model: RankModel) -> tuple[RankModel, RankModel]:
-    """The model with the backends of prompt and steps, for inference in the type that attention will see.
-
-    Steps read many rows with few tokens. A backend that gathers rows segment by segment (`varlen`) would copy a
-    prompt's for each beam, so that the first of the table takes its place.
-    """
-    device = model.device.type
-    casts = torch.is_autocast_enabled(device) and model.decoder is None  # fused layers choose their types themselves
-    dtype = torch.get_autocast_dtype(device) if casts else model.dtype
-    default = get_backend(None, model.device, dtype)
-    runs = model.backend.unavailable(model.device, dtype) is None
-    prefill = model.with_backend(model.backend if runs else default)
-    return prefill, prefill.with_backend(default) if prefill.backend.name == "varlen" else prefill
-
-
-@contextmanager
-def _inferring(module: nn.Module) -> Iterator[None]:
-    """The module as it infers: no gradients, no dropout; afterwards it is as it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part in training:
-            part.training = True

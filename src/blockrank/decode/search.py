@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockrank.decode.answers import AnswerState, Grammar, Option
+from blockrank.decode.steps import segments_layout
 from blockrank.layout import Ints, PackedLayout
 from blockrank.types import ModelError
 
@@ -128,28 +129,12 @@ def searches_of(layout: PackedLayout, grammars: Sequence[Grammar], beams: int) -
 def step_layout(searches: Sequence[Search]) -> PackedLayout:
     """What the live beams have not read yet, a segment each, in the order of requests and beams."""
     pairs = [(search, beam) for search in searches for beam in search.live]
-    lengths = np.array([len(beam.state.unread) for _, beam in pairs], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    ranges = np.array([(search.prompt, search.region(beam)) for search, beam in pairs], dtype=np.int64).reshape(-1, 2)
-    some = ranges[:, 1] > ranges[:, 0]
-    first = [search.position + beam.rows for search, beam in pairs]
-    nothing = np.zeros(0, dtype=np.int64)
-    return PackedLayout(
-        ids_T=np.array([token for _, beam in pairs for token in beam.state.unread], dtype=np.int64),
-        positions_T=np.arange(int(ends[-1])) + np.repeat(np.array(first) - (ends - lengths), lengths),
-        starts_S=ends - lengths,
-        ends_S=ends,
-        causal_S=np.ones(len(pairs), dtype=bool),
-        own_S=np.ones(len(pairs), dtype=bool),
-        reads_R2=ranges[some],
-        read_offsets_S1=np.r_[0, np.cumsum(some.reshape(-1, 2).sum(1))].astype(np.int64),
-        document_segment_C=nothing,
-        document_request_C=nothing,
-        signal_G=nothing,
-        signal_request_G=nothing,
+    return segments_layout(
+        [beam.state.unread for _, beam in pairs],
+        [(search.prompt, search.region(beam)) for search, beam in pairs],
+        [search.position + beam.rows for search, beam in pairs],
         requests=len(searches),
         cached_rows=rows_of(searches),
-        kinds_S=tuple("query" for _ in pairs),
     )
 
 

@@ -124,8 +124,7 @@ def load_model(
     commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and
     "int8" (processor) are fused layers whose products are in int8 or fp8. omit_dropout: set every dropout of the config
     to 0. probe: check with a small forward that the model does what the layout says; see `blockrank.model.probe`.
-    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where the family allows
-    it.
+    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses supported families.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -139,9 +138,7 @@ def load_model(
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source, resolved)
-        layers_there = config.num_hidden_layers
-        if not needs.every_layer:
-            _cut(config, needs.depth(resolved.readout.layer))
+        there = _cut(config, None if needs.every_layer else needs.depth(resolved.readout.layer))
         if omit_dropout:
             _omit_dropout(config)
         module, omitted = _module(source, config, needs, weight_type)
@@ -151,7 +148,7 @@ def load_model(
         models = []
         for part, place in zip(modules, [*places[1:], places[0]], strict=True):
             part = part.to(place).eval()
-            weights = LoadedModel(part, tokenizer, str(source), omitted, layers_there)
+            weights = LoadedModel(part, tokenizer, str(source), omitted, there)
             if fused:
                 weights.fuse()
             models.append(RankModel(weights, resolved, get_backend(backend, place, part.dtype)))
@@ -296,13 +293,18 @@ def _read(kind: Any, source: str | Path) -> Any:
         raise ModelError(f"model {str(source)!r} cannot be read: {one_line(error)}") from error
 
 
-def _cut(config: PreTrainedConfig, layers: int) -> None:
-    """Keep the first `layers` layers in a config, so that the rest is never built nor read from disk."""
-    if layers > config.num_hidden_layers:
-        raise ModelError(f"the spec reads layer {layers - 1}, but the model has {config.num_hidden_layers} layers.")
+def _cut(config: PreTrainedConfig, layers: int | None) -> int:
+    """Keep the first `layers` layers in a config (None: all), so that the rest is never built nor read from disk;
+    returns how many there were."""
+    there: int = config.num_hidden_layers
+    if layers is None:
+        return there
+    if layers > there:
+        raise ModelError(f"the spec reads layer {layers - 1}, but the model has {there} layers.")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
+    return there
 
 
 def _module(

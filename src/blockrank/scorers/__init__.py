@@ -7,10 +7,13 @@ from blockrank.scorers.base import LayoutScorer, Scored, Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.embedding import EmbeddingScorer
 from blockrank.scorers.first_token import FirstTokenScorer
+from blockrank.scorers.generation import GenerationScorer
+from blockrank.scorers.groupwise import GroupwiseScorer
 from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.listwise import ListwiseScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.scorers.reasoned import ReasonedChoiceScorer
 from blockrank.scorers.registry import SCORERS, resolve_scorer
 from blockrank.scorers.scalar import ScalarScorer
 from blockrank.scorers.setwise import SetwiseScorer
@@ -21,12 +24,15 @@ __all__ = [
     "DecodeScorer",
     "EmbeddingScorer",
     "FirstTokenScorer",
+    "GenerationScorer",
+    "GroupwiseScorer",
     "IcrScorer",
     "LayoutScorer",
     "ListwiseScorer",
     "PointwiseScorer",
     "PromptWriter",
     "Prompts",
+    "ReasonedChoiceScorer",
     "ScalarScorer",
     "Scored",
     "Scorer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,17 +24,27 @@ class Scored:
 
     scores_C: one score per document, float32. shares_R: where it was asked for, the part of its document's attention
     that each token of the documents received; the parts of a document sum to one.
+
+    Of scorers that read what the model wrote: unscored_C: True for the documents of which it said nothing; they have no
+    score, whatever stands there, and come last. repaired: how many of its answers could not be taken as they were.
+    warnings: sentences that say what became of them, for whoever sees the ranking.
     """
 
     scores_C: Tensor
     shares_R: Tensor | None = None
+    unscored_C: Tensor | None = None
+    repaired: int = 0
+    warnings: tuple[str, ...] = ()
 
     def cpu(self) -> Scored:
         """The same on the host."""
-        return Scored(self.scores_C.cpu(), self.shares_R.cpu() if self.shares_R is not None else None)
+        shares_R, unscored_C = (None if part is None else part.cpu() for part in (self.shares_R, self.unscored_C))
+        return replace(self, scores_C=self.scores_C.cpu(), shares_R=shares_R, unscored_C=unscored_C)
 
     def apart(self, prompts: Sequence[TokenisedRequest]) -> list[Scored]:
         """The parts of several prompts that follow each other in a layout."""
+        written = self.unscored_C is not None or self.repaired or self.warnings
+        assert not written, "what was written belongs to one prompt"
         rows_BM = [[len(segment.ids) for segment in prompt.documents] for prompt in prompts]
         scores_BC = torch.split(self.scores_C, [len(rows) for rows in rows_BM])
         if self.shares_R is None:
@@ -110,6 +120,10 @@ class Scorer(ABC):
         """
         return Prompts((writer.write(request),))
 
+    def reuses(self, spec: RankSpec) -> bool:
+        """Whether a store is of use to it: what it computes of a document may serve many requests."""
+        return self.reuses_keys and spec.reuses_documents
+
     @abstractmethod
     def score(
         self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
@@ -121,10 +135,11 @@ class Scorer(ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from others in a record: its name and settings, JSON-ready."""
+        """What tells it from others in a record: its name and settings, JSON-ready. Settings that are None are left
+        out, as in records from before there were such settings."""
         kind: Any = type(self)
         keys = [item.name for item in fields(kind)] if is_dataclass(kind) else []
-        return {"name": self.name, **{key: getattr(self, key) for key in keys}}
+        return {"name": self.name, **{key: value for key in keys if (value := getattr(self, key)) is not None}}
 
 
 class LayoutScorer(Scorer):

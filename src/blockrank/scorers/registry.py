@@ -11,9 +11,11 @@ from blockrank.scorers.base import Scorer
 from blockrank.scorers.decode import DecodeScorer
 from blockrank.scorers.embedding import EmbeddingScorer
 from blockrank.scorers.first_token import FirstTokenScorer
+from blockrank.scorers.groupwise import GroupwiseScorer
 from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.listwise import ListwiseScorer
 from blockrank.scorers.pointwise import PointwiseScorer
+from blockrank.scorers.reasoned import ReasonedChoiceScorer
 from blockrank.scorers.scalar import ScalarScorer
 from blockrank.scorers.setwise import SetwiseScorer
 from blockrank.spec import BARE_SPEC, RankSpec
@@ -29,6 +31,8 @@ SCORERS.add(IcrScorer)
 SCORERS.add(FirstTokenScorer)
 SCORERS.add(ListwiseScorer)
 SCORERS.add(SetwiseScorer)
+SCORERS.add(GroupwiseScorer)
+SCORERS.add(ReasonedChoiceScorer)
 
 
 def resolve_scorer(

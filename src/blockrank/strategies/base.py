@@ -187,6 +187,14 @@ class Strategy(SteppedRanker[StrategyTokens, Ranking]):
         return {"ranker": self.name, **named, "of": _identity(self.ranker)}
 
 
+def _with_repaired(ranking: Ranking, repaired: int) -> Ranking:
+    """A ranking that says how many of the model's answers behind it had to be repaired; one that is itself such an
+    answer says so already."""
+    told = ranking.repaired or not repaired
+    sentence = f"answers of the model that could not be taken as they were: {repaired}; the log says more."
+    return replace(ranking, repaired=repaired, warnings=ranking.warnings if told else (*ranking.warnings, sentence))
+
+
 def _identity(value: Any) -> Any:
     return value.identity() if isinstance(value, RequestRanker) else value
 
@@ -197,7 +205,7 @@ class _Way:
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
         self._answers: list[Ranking] | None = None
-        self._calls = self._read_tokens = self._query_cut = 0
+        self._calls = self._read_tokens = self._query_cut = self._repaired = 0
 
     def go_on(self) -> Ask | Ranking:
         """What it asks for next, or its ranking at the end."""
@@ -206,13 +214,15 @@ class _Way:
         except StopIteration as end:
             ranking: Ranking = end.value
             query_cut = max(ranking.query_cut_tokens, self._query_cut)  # the most that it lost anywhere
-            return replace(ranking, query_cut_tokens=query_cut, calls=self._calls, read_tokens=self._read_tokens)
+            found = replace(ranking, query_cut_tokens=query_cut, calls=self._calls, read_tokens=self._read_tokens)
+            return _with_repaired(found, self._repaired)
 
     def take(self, answers: list[Ranking]) -> None:
         """Take the rankings of what it has asked for."""
         self._answers = answers
         self._calls += sum(ranking.calls for ranking in answers)
         self._read_tokens += sum(ranking.read_tokens for ranking in answers)
+        self._repaired += sum(ranking.repaired for ranking in answers)
         self._query_cut = max(self._query_cut, *(ranking.query_cut_tokens for ranking in answers), 0)
 
 
@@ -287,9 +297,9 @@ def merged(
     """The ranking of a request from entries of rankings of its parts, best first, each with its index in the request.
 
     Scores are minus the rank: those of different prompts do not compare. rest: candidates that the ranker was not asked
-    about, which follow. scores, kind: by index, where they do compare; these decide the order then. Tokens, cuts and
-    evidence stay what they were in the entry. Candidates that are left out, or of which it read no token, come last.
-    Raises `InputError` where one is there twice.
+    about, which follow. scores, kind: by index, where they do compare; these decide the order then, and candidates
+    without one are `Ranking.unscored`. Tokens, cuts and evidence stay what they were in the entry. Candidates that are
+    left out, or of which it read no token, come last. Raises `InputError` where one is there twice.
     """
     found, others = list(order), list(rest)
     if len({index for index, _ in found + others}) < len(found + others):
@@ -299,11 +309,12 @@ def merged(
     indices, entries = [index for index, _ in read], [entry for _, entry in read]
     return Ranking.from_scores(
         request,
-        [-float(rank) if scores is None else scores[index] for rank, index in enumerate(indices, start=1)],
+        [-float(rank) if scores is None else scores.get(index, 0.0) for rank, index in enumerate(indices, start=1)],
         [entry.tokens for entry in entries],
         [entry.cut_tokens for entry in entries],
         evidence=[entry.evidence for entry in entries],
         read=indices,
         estimated=[entry.cut_is_estimate for entry in entries],
         kind=kind,
+        unscored=[] if scores is None else [index for index in indices if index not in scores],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, overload
 
@@ -87,6 +87,9 @@ class Ranking(Sequence[RankedDocument]):
     documents that were read in all of these together; a document that is in several counts each time.
     `spread`: mean and standard deviation of relative scores over all documents that were read, however many of them
     the ranking holds.
+    `unscored`: indices of the candidates that were read but got no score from the model; they come after those with
+    one, in the order of the request, with scores as for unreadable documents. `repaired`: how many answers that the
+    model wrote could not be used as they were; `warnings` say what was done about them.
     """
 
     query: str
@@ -98,6 +101,8 @@ class Ranking(Sequence[RankedDocument]):
     calls: int = 1
     read_tokens: int = 0
     spread: Spread | None = None
+    unscored: tuple[int, ...] = ()
+    repaired: int = 0
 
     @classmethod
     def from_scores(
@@ -112,20 +117,25 @@ class Ranking(Sequence[RankedDocument]):
         read: Sequence[int] | None = None,
         estimated: Sequence[bool] | None = None,
         kind: ScoreKind = "share",
+        unscored: Collection[int] = (),
     ) -> Ranking:
         """Sort by score, descending; equal scores keep the order of the request.
 
         read: indices of the candidates to which the scores and the other lists belong; the readable ones if left out.
-        All others come last. estimated: whether each number in `cut_tokens` is an estimate.
+        All others come last. estimated: whether each number in `cut_tokens` is an estimate. unscored: indices
+        of those in `read` without a score; their entry in `scores` is ignored, and they come after those with one.
         """
         read = request.readable if read is None else read
         assert len(scores) == len(read), "a scorer returns one score a document"
         unread = sorted(set(range(len(request.candidates))) - set(read))
-        lowest = min(0.0, *map(float, scores))
+        others = sorted((place for place in range(len(scores)) if read[place] in unscored), key=read.__getitem__)
+        scored = sorted(set(range(len(scores))) - set(others), key=lambda place: (-scores[place], read[place]))
+        lowest = min([0.0, *(float(scores[place]) for place in scored)])
+        below = [lowest and lowest - step for step in range(1, len(others) + len(unread) + 1)]
         entries = [
             RankedDocument(
                 0,
-                float(scores[place]),
+                score,
                 read[place],
                 request.candidates[read[place]],
                 tokens[place] if tokens else 0,
@@ -133,15 +143,15 @@ class Ranking(Sequence[RankedDocument]):
                 evidence[place] if evidence else (),
                 estimated[place] if estimated else False,
             )
-            for place in sorted(range(len(scores)), key=lambda place: (-scores[place], read[place]))
+            for place, score in zip([*scored, *others], [*(float(scores[i]) for i in scored), *below], strict=False)
         ]
-        for place, index in enumerate(unread, start=1):
-            entries.append(RankedDocument(0, lowest and lowest - place, index, request.candidates[index]))
+        for index, score in zip(unread, below[len(others) :], strict=True):
+            entries.append(RankedDocument(0, score, index, request.candidates[index]))
         ranked = tuple(replace(entry, rank=rank) for rank, entry in enumerate(entries[: request.top_k], start=1))
         silent = sorted(set(unread) & set(request.readable))
         warnings = [ranked_last(request.candidates, silent, "no token of this tokenizer")] if silent else []
         warnings = [*request.warnings, *warnings]
-        values = [float(score) for score in scores]
+        values = [float(scores[place]) for place in scored]
         return cls(
             request.query,
             request.query_id,
@@ -151,6 +161,7 @@ class Ranking(Sequence[RankedDocument]):
             kind,
             read_tokens=sum(tokens or ()),
             spread=spread_of(values) if kind == "relative" else None,
+            unscored=tuple(read[place] for place in others),
         )
 
     def __len__(self) -> int:
@@ -207,4 +218,8 @@ class Ranking(Sequence[RankedDocument]):
             entry |= {"calls": self.calls, "read_tokens": self.read_tokens}
         if self.warnings:
             entry["warnings"] = list(self.warnings)
+        if self.unscored:
+            entry["unscored"] = list(self.unscored)
+        if self.repaired:
+            entry["repaired"] = self.repaired
         return {**entry, "results": [ranked.to_dict() for ranked in self.ranked]}
