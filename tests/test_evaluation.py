@@ -345,13 +345,10 @@ def test_more_queries_of_shuffled_orders_can_be_asked_for(collection: Collection
 
 
 def test_answers_that_were_repaired_are_counted(collection: Collection, tmp_path: Path) -> None:
-    class Repaired(Ranking):
-        repaired = 2
-
     class Writing(FakeRanker):
         def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
             for ranking in super().rank_iter(requests):
-                yield Repaired(ranking.query, ranking.query_id, ranking.ranked)
+                yield replace(ranking, repaired=2)
 
     result = evaluate([collection], plan(rankers=[Reranker("fake", Writing)]), tmp_path)
     assert result.collections[0].systems[1].repaired == 2 * (QUERIES - 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,17 +146,15 @@ def eval_command(
             _measure_run(what, measures or [], per_query, with_ceiling, as_json)
         return
     folder = _checked(what, output, per_query or with_ceiling, qrels)
-    options: dict[str, Any] = {
-        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
-        "cut_queries": cut_queries, "pattern": pattern,
-    }  # fmt: skip
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "pattern": pattern}
+    options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
         from blockrank.evaluate import FirstStage, evaluate
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
         limits = (depths, measures, max_queries, reuse_memory, latency_queries, order_queries)
-        compared = tuple(rerankers(systems(models or [None], scorers, strategies), options, workers))
+        compared = rerankers(systems(models or [None], scorers, strategies), options, workers)
         plan = _plan(compared, FirstStage(first_stage, drop_own), *limits)
         with workers.session(verbose), progress_bars() as progress:
             result = evaluate(collections, plan, folder, restart=restart, progress=progress)
@@ -253,7 +251,7 @@ def _tell_unmatched(run: Run, qrels: Qrels) -> None:
 
 
 def _plan(
-    chosen: tuple[Reranker, ...],
+    chosen: Iterable[Reranker],
     first_stage: FirstStage,
     depths: list[int] | None,
     measures: list[str] | None,
@@ -270,7 +268,7 @@ def _plan(
     for name in names:
         parse_measure(name)
     return Plan(
-        chosen,
+        tuple(chosen),
         first_stage,
         tuple(depths or [100]),
         names,

@@ -41,7 +41,7 @@ class Outcome:
             ranking.query_cut_tokens > 0,
             ranking.calls,
             ranking.read_tokens,
-            getattr(ranking, "repaired", 0),
+            ranking.repaired,
         )
 
     def is_whole(self) -> bool:
