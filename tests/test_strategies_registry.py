@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker, InputError, ModelError, Ranking, RankRequest, RequestRanker
 from blockrank.mine import RankerTeacher
-from blockrank.strategies import STRATEGIES, Strategy
+from blockrank.scorers import SCORERS
+from blockrank.strategies import FULL, STRATEGIES, Strategy, in_strategies
 from blockrank.strategies.blocks import Blocks, block_of, pagerank, win_rate
 from blockrank.types import ScoreKind
 
@@ -392,3 +395,21 @@ def test_a_teacher_scores_every_document_or_says_that_it_does_not() -> None:
     request = RankRequest("q", ["0.5", "0.1", "0.9"], query_id="a")
     with pytest.raises(ModelError, match=r"query_id 'a': silent gave no score to 1 of 3 documents"):
         RankerTeacher(Silent(), "silent").scores([request])
+
+
+def test_the_page_on_methods_names_all_of_them_with_examples_that_can_be_made() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^blockrank .*(?:\\\n.*)*", text, re.MULTILINE)
+    given = {
+        option: {item.strip('"') for line in examples for item in re.findall(rf"--{option} (\S+)", line)} - {"S"}
+        for option in ("scorer", "strategy")
+    }
+    for scorer in given["scorer"]:
+        SCORERS.make(scorer)
+    for strategy in given["strategy"]:
+        in_strategies(FakeRanker(), strategy)
+    made = [*map(SCORERS.make, SCORERS.names), *(STRATEGIES.make(name, FakeRanker()) for name in STRATEGIES.names)]
+    names = {item.name for item in made if type(item).__module__.startswith("blockrank.")}  # not those of other tests
+    assert set(re.findall(r"^\| \[?`(\w+)`", text, re.MULTILINE)) == {*names, FULL}
+    shown = {item.partition(":")[0] for items in given.values() for item in items}
+    assert shown == {*names, FULL}

@@ -36,3 +36,14 @@ class Needs:
     def depth(self, layer: int) -> int:
         """How many layers must be there where not all are; `layer`: the spec's own."""
         return 1 + max(layer, *self.layers, 0)
+
+    def joined(self, other: Needs, layer: int) -> Needs:
+        """What serves both. layer: of the other's spec, which need not be the spec's that is loaded under."""
+        assert self.score == other.score, "a model has one head"
+        return Needs(
+            tuple(sorted({*self.layers, *other.layers, layer})),
+            self.logits or other.logits,
+            self.hidden or other.hidden,
+            self.generation or other.generation,
+            self.score,
+        )
