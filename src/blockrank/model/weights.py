@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from blockrank.model.adapters import SCORE
 from blockrank.model.int8_file import is_int8, read_int8
 from blockrank.model.needs import Needs
 from blockrank.model.seam import SEAM
@@ -27,17 +28,24 @@ from blockrank.types import BlockrankError, ModelError
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?:.*?\.)?\d+\.")
 _POOLER = "pooler."  # of a BERT: no ranking reads it, and many checkpoints lack it
-_SCORE = "score"  # how the library's decoders call the head of a sequence classification
 
 
 def load_weights(
-    source: str | Path, config: PreTrainedConfig, needs: Needs, dtype: torch.dtype | None
+    source: str | Path,
+    config: PreTrainedConfig,
+    needs: Needs,
+    dtype: torch.dtype | None,
+    *,
+    score_follows: bool = False,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The model of a checkpoint, and the names of the parameters that it leaves out, which no ranking reads: zeros.
 
+    score_follows: whether the head with one output comes from adapters, so that the checkpoint need not have it.
     Raises `ModelError` where weights cannot be read, are missing, of another shape, or there are some that the model
     has no place for.
     """
+    if score_follows:
+        config.num_labels = 1
     kind = _class_of(needs, config, f"the checkpoint {str(source)!r}")
     options: dict[str, Any] = {"config": config, "attn_implementation": SEAM}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is refused below
@@ -57,11 +65,16 @@ def load_weights(
     except Exception as error:  # the library lets through whatever its many parts raise
         raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {one_line(error)}") from error
     named = f"the checkpoint {str(source)!r}"
-    left_out = _check_missing(module, info["missing_keys"], omitted, named, needs)
-    if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
+    elsewhere = f"{SCORE}." if score_follows else None
+    missing, unexpected, mismatched = (
+        sorted(name for name in names if elsewhere is None or not name.startswith(elsewhere))
+        for names in (info["missing_keys"], info["unexpected_keys"], [str(item[0]) for item in info["mismatched_keys"]])
+    )
+    left_out = _check_missing(module, missing, omitted, named, needs)
+    if mismatched:
         raise ModelError(f"{named} holds {mismatched[0]} in another shape than its config says.")
-    _check_unexpected(module, info["unexpected_keys"], named)
-    if needs.score and not isinstance(getattr(module, _SCORE, None), nn.Linear):
+    _check_unexpected(module, unexpected, named)
+    if needs.score and not isinstance(getattr(module, SCORE, None), nn.Linear):
         raise ModelError(f"{named} is a {type(module).__name__}, whose head is not one product named 'score'.")
     if not omitted and Path(source).is_dir() and getattr(config, "quantization_config", None) is None:
         _check_types(module, Path(source))
@@ -114,7 +127,7 @@ def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named:
     layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
     for name in sorted(unexpected):
         found = _LAYER.match(name.removeprefix(prefix))
-        of_head = name.startswith(f"{_SCORE}.") and hasattr(module, _SCORE)
+        of_head = name.startswith(f"{SCORE}.") and hasattr(module, SCORE)
         if of_head or (found is not None and found[0] in layers):
             raise ModelError(
                 f"{named} holds {name}, for which its config leaves no place: they do not belong together."
