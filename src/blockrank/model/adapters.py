@@ -17,7 +17,6 @@ from blockrank.types import BlockrankError, InputError, MissingExtraError, Model
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SCORE = "score"  # how the library's decoders call the head of a sequence classification
-_PICKLED = "adapter_model.bin"  # older files of peft: reading one can run whatever code is in it
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 # What is fetched of a hub repository of adapters: a tokenizer's files may be among them.
 _FETCHED = ("*.json", "*.jinja", "*.model", "merges.txt", ADAPTER_WEIGHTS)
@@ -74,9 +73,7 @@ def holds_score(folders: Sequence[str | Path]) -> bool:
 
 
 def _score_rows(path: Path) -> int:
-    """How many outputs the head in a file of adapters has; 0 where there is none, or no such file."""
-    if not path.is_file():
-        return 0
+    """How many outputs the head in a file of adapters has; 0 where there is none."""
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.endswith(f".{SCORE}.weight")]  # noqa: SIM118  # no mapping
@@ -112,6 +109,11 @@ def _base_of(source: str | Path) -> str | Path | None:
         raise ModelError(str(error)) from None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path} names no base model.")
+    if not path.with_name(ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"the adapters in {str(source)!r} cannot be added: there is no {ADAPTER_WEIGHTS}; older files "
+            "(adapter_model.bin) are not read, for they may hold code: convert them once."
+        )
     if base.startswith(".") and (beside := Path(source) / base).is_dir():
         return beside
     if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
@@ -133,11 +135,6 @@ def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel
     Raises `ModelError` where they cannot be read or do not fit, `MissingExtraError` without peft.
     """
     peft = import_peft()
-    if not (Path(folder) / ADAPTER_WEIGHTS).is_file() and (Path(folder) / _PICKLED).is_file():
-        raise ModelError(
-            f"the adapters in {str(folder)!r} are in {_PICKLED}, which is not read, for it may hold code: save them as "
-            f"{ADAPTER_WEIGHTS}."
-        )
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         config.task_type = None  # another task's wrapper would want a head

@@ -38,6 +38,15 @@ _RANK_MISTRAL = _between(f"<s>[INST] {_RANK_LLM}\n", " [/INST]")
 # FastChat's for names with "vicuna". Its lists always had twenty passages, and the example is of such a list. The space
 # between "ASSISTANT:" and the answer is what Llama's tokenizer writes before a piece.
 _RANK_VICUNA = _between(f"<s>{_VICUNA} USER: ", " ASSISTANT:", example="[4] > [2]")
+# In full, for what the chat template of this tokenizer is to write has changed since.
+_POINTWISE = TEMPLATES["pointwise"]
+_QWEN3 = replace(
+    _POINTWISE,
+    instruction=(f"<|im_start|>system\n{_POINTWISE.system}<|im_end|>\n<|im_start|>user\n{_POINTWISE.instruction[0]}",),
+    document=(_POINTWISE.document[0] + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",),
+    chat=False,
+    system="",
+)
 
 
 def _published(scorer: str, notes: str, **fields: Any) -> RankSpec:
@@ -46,7 +55,10 @@ def _published(scorer: str, notes: str, **fields: Any) -> RankSpec:
 
 
 _QWEN3_RERANKER = _published(
-    "pointwise", "Qwen3-Reranker (arXiv 2506.05176); reads up to 8192 tokens of a pair.", max_segment_tokens=8192
+    "pointwise",
+    "Qwen3-Reranker (arXiv 2506.05176); its released code reads up to 8192 tokens of a pair.",
+    template=_QWEN3,
+    max_segment_tokens=8192,
 )
 _E2RANK = _published("embedding", "E2Rank (arXiv 2510.22733).", max_segment_tokens=2048)
 _RANK_R1 = _published(
