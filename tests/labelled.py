@@ -54,6 +54,7 @@ def prompt_text(ranker: Ranker, request: Any) -> str:
     return str(AutoTokenizer.from_pretrained(ranker.model.name).decode(ids))
 
 
+@cache
 def plain(folder: Path) -> Callable[[str], Tensor]:
     """Next-token logits after a text, as the library itself tokenises it and attends to it."""
     module = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from blockrank import Document, Ranker
 from blockrank.cli import app
-from blockrank.cli.eval import labelled
+from blockrank.cli.systems import labelled
 from blockrank.data import read_run, write_collection, write_qrels, write_run
 from blockrank.evaluate import aggregate
 from blockrank.model import EMBEDDED_MODEL

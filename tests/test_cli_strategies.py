@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import failed
 from typer.testing import CliRunner
 
-from blockrank import Document, InputError, Ranker
+from blockrank import Document, FakeRanker, InputError, Ranker
 from blockrank.cli import app
-from blockrank.cli.console import in_strategies, load_check
+from blockrank.cli.console import load_check
 from blockrank.data import read_requests, read_training_requests, write_collection
-from blockrank.strategies import STRATEGIES
+from blockrank.strategies import STRATEGIES, in_strategies
+from blockrank.strategies.checking import StrategyCheck
 from blockrank.types import RankRequest
 
 QUERY = "who wrote Dracula"
@@ -55,14 +55,33 @@ def test_rank_asks_as_the_strategy_does(requests: Path, mini: Ranker) -> None:
 
 
 def test_several_wrap_each_other_from_the_inside(requests: Path, mini: Ranker) -> None:
-    options = ("--strategy", "sliding:size=2,step=1", "--strategy", "heap:size=3,top=1")
-    rows = lines_of(run("rank", "--requests", requests, "--json", *options))
-    ranker: Any = in_strategies(mini, options[1::2])
+    text = "sliding:size=2,step=1+heap:size=3,top=1"
+    rows = lines_of(run("rank", "--requests", requests, "--json", "--strategy", text))
+    ranker: Any = in_strategies(mini, text)
     assert (ranker.name, ranker.ranker.name) == ("heap", "sliding")
     expected = ranker.rank_many(read_requests(requests))
     assert ids(rows) == [[entry.index for entry in ranking] for ranking in expected]
     assert [row["calls"] for row in rows] == [ranking.calls for ranking in expected]
     assert rows[-1]["calls"] == 2, "a family of three, in two windows"
+
+
+def test_full_is_no_strategy(requests: Path, tmp_path: Path, mini: Ranker) -> None:
+    assert in_strategies(mini, "full") is in_strategies(mini, None) is mini
+    options = ("rank", "--requests", requests, "--json", "--resume", "-o", tmp_path / "out.jsonl")
+    assert run(*options).exit_code == 0
+    plain = (tmp_path / "out.jsonl").read_bytes()
+    assert run(*options, "--strategy", "full").exit_code == 0, "the same settings as without the option"
+    assert (tmp_path / "out.jsonl").read_bytes() == plain
+
+
+def test_a_plus_stands_between_strategies_and_in_values() -> None:
+    ranker: Any = in_strategies(FakeRanker(), " heap:top=2,size=3 + fusion:weight=0.5e+0,k=7 + sliding ")
+    assert (ranker.name, ranker.ranker.name, ranker.ranker.ranker.name) == ("sliding", "fusion", "heap")
+    assert ranker.ranker.weight == 0.5
+    with pytest.raises(InputError, match="'full' means no strategy: it stands alone"):
+        in_strategies(FakeRanker(), "full+sliding")
+    with pytest.raises(InputError, match="strategy '' is unknown"):
+        in_strategies(FakeRanker(), "+sliding")
 
 
 def test_ranking_goes_on_only_under_the_same_strategy(requests: Path, tmp_path: Path, mini: Ranker) -> None:
@@ -83,8 +102,13 @@ def test_eval_ranks_with_a_strategy_and_keeps_it(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     settings = json.loads((output / "settings.json").read_text(encoding="utf-8"))
     assert "sliding:size=2,step=1" in json.dumps(settings)
-    assert "strategy" in failed(run(*options, "--strategy", "sliding:size=3,step=1"))
-    assert "strategy" in failed(run(*options)), "none is another one too"
+    (path,) = output.rglob("mini*.journal.jsonl")
+    journal = path.read_bytes()
+    assert run(*options, "--strategy", "sliding:size=3,step=1", "--strategy", "full").exit_code == 0
+    assert path.read_bytes() == journal
+    assert {found.name for found in output.rglob("mini*.trec")} == {
+        "mini.trec", "mini+sliding.size2.step1.trec", "mini+sliding.size3.step1.trec",
+    }  # fmt: skip
 
 
 def test_search_and_teach_take_one(requests: Path, tmp_path: Path, mini: Ranker) -> None:
@@ -110,7 +134,12 @@ def test_search_and_teach_take_one(requests: Path, tmp_path: Path, mini: Ranker)
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("windows", "is unknown"), ("sliding:width=3", "unknown key"), ("sliding:size=4,step=5", "step must lie between")],
+    [
+        ("windows", "is unknown"),
+        ("sliding+windows", "is unknown"),
+        ("sliding:width=3", "unknown key"),
+        ("sliding:size=4,step=5", "step must lie between"),
+    ],
 )
 def test_what_there_is_not_is_told_before_a_model_is_loaded(text: str, words: str) -> None:
     for arguments in (("rank", QUERY, "a"), ("search", ".", QUERY), ("serve",), ("mcp",), ("eval", ".")):
@@ -121,9 +150,9 @@ def test_what_there_is_not_is_told_before_a_model_is_loaded(text: str, words: st
 
 def test_under_a_strategy_documents_are_checked_one_by_one() -> None:
     """A scorer that takes few documents at once takes a request of many then."""
-    check = load_check(None, strategy=["sliding"])
-    assert check.one_by_one
-    assert not load_check(None).one_by_one
+    check = load_check(None, strategy="sliding")
+    assert isinstance(check, StrategyCheck)
+    assert not isinstance(load_check(None, strategy="full"), StrategyCheck)
     check(RankRequest(QUERY, [*TEXTS, ""]))
     with pytest.raises(InputError, match=r"query is .* tokens long"):
         check(RankRequest("word " * 900, TEXTS))

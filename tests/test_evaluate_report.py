@@ -249,3 +249,22 @@ def test_systems_with_the_same_short_name_both_stand_in_the_legend() -> None:
     drawn = plots.depths(found, "nDCG@10", plots.looks(result(found)))
     assert drawn is not None
     assert drawn.decode().count("aaa…zzz") == 2
+
+
+def test_what_systems_took_has_columns_where_it_is_known() -> None:
+    found = collection("c", 9, labels=("mini",), depths=(10, 50))
+    shown = read(result(found)).text
+    assert not {"order τ", "repaired", "calls"} & set(shown.replace(" and ", "\n").splitlines())
+    first, short, deep = found.systems
+    deep = dataclasses.replace(deep, calls=9.0, read_tokens=12345.6, repaired=3, order_tau=0.8125)
+    page = read(result(dataclasses.replace(found, systems=(first, short, deep))))
+    for cell in ("12,346", "9.0", "0.812", "order τ", "repaired", "Kendall's tau"):
+        assert cell in page.text
+    stored = SystemResult.from_dict(deep.to_dict())
+    assert stored == deep
+    old = {
+        key: value
+        for key, value in deep.to_dict().items()
+        if key not in ("calls", "read_tokens", "repaired", "order_tau")
+    }
+    assert SystemResult.from_dict(old).calls is None

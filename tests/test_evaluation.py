@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,13 @@ from hypothesis import strategies as st
 
 from blockrank import Document, FakeRanker, Ranking, RankRequest
 from blockrank.data import Collection, open_collection, read_run, write_collection, write_run
-from blockrank.evaluate import EvaluationResult, FirstStage, Plan, Reranker, aggregate, evaluate, per_query
+from blockrank.evaluate import EvaluationResult, FirstStage, Plan, Reranker, aggregate, evaluate, per_query, text_table
 from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.settings import RankingSettings
 from blockrank.evaluate.work import SHARD_QUERIES
 from blockrank.fake import word_overlap
 from blockrank.retrieve import Bm25Index
+from blockrank.strategies import in_strategies
 from blockrank.types import InputError
 
 WORDS = ("tide", "harbour", "engine", "willow", "copper", "lantern", "meadow", "signal", "anchor", "quartz")
@@ -248,7 +250,7 @@ class Stopping(FakeRanker):
         return FakeRanker().identity()
 
 
-def stopping(after: int) -> FakeRanker:
+def stopping(after: int) -> Stopping:
     """A ranker that scores so many documents and then fails."""
     left = iter(range(after))
 
@@ -286,6 +288,83 @@ def test_an_interrupted_evaluation_ends_with_the_same_bytes(
                 journals[-1].write_bytes(content[: max(last, len(content) - torn)])
     evaluate([collection], plan(4, 10), place)
     assert files(place) == files(whole)
+
+
+@pytest.mark.parametrize("stops", [(40, 700), (1200,), (3000, 100)])
+def test_under_a_strategy_and_with_shuffled_orders_too(stops: tuple[int, ...], folder: Path, tmp_path: Path) -> None:
+    """Journals and results are the same to the last byte, wherever it was ended."""
+    collection, text = open_collection(folder), "sliding:size=4,step=2"
+
+    def start(load: Callable[[], FakeRanker], place: Path) -> EvaluationResult:
+        rankers = [Reranker("full", load), Reranker("slid", lambda: in_strategies(load(), text))]
+        return evaluate([collection], plan(9, rankers=rankers, order_queries=3), place)
+
+    result = start(FakeRanker, tmp_path / "whole")
+    for stop in stops:
+        with suppress(StopError):
+            start(partial(stopping, stop), tmp_path / "stopped")
+    again = start(FakeRanker, tmp_path / "stopped")
+    assert again.to_dict()["collections"] == result.to_dict()["collections"]
+    for name in ("full.journal.jsonl", "slid.journal.jsonl", "runs/full.trec", "runs/slid.trec"):
+        found = [(tmp_path / place / "small" / name).read_bytes() for place in ("whole", "stopped")]
+        assert found[0] == found[1]
+
+
+def test_what_a_system_took_is_counted(collection: Collection, tmp_path: Path) -> None:
+    rankers = [
+        Reranker("full", FakeRanker),
+        Reranker("slid", lambda: in_strategies(FakeRanker(), "sliding:size=4,step=2")),
+    ]
+    found = evaluate([collection], plan(9, rankers=rankers, order_queries=50), tmp_path).collections[0]
+    first, full, slid = found.systems
+    assert (first.calls, first.read_tokens, first.order_tau) == (None, None, None)
+    ranked = QUERIES - 2  # one of them with a single candidate
+    assert full.calls == 1
+    assert slid.calls == pytest.approx(((ranked - 1) * 4 + 1) / ranked)
+    words = [len(document.content.split()) for document in collection.corpus.documents()]
+    assert 9 * (ranked - 1) / ranked * min(words) < (full.read_tokens or 0) < 9 * max(words)
+    assert (slid.read_tokens or 0) > 1.3 * (full.read_tokens or 0)
+    assert -1 < (slid.order_tau or 0) < (full.order_tau or 0) < 1  # equal scores keep the given order
+    head = text_table(EvaluationResult(MEASURES, (found,), {})).splitlines()[1]
+    assert head.split()[-4:] == ["tokens/query", "calls/query", "order", "tau"]
+
+
+def test_more_queries_of_shuffled_orders_can_be_asked_for(collection: Collection, tmp_path: Path) -> None:
+    counting = FakeRanker()
+    evaluate([collection], plan(order_queries=2), tmp_path)
+    evaluate([collection], plan(rankers=[Reranker("fake", lambda: counting)], order_queries=4), tmp_path)
+    assert len(counting.calls) == 2 * 3
+    assert {len(call.candidates) for call in counting.calls} == {10}
+    assert len({tuple(item.doc_id for item in call.candidates) for call in counting.calls}) == 6
+    done = evaluate([collection], plan(rankers=[Reranker("fake", idle)], order_queries=3), tmp_path)
+    assert done.collections[0].systems[1].order_tau is not None
+    assert (
+        evaluate([collection], plan(rankers=[Reranker("fake", idle)]), tmp_path).collections[0].systems[1].order_tau
+        is None
+    )
+
+
+def test_answers_that_were_repaired_are_counted(collection: Collection, tmp_path: Path) -> None:
+    class Writing(FakeRanker):
+        def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
+            for ranking in super().rank_iter(requests):
+                yield replace(ranking, repaired=2)
+
+    result = evaluate([collection], plan(rankers=[Reranker("fake", Writing)]), tmp_path)
+    assert result.collections[0].systems[1].repaired == 2 * (QUERIES - 2)
+    assert "repaired" in text_table(result)
+
+
+def test_a_reranker_that_takes_fewer_documents_is_told_before_anything_is_ranked(
+    collection: Collection, tmp_path: Path
+) -> None:
+    def few(request: RankRequest) -> None:
+        if len(request.candidates) > 10:
+            raise InputError(f"{len(request.candidates)} documents are too many.")
+
+    evaluate([collection], plan(10, rankers=[Reranker("fake", FakeRanker, {}, lambda: few)]), tmp_path / "a")
+    with pytest.raises(InputError, match=r"^fake: 11 documents are too many\.$"):
+        evaluate([collection], plan(11, rankers=[Reranker("fake", idle, {}, lambda: few)]), tmp_path / "b")
 
 
 def test_what_is_done_is_not_done_again(collection: Collection, whole: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_scorers_pointwise import QUERY, TEXTS, by_text, chat_tokenizer
 from torch.nn import functional as F
 
-from blockrank import InputError, Ranker, RankRequest
+from blockrank import Document, InputError, Ranker, RankRequest
 from blockrank.attention import get_backend
 from blockrank.model import LoadedModel, RankModel
 from blockrank.scorers import EmbeddingScorer
@@ -76,6 +76,46 @@ def test_documents_in_one_forward_are_as_one_by_one() -> None:
     requests = [RankRequest(QUERY, TEXTS), RankRequest("oak", TEXTS[:2])]
     for one, two in zip(make().rank_many(requests), apart.rank_many(requests), strict=True):
         assert [entry.score for entry in one] == pytest.approx([entry.score for entry in two], abs=1e-5)
+
+
+def test_vectors_are_kept_where_there_is_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[int] = []
+    forward = RankModel.forward
+
+    def counted(model: RankModel, layout: Any, *arguments: Any, **named: Any) -> Any:
+        tokens.append(layout.tokens)
+        return forward(model, layout, *arguments, **named)
+
+    monkeypatch.setattr(RankModel, "forward", counted)
+    ranker, expected = make(), by_text(make(), TEXTS)
+    assert not ranker.remember([Document(TEXTS[0])], 1 << 20), "that is for keys"
+    store = ranker.reuse(1 << 20)
+    assert store is not None
+    tokens.clear()
+    for _ in range(2):
+        assert by_text(ranker, TEXTS) == pytest.approx(expected, abs=TOLERANCE["float32"])
+    prompts = ranker.tokenise(RankRequest(QUERY, TEXTS))
+    assert tokens == [prompts.length, prompts.parts[0].length]
+    assert len(store) == len(TEXTS)
+    assert by_text(ranker, TEXTS[::-1]) != expected, "the chat is another"
+    assert len(store) == len(TEXTS)
+
+
+def test_equal_documents_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = make(1)
+    requests = [RankRequest(QUERY, ["fox", "oak", "fox"]), RankRequest("oak", ["oak", "fox"])]
+    expected = [by_text(make(1), [item.text for item in request.candidates], request.query) for request in requests]
+    lengths: list[int] = []
+    forward = RankModel.forward
+
+    def counted(model: RankModel, layout: Any, *arguments: Any, **named: Any) -> Any:
+        lengths.append(layout.requests)
+        return forward(model, layout, *arguments, **named)
+
+    monkeypatch.setattr(RankModel, "forward", counted)
+    for ranking, wanted in zip(ranker.rank_many(requests), expected, strict=True):
+        assert {entry.text: entry.score for entry in ranking} == pytest.approx(wanted, abs=TOLERANCE["float32"])
+    assert lengths == [2 + 2], "two chats, two documents"
 
 
 def test_the_chat_holds_the_first_candidates_that_can_be_read() -> None:

@@ -17,7 +17,7 @@ from blockrank import InputError, ModelError, Ranker, RankRequest, RankSpec, Tem
 from blockrank.layout import PromptTokenizer
 from blockrank.scorers import SCORERS, FirstTokenScorer, SetwiseScorer, resolve_scorer
 from blockrank.scorers.checking import RequestCheck
-from blockrank.scorers.labels import label_shares, label_tokens
+from blockrank.scorers.labels import label_log_shares, label_tokens
 from blockrank.spec import BARE_SPEC, TEMPLATES
 
 TEXTS = ["Bram Stoker wrote it.", "See [A] and [3].", "Nobody {query} knows"]
@@ -114,7 +114,7 @@ def test_a_document_that_is_cut_keeps_its_label(folder: Path) -> None:
 
 def test_shares_of_requests_are_apart() -> None:
     logits_BV = torch.tensor([[9.0, 1.0, 2.0, 3.0], [9.0, 0.0, 0.0, 5.0]])
-    found = label_shares(logits_BV, [1, 2, 3], np.array([3, 2]))
+    found = label_log_shares(logits_BV, [1, 2, 3], np.array([3, 2])).exp()
     torch.testing.assert_close(found, torch.cat([torch.tensor([1.0, 2.0, 3.0]).softmax(0), torch.tensor([0.5, 0.5])]))
 
 

@@ -48,6 +48,7 @@ class Peak(RequestRanker):
             logits = np.array([self.logit(number) for number in numbers])
             scores = {
                 "logit": logits,
+                "relative": logits - logits.mean(),
                 "probability": np.exp(logits),
                 "share": np.exp(logits) / np.exp(logits).sum(),
                 "order": -1.0 - np.argsort(np.argsort(-logits, kind="stable")),

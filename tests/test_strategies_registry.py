@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockrank import Document, FakeRanker, InputError, Ranking, RankRequest, RequestRanker
-from blockrank.strategies import STRATEGIES, Strategy
+from blockrank import Document, FakeRanker, InputError, ModelError, Ranking, RankRequest, RequestRanker
+from blockrank.mine import RankerTeacher
+from blockrank.scorers import SCORERS
+from blockrank.strategies import FULL, STRATEGIES, Strategy, in_strategies
 from blockrank.strategies.blocks import Blocks, block_of, pagerank, win_rate
 from blockrank.types import ScoreKind
 
@@ -358,3 +362,54 @@ def test_documents_without_a_token_are_last() -> None:
         [ranking] = strategy.rank_many([request_of(range(30))])
         assert ranking[-1].doc_id == "d9"
         assert "d9" in ranking.warnings[0]
+
+
+class Silent(RequestRanker):
+    """Gives each text, a number, half its value as a grade; has none for numbers under 0.2, and says so."""
+
+    def rank_iter(self, requests: Iterable[RankRequest]) -> Iterator[Ranking]:
+        for request in requests:
+            grades = [float(document.text) for document in request.candidates]
+            unscored = [index for index, grade in enumerate(grades) if grade < 0.2]
+            scores = [grade / 2 for grade in grades]
+            yield replace(
+                Ranking.from_scores(request, scores, [3] * len(scores), kind="probability", unscored=unscored),
+                repaired=bool(unscored),
+            )
+
+    def identity(self) -> dict[str, Any]:
+        return {"ranker": "silent"}
+
+
+def test_documents_that_got_no_grade_are_none_of_the_graded() -> None:
+    texts = [str(grade / 10) for grade in range(10)]
+    ranking = STRATEGIES.make("partition:size=4,repeats=2", Silent()).rank("q", texts)
+    assert [entry.text for entry in ranking] == [*reversed(texts[2:]), *texts[:2]]
+    assert [entry.score for entry in ranking[:8]] == pytest.approx([grade / 20 for grade in range(9, 1, -1)])
+    assert sorted(ranking.unscored) == [0, 1]
+    assert ranking.repaired > 0
+    assert any("could not be taken as they were" in warning for warning in ranking.warnings)
+
+
+def test_a_teacher_scores_every_document_or_says_that_it_does_not() -> None:
+    request = RankRequest("q", ["0.5", "0.1", "0.9"], query_id="a")
+    with pytest.raises(ModelError, match=r"query_id 'a': silent gave no score to 1 of 3 documents"):
+        RankerTeacher(Silent(), "silent").scores([request])
+
+
+def test_the_page_on_methods_names_all_of_them_with_examples_that_can_be_made() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^blockrank .*(?:\\\n.*)*", text, re.MULTILINE)
+    given = {
+        option: {item.strip('"') for line in examples for item in re.findall(rf"--{option} (\S+)", line)} - {"S"}
+        for option in ("scorer", "strategy")
+    }
+    for scorer in given["scorer"]:
+        SCORERS.make(scorer)
+    for strategy in given["strategy"]:
+        in_strategies(FakeRanker(), strategy)
+    made = [*map(SCORERS.make, SCORERS.names), *(STRATEGIES.make(name, FakeRanker()) for name in STRATEGIES.names)]
+    names = {item.name for item in made if type(item).__module__.startswith("blockrank.")}  # not those of other tests
+    assert set(re.findall(r"^\| \[?`(\w+)`", text, re.MULTILINE)) == {*names, FULL}
+    shown = {item.partition(":")[0] for items in given.values() for item in items}
+    assert shown == {*names, FULL}

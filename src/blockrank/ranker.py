@@ -300,7 +300,7 @@ class Ranker(SteppedRanker[Prompts, Scored]):
         does nothing, where the model is not of that kind, where documents leave early, or where the keys would take
         over nine tenths of `max_bytes`. Documents of which nothing can be read are left out.
         """
-        if not self.can_reuse or not documents:
+        if not (self.scorer.reuses_keys and self.can_reuse) or not documents:
             return False
         groups = self._encoding_groups(documents)
         rows = sum(len(segment.ids) for group in groups for segment in group.documents)
@@ -317,11 +317,12 @@ class Ranker(SteppedRanker[Prompts, Scored]):
 
     @property
     def can_reuse(self) -> bool:
-        """Whether the keys of a document may serve many requests."""
-        return self.scorer.reuses_keys and self.spec.reuses_documents
+        """Whether what is computed of a document, its keys or its vector, may serve many requests."""
+        return self.scorer.reuses(self.spec)
 
     def reuse(self, max_bytes: int) -> MemoryStore | None:
-        """Keep the keys of documents from now on, up to `max_bytes` and until `forget`; None where that cannot be.
+        """Keep the keys or vectors of documents from now on, up to `max_bytes` and until `forget`; None where that
+        cannot be.
 
         Their tokens are kept as well, up to a thirty-second part of that beside it.
         """

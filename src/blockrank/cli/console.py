@@ -26,6 +26,7 @@ from blockrank.types import BlockrankError, InputError, ServedRanker
 if TYPE_CHECKING:
     from blockrank.ranker import Ranker
     from blockrank.scorers.checking import RequestCheck
+    from blockrank.strategies.checking import StrategyCheck
 
 _ARGUMENTS = {"long_queries='cut'": "cut_queries", "lower max_segment_tokens": "max_segment_tokens"}  # words -> option
 _REPLACED = {"--decode": "--scorer decode", "--beams": "--scorer decode:beams=N"}  # options of earlier versions
@@ -46,16 +47,29 @@ def _checked_scorer(given: str | None) -> str | None:
     return given
 
 
-def _checked_strategies(given: list[str] | None) -> list[str] | None:
+def _checked_scorers(given: list[str] | None) -> list[str] | None:
+    for item in given or ():
+        _checked_scorer(item)
+    return given
+
+
+def _checked_strategy(given: str | None) -> str | None:
     """Strategies that there are, with settings that they take; a usage error otherwise. Imports torch where one is
     named."""
-    if given:
+    if given is not None:
         from blockrank.fake import FakeRanker
+        from blockrank.strategies import in_strategies
 
         try:
             in_strategies(FakeRanker(), given)  # in place of the ranker, which takes time to load
         except InputError as error:
             raise typer.BadParameter(str(error)) from None
+    return given
+
+
+def _checked_strategies(given: list[str] | None) -> list[str] | None:
+    for item in given or ():
+        _checked_strategy(item)
     return given
 
 
@@ -91,15 +105,32 @@ ScorerOption = Annotated[
         help="How documents are scored: attention (if left out), decode:beams=10, or one that is installed.",
     ),
 ]
+ScorersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scorer",
+        metavar="NAME[:KEY=VALUE,...]",
+        callback=_checked_scorers,
+        show_default=False,
+        help="How documents are scored, as in other commands; repeatable. The model's own scorer if left out.",
+    ),
+]
+_STRATEGIES_HELP = (
+    "Rank few candidates at once: sliding:size=20,step=10, heap:top=10, partition, topdown ...; all at once: full, or "
+    "left out. One inside the other: sliding+cascade:keep=50, of which each asks the one before it."
+)
 StrategyOption = Annotated[
+    str | None,
+    typer.Option("--strategy", metavar="NAME[:KEY=VALUE,...][+...]", callback=_checked_strategy, help=_STRATEGIES_HELP),
+]
+StrategiesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--strategy",
-        metavar="NAME[:KEY=VALUE,...]",
+        metavar="NAME[:KEY=VALUE,...][+...]",
         callback=_checked_strategies,
         show_default=False,
-        help="Rank few candidates at once: sliding:size=20,step=10, heap:top=10, partition, topdown ... All at once if "
-        "left out. May be repeated: each asks the one before it.",
+        help=f"{_STRATEGIES_HELP} Repeatable: each is compared.",
     ),
 ]
 CutQueriesOption = Annotated[
@@ -115,7 +146,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line."""
-        if any(param.name == "scorer" for param in self.params):
+        if any("--scorer" in param.opts for param in self.params):
             for given in takewhile(lambda item: item != "--", args):
                 if now := _REPLACED.get(given.partition("=")[0]):
                     raise typer.BadParameter(f"{given} is now {now}.")
@@ -237,26 +268,21 @@ def load_plain_ranker(
     return ranker.with_spec(**changes) if changes else ranker
 
 
-def load_ranker(model: str | None, *, strategy: Sequence[str] | None = None, **options: Any) -> ServedRanker:
+def load_ranker(model: str | None, *, strategy: str | None = None, **options: Any) -> ServedRanker:
     """The ranker that the options ask for, see `load_plain_ranker`, asked by the strategies that they name."""
-    return in_strategies(load_plain_ranker(model, **options), strategy or ())
+    from blockrank.strategies import in_strategies
+
+    return in_strategies(load_plain_ranker(model, **options), strategy)
 
 
-def named_strategies(strategy: Sequence[str] | None) -> dict[str, Any]:
-    """The option as one of `load_ranker`, where there is one: what is kept of results without any stays what it was,
+def named_strategy(strategy: str | None) -> dict[str, Any]:
+    """The option as one of `load_ranker`, where it names any: what is kept of results without one stays what it was,
     so that those of earlier versions are gone on with."""
-    return {"strategy": list(strategy)} if strategy else {}
+    if strategy is None:
+        return {}
+    from blockrank.strategies import FULL
 
-
-def in_strategies(ranker: ServedRanker, names: Sequence[str]) -> ServedRanker:
-    """A ranker asked by the first of some strategies, that one by the next, and so on. Raises `InputError` on a
-    strategy or a setting that there is not."""
-    if names:
-        from blockrank.strategies import STRATEGIES
-
-        for name in names:
-            ranker = STRATEGIES.make(name, ranker)
-    return ranker
+    return {} if strategy.strip() == FULL else {"strategy": strategy}
 
 
 def spec_changes(
@@ -273,13 +299,18 @@ def spec_changes(
 
 
 def load_check(
-    model: str | None, *, scorer: str | None = None, strategy: Sequence[str] | None = None, **options: Any
-) -> RequestCheck:
+    model: str | None, *, scorer: str | None = None, strategy: str | None = None, **options: Any
+) -> RequestCheck | StrategyCheck:
     """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a
     request."""
     from blockrank.scorers.checking import RequestCheck
 
-    return RequestCheck.load(model, spec_changes(**options), scorer, one_by_one=bool(strategy))
+    check = RequestCheck.load(model, spec_changes(**options), scorer)
+    if strategy is None or not named_strategy(strategy):
+        return check
+    from blockrank.strategies.checking import StrategyCheck
+
+    return StrategyCheck(check, strategy)
 
 
 @contextmanager

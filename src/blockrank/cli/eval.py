@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,19 +17,18 @@ from blockrank.cli.console import (
     DtypeOption,
     JsonOption,
     PatternOption,
-    ScorerOption,
+    ScorersOption,
     SegmentOption,
-    StrategyOption,
+    StrategiesOption,
     VerboseOption,
     aligned,
-    load_check,
     logs,
-    named_strategies,
     note,
     write_data,
 )
 from blockrank.cli.inputs import named_source
 from blockrank.cli.progress import progress_bars
+from blockrank.cli.systems import rerankers, systems
 from blockrank.data import Qrels, Run, Source, judgement_place, open_collection, read_qrels, read_run
 from blockrank.types import InputError, MissingExtraError
 
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
     from blockrank.evaluate.results import EvaluationResult
 
 _GIB = 1 << 30
-_LABEL = re.compile(r"([\w.+-]+)=(.+)")
 
 WhatArgument = Annotated[
     list[str],
@@ -89,6 +85,14 @@ ReuseOption = Annotated[
 LatencyOption = Annotated[
     int, typer.Option("--latency-queries", min=0, help="Requests ranked again, alone, to measure latency.")
 ]
+OrderOption = Annotated[
+    int,
+    typer.Option(
+        "--order-queries",
+        min=0,
+        help="Queries whose candidates are ranked in three shuffled orders more, to see how far the order matters.",
+    ),
+]
 ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")]
 PerQueryOption = Annotated[bool, typer.Option("--per-query", help="For a run: also one line per query.")]
 CeilingOption = Annotated[
@@ -110,6 +114,7 @@ def eval_command(
     restart: RestartOption = False,
     reuse_memory: ReuseOption = 4.0,
     latency_queries: LatencyOption = 5,
+    order_queries: OrderOption = 0,
     report: ReportOption = True,
     per_query: PerQueryOption = False,
     with_ceiling: CeilingOption = False,
@@ -119,8 +124,8 @@ def eval_command(
     max_segment_tokens: SegmentOption = None,
     cut_queries: CutQueriesOption = False,
     pattern: PatternOption = None,
-    scorer: ScorerOption = None,
-    strategy: StrategyOption = None,
+    scorers: ScorersOption = None,
+    strategies: StrategiesOption = None,
     ray: RayOption = False,
     ray_workers: RayWorkersOption = None,
     ray_cpus: RayCpusOption = 1,
@@ -132,7 +137,7 @@ def eval_command(
     blockrank eval RUN QRELS nDCG@10 measures a run file.
 
     blockrank eval COLLECTION --output DIR ranks with models, compares them with the first stage, and goes on where it
-    was interrupted.
+    was interrupted. Every --model with every --scorer under every --strategy is a system of its own.
     """
     if what[0] == "-" or (Path(what[0]).exists() and not Path(what[0]).is_dir()):
         if output is not None or models or ray:
@@ -141,18 +146,16 @@ def eval_command(
             _measure_run(what, measures or [], per_query, with_ceiling, as_json)
         return
     folder = _checked(what, output, per_query or with_ceiling, qrels)
-    options: dict[str, Any] = {
-        "device": device, "dtype": dtype, "backend": backend, "max_segment_tokens": max_segment_tokens,
-        "cut_queries": cut_queries, "pattern": pattern, "scorer": scorer, **named_strategies(strategy),
-    }  # fmt: skip
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "pattern": pattern}
+    options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
-        from blockrank.evaluate.evaluation import evaluate
-        from blockrank.evaluate.first_stage import FirstStage
+        from blockrank.evaluate import FirstStage, evaluate
 
         collections = [open_collection(source, split=split, qrels=qrels) for source in what]
-        limits = (depths, measures, max_queries, reuse_memory, latency_queries)
-        plan = _plan(tuple(rerankers(models or [None], options, workers)), FirstStage(first_stage, drop_own), *limits)
+        limits = (depths, measures, max_queries, reuse_memory, latency_queries, order_queries)
+        compared = rerankers(systems(models or [None], scorers, strategies), options, workers)
+        plan = _plan(compared, FirstStage(first_stage, drop_own), *limits)
         with workers.session(verbose), progress_bars() as progress:
             result = evaluate(collections, plan, folder, restart=restart, progress=progress)
         _show(result, folder, report, as_json)
@@ -248,13 +251,14 @@ def _tell_unmatched(run: Run, qrels: Qrels) -> None:
 
 
 def _plan(
-    chosen: tuple[Reranker, ...],
+    chosen: Iterable[Reranker],
     first_stage: FirstStage,
     depths: list[int] | None,
     measures: list[str] | None,
     max_queries: int | None,
     reuse_gib: float,
     latency_queries: int,
+    order_queries: int,
 ) -> Plan:
     """What the options ask for. Raises `InputError` and `ModelError` where they cannot be met."""
     from blockrank.evaluate.measures import DEFAULT_MEASURES, parse_measure
@@ -264,37 +268,15 @@ def _plan(
     for name in names:
         parse_measure(name)
     return Plan(
-        chosen,
+        tuple(chosen),
         first_stage,
         tuple(depths or [100]),
         names,
         max_queries,
         int(reuse_gib * _GIB),
         latency_queries,
+        order_queries,
     )
-
-
-def rerankers(models: Sequence[str | None], options: dict[str, Any], workers: Workers) -> Iterator[Reranker]:
-    """The rerankers that `--model` asks for. Raises `ModelError` where there is no such model."""
-    from blockrank.evaluate.plan import Reranker
-    from blockrank.keep.identity import model_identity
-    from blockrank.model import located
-    from blockrank.scorers import resolve_scorer
-
-    for given in models:
-        label, model = labelled(given)
-        _, spec = resolve_scorer(model, options.get("scorer"))
-        folder = Path(located(model))
-        files = model_identity(folder) if folder.is_dir() else {"hub": str(model)}
-        settings = {"model": files, "spec": spec.to_dict(), "options": options}
-        checks = partial(load_check, model, **options)
-        yield Reranker(label or folder.resolve().name, workers.loader(model, options), settings, checks)
-
-
-def labelled(given: str | None) -> tuple[str | None, str | None]:
-    """Label and model of `LABEL=MODEL`; no label where there is none, or the whole is a path."""
-    match = _LABEL.fullmatch(given) if given is not None and not Path(given).exists() else None
-    return (match[1], match[2]) if match else (None, given)
 
 
 def _show(result: EvaluationResult, output: Path, report: bool, as_json: bool) -> None:

@@ -27,7 +27,7 @@ from blockrank.cli.console import (
     load_check,
     load_ranker,
     logs,
-    named_strategies,
+    named_strategy,
     terminal,
 )
 from blockrank.cli.cuts import Cuts
@@ -91,7 +91,7 @@ def rank_command(
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "max_tokens": max_tokens,
         "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
-        "pattern": pattern, "scorer": scorer, **named_strategies(strategy),
+        "pattern": pattern, "scorer": scorer, **named_strategy(strategy),
     }  # fmt: skip
     workers = Workers(ray, ray_workers, ray_cpus, device)
     if resume or ray:

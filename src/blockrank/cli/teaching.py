@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ class Models:
     max_segment_tokens: int | None = None
     cut_queries: bool = False
     scorer: str | None = None
-    strategy: Sequence[str] | None = None
+    strategy: str | None = None
 
     def load_encoder(self) -> CachingEncoder | None:
         """The bi-encoder, if one is named."""
@@ -65,9 +64,9 @@ class Models:
         return EncoderTeacher(encoder) if encoder else None
 
 
-def check_scorer(scorer: str | None, strategy: Sequence[str] | None, teacher: str | None) -> None:
+def check_scorer(scorer: str | None, strategy: str | None, teacher: str | None) -> None:
     """Raise `typer.BadParameter` where a scorer or a strategy is named and no model for it."""
     if scorer is not None and teacher is None:
         raise typer.BadParameter("--scorer is for --teacher.")
-    if strategy and teacher is None:
+    if strategy is not None and teacher is None:
         raise typer.BadParameter("--strategy is for --teacher.")

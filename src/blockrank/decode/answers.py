@@ -122,13 +122,19 @@ class Grammar:
 
     @property
     def longest_step(self) -> int:
-        """Most tokens between two choices."""
-        return len(self._tokens.separator) + self._longest_id
+        """Most tokens between two choices. Where a list cannot end, what is left of an id may leave no choice, nor the
+        beginning of the next."""
+        return self._further + (self._longest_id if self.form == "full" else 0)
 
     @property
     def longest(self) -> int:
         """Most tokens of an answer that the model reads."""
-        return self._longest_id + (self._most - 1) * self.longest_step
+        return self._longest_id + (self._most - 1) * self._further
+
+    @property
+    def _further(self) -> int:
+        """Most tokens of an id with the separator before it."""
+        return len(self._tokens.separator) + self._longest_id
 
     @property
     def _longest_id(self) -> int:

@@ -13,7 +13,6 @@ from blockrank.types import Document, InputError, RankRequest, RequestRanker
 from blockrank.types.requests import Check
 
 _ANY_QUERY, _ANY_DOCUMENT = "query", Document("document")  # that no ranker refuses
-_TOGETHER = 256  # documents tokenised at once
 
 
 def check_measures(collections: Sequence[Collection], plan: Plan) -> None:
@@ -37,10 +36,11 @@ def check_works(works: Sequence[Work], plan: Plan, checks: Mapping[str, Check | 
         }
         everything = list(chain.from_iterable(work.shards))
         documents = work.documents(everything, max(plan.depths)) if any(unranked.values()) else {}
+        most = max((_candidates(work, query_id, max(plan.depths), documents) for query_id in everything), default=0)
         for reranker in plan.rerankers:
             if reranker.label in checks:
                 check = checks[reranker.label] or _accept
-                check_documents(work, check, documents if unranked[reranker.label] else {})
+                check_documents(work, check, documents if unranked[reranker.label] else {}, most, reranker.label)
                 query_ids = everything if unranked[reranker.label] else _cut(work, plan.systems(reranker))
                 check_queries(work, check, query_ids, next(iter(documents.values()), _ANY_DOCUMENT))
 
@@ -68,15 +68,16 @@ def check_queries(work: Work, check: Check, query_ids: Sequence[str], document: 
             raise InputError(f"{work.collection.query_place(query_id)}: {error} (query_id {query_id!r})") from None
 
 
-def check_documents(work: Work, check: Check, documents: Mapping[str, Document]) -> None:
-    """Raise `InputError`, with its place, on a document that is refused."""
-    for group in _groups(documents.values()):
+def check_documents(work: Work, check: Check, documents: Mapping[str, Document], most: int, label: str) -> None:
+    """Raise `InputError` on a document that is refused, with its place, and where a reranker refuses so many
+    documents at once. most: how many the largest request has; label: the reranker's."""
+    for group in _groups(documents.values(), most):
         try:
             check(RankRequest(_ANY_QUERY, group))
-        except InputError:
+        except InputError as error:
             for document in group:
                 _check_document(work, check, document)
-            raise
+            raise InputError(f"{label}: {error}") from None
 
 
 def _check_document(work: Work, check: Check, document: Document) -> None:
@@ -87,9 +88,14 @@ def _check_document(work: Work, check: Check, document: Document) -> None:
         raise InputError(f"{place}: {error} (doc_id {document.doc_id!r})") from None
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _candidates(work: Work, query_id: str, depth: int, documents: Mapping[str, Document]) -> int:
+    """How many documents the request of a query has."""
+    return sum(doc_id in documents for doc_id in work.doc_ids(query_id, depth))
+
+
+def _groups(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     stream = iter(documents)
-    return iter(lambda: list(islice(stream, _TOGETHER)), [])
+    return iter(lambda: list(islice(stream, size)), [])
 
 
 def _cut(work: Work, systems: Mapping[str, int]) -> list[str]:

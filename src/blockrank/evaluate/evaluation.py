@@ -22,7 +22,7 @@ from blockrank.evaluate.checks import check_measures, check_of, check_works
 from blockrank.evaluate.compare import compare
 from blockrank.evaluate.measures import aggregate, ideal, per_query, summary, without_failing
 from blockrank.evaluate.plan import Plan, Reranker
-from blockrank.evaluate.ranking import finished, rank_collection
+from blockrank.evaluate.ranking import finished, order_queries, rank_collection
 from blockrank.evaluate.results import CollectionResult, EvaluationResult, SystemResult
 from blockrank.evaluate.settings import RankingSettings
 from blockrank.evaluate.tables import text_table
@@ -148,17 +148,31 @@ def _collection(work: Work, plan: Plan) -> tuple[CollectionResult, list[str]]:
 
 
 def _system(work: Work, system: str, depth: int, plan: Plan) -> SystemResult:
-    documents = cut_documents = cut_queries = 0
+    documents = cut_documents = cut_queries = repaired = 0
+    calls: list[int | None] = []
+    read_tokens: list[int | None] = []
     journal = work.journal(system)
     for outcome in journal.outcomes():
         documents += len(outcome.doc_ids)
         cut_documents += outcome.cut_documents
         cut_queries += outcome.query_cut
+        repaired += outcome.repaired
+        if outcome.doc_ids:  # others were not ranked
+            calls.append(outcome.calls)
+            read_tokens.append(outcome.read_tokens)
     values = per_query(read_run(work.run_path(system)), work.qrels, plan.measures)
     latency = statistics.median(journal.latency_ms) if plan.latency_queries and journal.latency_ms else None
+    taus = [journal.order_taus.get(query_id) for query_id in order_queries(work, plan)]
     return SystemResult(
-        system, depth, summary(values, plan.measures), values, latency, documents, cut_documents, cut_queries
-    )
+        system, depth, summary(values, plan.measures), values, latency, documents, cut_documents, cut_queries,
+        _mean(calls), _mean(read_tokens), repaired, _mean([tau for tau in taus if tau is not None]),
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where there is no value, or one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _write(result: EvaluationResult, works: Sequence[Work], folder: Path) -> None:

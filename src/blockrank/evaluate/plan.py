@@ -39,7 +39,9 @@ class Plan:
     depths: how many candidates are reranked; each is a system of its own. measures: the first is the one that systems
     are compared on. max_queries: only the first so many judged queries. reuse_bytes: memory for documents that are
     encoded once per collection; 0 encodes them again for every query. latency_queries: how many requests are ranked
-    again, alone, for their time. Raises `InputError` on values out of range, and on labels that clash.
+    again, alone, for their time. order_queries: of how many queries the candidates are ranked in three shuffled orders
+    more, to see how far rankings depend on the order. Raises `InputError` on values out of range, and on labels that
+    clash.
     """
 
     rerankers: tuple[Reranker, ...]
@@ -49,6 +51,7 @@ class Plan:
     max_queries: int | None = None
     reuse_bytes: int = REUSE_BYTES
     latency_queries: int = LATENCY_QUERIES
+    order_queries: int = 0
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 1:
@@ -57,8 +60,8 @@ class Plan:
             raise InputError("measures is empty: there is nothing to measure.")
         if self.max_queries is not None and self.max_queries < 1:
             raise InputError(f"max_queries must be positive, not {self.max_queries}.")
-        if min(self.reuse_bytes, self.latency_queries) < 0:
-            raise InputError("reuse_bytes and latency_queries must not be negative.")
+        if min(self.reuse_bytes, self.latency_queries, self.order_queries) < 0:
+            raise InputError("reuse_bytes, latency_queries and order_queries must not be negative.")
         labels = [self.first_stage.name]
         for reranker in self.rerankers:
             if not reranker.label or not all(sign.isalnum() or sign in "-_.+" for sign in reranker.label):

@@ -1,4 +1,5 @@
-"""The ranking itself: shards of queries into journals, journals into run files, and the time of single requests."""
+"""The ranking itself: shards of queries into journals, journals into run files, the time of single requests, and how
+far rankings depend on the order of the candidates."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 
 from blockrank.evaluate.journal import Journal, Outcome
+from blockrank.evaluate.order import order_tau, sampled
 from blockrank.evaluate.plan import Plan
 from blockrank.evaluate.work import Work
 from blockrank.types import Document, RankRequest, RequestRanker
@@ -19,7 +21,8 @@ _log = logging.getLogger(__name__)
 
 def finished(work: Work, system: str, plan: Plan) -> bool:
     """Whether there is nothing left to do for a system on a collection."""
-    return work.is_ranked(system) and _timed(work.journal(system), plan)
+    journal = work.journal(system)
+    return work.is_ranked(system) and _timed(journal, plan) and not _unordered(work, journal, plan)
 
 
 def _timed(journal: Journal, plan: Plan) -> bool:
@@ -29,10 +32,12 @@ def _timed(journal: Journal, plan: Plan) -> bool:
 def rank_collection(
     ranker: RequestRanker, work: Work, systems: Mapping[str, int], plan: Plan, progress: NamedProgress
 ) -> None:
-    """Rank what is missing of a collection at the depth of each system, write the runs, take the times."""
+    """Rank what is missing of a collection at the depth of each system, write the runs, take the times, and compare
+    rankings of shuffled candidates."""
     query_ids = list(chain.from_iterable(work.shards))
     missing = not all(map(work.is_ranked, systems))
-    documents = work.documents(query_ids if missing else query_ids[: plan.latency_queries], max(plan.depths))
+    again = [*query_ids[: plan.latency_queries], *order_queries(work, plan)]
+    documents = work.documents(query_ids if missing else again, max(plan.depths))
     if missing:
         with _remembered(ranker, list(documents.values()), plan.reuse_bytes, f"{work.name}: documents", progress):
             for system, depth in systems.items():
@@ -45,6 +50,30 @@ def rank_collection(
             journal.append_latency(
                 plan.latency_queries, _latency_ms(ranker, timed, f"{work.name}: {system} timed", progress)
             )
+        _compare_orders(ranker, work, journal, depth, documents, plan, f"{work.name}: {system} shuffled", progress)
+
+
+def order_queries(work: Work, plan: Plan) -> list[str]:
+    """The queries whose candidates are shuffled: always the same for a collection and a number of them."""
+    return sampled(list(chain.from_iterable(work.shards)), plan.order_queries)
+
+
+def _unordered(work: Work, journal: Journal, plan: Plan) -> list[str]:
+    """Those of them that the journal lacks."""
+    return [query_id for query_id in order_queries(work, plan) if query_id not in journal.order_taus]
+
+
+def _compare_orders(
+    ranker: RequestRanker, work: Work, journal: Journal, depth: int, documents: dict[str, Document], plan: Plan,
+    what: str, progress: NamedProgress,
+) -> None:  # fmt: skip
+    """Rank shuffled candidates of the queries that the journal lacks; each is on disk before the next begins."""
+    missing = _unordered(work, journal, plan)
+    for done, query_id in enumerate(missing):
+        progress(what, done, len(missing))
+        journal.append_order_tau(query_id, order_tau(ranker, work.request(query_id, depth, documents)))
+    if missing:
+        progress(what, len(missing), len(missing))
 
 
 @contextmanager

@@ -171,6 +171,9 @@ def _systems(collection: CollectionResult, measures: Sequence[str]) -> Html:
         rows = [[*row, system.latency_ms] for row, system in zip(rows, collection.systems, strict=True)]
         caption += " Latency: the median of single requests, ranked alone and with nothing reused."
     rerankers = collection.systems[1:]
+    for column, cells in _costs(rerankers):
+        columns.append(column)
+        rows = [[*row, cell] for row, cell in zip(rows, [None, *cells], strict=True)]
     if any(system.cut_documents or system.cut_queries for system in rerankers):
         columns += [Column("documents cut"), Column("queries cut", 0)]
         # A dash for the first stage, which reads without a limit.
@@ -186,6 +189,19 @@ def _systems(collection: CollectionResult, measures: Sequence[str]) -> Html:
     ]
     nothing: list[Cell] = [""] * (len(columns) - 2 - len(measures))
     return table(columns, rows, caption, last=[[*row, *nothing] for row in last])
+
+
+def _costs(systems: Sequence[SystemResult]) -> list[tuple[Column, list[Cell]]]:
+    """What the rerankers took for a query and how far they depend on the order; columns without anything are left
+    out."""
+    repaired: list[Cell] = [system.repaired or None for system in systems]
+    columns: list[tuple[Column, list[Cell]]] = [
+        (Column("tokens", 0), [system.read_tokens for system in systems]),
+        (Column("calls", 1), [system.calls for system in systems]),
+        (Column("repaired", 0), repaired),
+        (Column("order τ"), [system.order_tau for system in systems]),
+    ]
+    return [(column, cells) for column, cells in columns if any(cell is not None for cell in cells)]
 
 
 def _ceiling_cells(ceiling: Mapping[str, float], measures: Sequence[str]) -> list[Cell]:
@@ -318,6 +334,22 @@ def _guide(result: EvaluationResult) -> Iterator[Html]:
         "cut": "Texts that did not fit into the model and lost their end: what stood there was not read. Documents are "
         "counted once for every query that they are candidates of, and the percentage is of so many.",
     }
+    systems = [system for collection in result.collections for system in collection.systems]
+    if any(system.read_tokens is not None for system in systems):
+        explained["tokens and calls"] = (
+            "What one query took on average: how many tokens of documents the model read, those of a document that it "
+            "read twice counted twice, and how many requests it was asked to rank."
+        )
+    if any(system.repaired for system in systems):
+        explained["repaired"] = (
+            "How many of the answers that the model wrote, over all queries, could not be taken as they were."
+        )
+    if any(system.order_tau is not None for system in systems):
+        explained["order τ"] = (
+            "How far the ranking depends on the order in which candidates are given: the same ones are ranked in three "
+            "shuffled orders, and Kendall's tau compares the rankings. 1: the order does not matter; 0: two rankings "
+            "agree no more than by chance."
+        )
     yield facts(explained)
 
 

@@ -23,6 +23,11 @@ class SystemResult:
     latency_ms: median of single requests ranked alone with nothing reused; None where it was not measured.
     documents: candidates read, over all queries; cut_documents and cut_queries: how many of them, and of the queries,
     did not fit and lost their end.
+    calls, read_tokens: means over the queries that were ranked, of how many requests the model had for one, and of the
+    documents' tokens that it read in these, one that is read twice counted twice; None where that was not recorded.
+    repaired: over all queries, how many answers that the model wrote could not be taken as they were. order_tau: how
+    far rankings of the same candidates in shuffled orders agree, as the mean of Kendall's tau; None where that was not
+    measured.
     """
 
     name: str
@@ -33,6 +38,10 @@ class SystemResult:
     documents: int
     cut_documents: int
     cut_queries: int
+    calls: float | None = None
+    read_tokens: float | None = None
+    repaired: int = 0
+    order_tau: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

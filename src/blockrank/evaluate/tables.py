@@ -12,25 +12,34 @@ _LEGEND = (
     "ceiling@N: the first N candidates in the best possible order. Below N the first stage's order is kept.",
 )
 _UNMEASURED = "-"
+_ALWAYS, _ORDER = ("ms/query", "cut documents"), "order tau"
+_ORDER_LEGEND = (
+    f"{_ORDER}: Kendall's tau between rankings of the same candidates in shuffled orders; 1 where it does not matter."
+)
 
 
 def text_table(result: EvaluationResult, *, markdown: bool = False) -> str:
-    """Systems by measures for each collection, with ceilings, latency and cut documents; then means of collections."""
+    """Systems by measures for each collection, with ceilings and what each system took; then means of collections."""
     parts = [_collection(found, result.measures, markdown) for found in result.collections]
     if len(result.collections) > 1:
         rows = [["system", *result.measures]]
         rows += [[name, *_values(values, result.measures)] for name, values in result.means().items()]
         parts.append(_titled(f"mean of {len(result.collections)} collections", rows, markdown))
-    lines = [f"{'- ' if markdown else ''}{line.format(measure=result.measures[0])}" for line in _LEGEND]
+    shuffled = any(system.order_tau is not None for found in result.collections for system in found.systems)
+    legend = [line.format(measure=result.measures[0]) for line in _LEGEND] + [_ORDER_LEGEND] * shuffled
+    lines = [f"{'- ' if markdown else ''}{line}" for line in legend]
     lines += [f"{'- ' if markdown else 'note: '}{line}" for line in result.environment.get("notes", ())]
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def _collection(found: CollectionResult, measures: Sequence[str], markdown: bool) -> str:
-    rows = [["system", f"{measures[0]} ", *measures[1:], "ms/query", "cut documents"]]  # room for the mark
-    rows += [_system(found, system, measures) for system in found.systems]
+    costs = _costs(found.systems[1:])
+    rows = [["system", f"{measures[0]} ", *measures[1:], *costs]]  # room for the mark
+    for place, system in enumerate(found.systems):
+        cells = [cells[place - 1] if place else "" for cells in costs.values()]
+        rows.append([system.name, *_measured(found, system, measures), *cells])
     for depth, values in sorted(found.ceilings.items()):
-        rows.append([f"ceiling@{depth}", *_values(values, measures, " "), "", ""])
+        rows.append([f"ceiling@{depth}", *_values(values, measures, " "), *[""] * len(costs)])
     table = _titled(f"{found.name}: {found.queries} queries, first stage {found.first_stage}", rows, markdown)
     against = [c for c in found.comparisons if c.b == found.first_stage]
     return "\n".join([table, *(["", *(("- " if markdown else "") + _sentence(c) for c in against)] if against else [])])
@@ -44,14 +53,27 @@ def _sentence(found: Comparison) -> str:
     )
 
 
-def _system(found: CollectionResult, system: SystemResult, measures: Sequence[str]) -> list[str]:
+def _measured(found: CollectionResult, system: SystemResult, measures: Sequence[str]) -> list[str]:
     comparison = found.against_first_stage(system.name)
     mark = "*" if comparison is not None and comparison.corrected_p < SIGNIFICANT else " "
-    values = _values(system.measures, measures, mark)
-    if comparison is None:
-        return [system.name, *values, "", ""]
-    latency = _UNMEASURED if system.latency_ms is None else f"{system.latency_ms:.{int(system.latency_ms < 100)}f}"
-    return [system.name, *values, latency, f"{system.cut_documents} of {system.documents}"]
+    return _values(system.measures, measures, mark)
+
+
+def _costs(systems: Sequence[SystemResult]) -> dict[str, list[str]]:
+    """Name and cells of each column beside the measures; later ones in which no reranker has anything are left out."""
+    columns = {
+        "ms/query": [_number(system.latency_ms, int((system.latency_ms or 0) < 100)) for system in systems],
+        "cut documents": [f"{system.cut_documents} of {system.documents}" for system in systems],
+        "tokens/query": [_number(system.read_tokens, 0) for system in systems],
+        "calls/query": [_number(system.calls, 1) for system in systems],
+        "repaired": [str(system.repaired) for system in systems if any(each.repaired for each in systems)],
+        _ORDER: [_number(system.order_tau, 3) for system in systems],
+    }
+    return {name: cells for name, cells in columns.items() if name in _ALWAYS or set(cells) - {_UNMEASURED}}
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return _UNMEASURED if value is None else f"{value:.{decimals}f}"
 
 
 def _values(values: Mapping[str, float], measures: Sequence[str], mark: str = "") -> list[str]:

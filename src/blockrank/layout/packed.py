@@ -65,6 +65,13 @@ class PackedLayout:
         query segment."""
         return self.ends_S[self.query_segment_B] - 1
 
+    @property
+    def opened_B(self) -> Ints:
+        """(B,) stream position of the token behind which each request's answer begins: `last_B`, but for an answer that
+        follows in training. Of requests with signal tokens."""
+        ends_B = np.searchsorted(self.signal_request_G, np.arange(self.requests), side="right")
+        return self.signal_G[ends_B - 1]
+
     @cached_property
     def is_instruction_S(self) -> NDArray[np.bool_]:
         """(S,) which segments are instructions; empty, like the two below, if kinds are unknown."""

@@ -43,11 +43,17 @@ class RankerTeacher:
     def scores(self, requests: Sequence[RankRequest]) -> list[list[float]]:
         """Scores as logits. A share that float32 rounds to zero counts as the smallest float32.
 
-        Raises `InputError` where scores are not of the kind that the ranker declares.
+        Raises `InputError` where scores are not of the kind that the ranker declares, `ModelError` where a document got
+        no score: an invented one would be taught.
         """
         found = []
         whole = [replace(request, top_k=None, evidence=False) for request in requests]
         for ranking in self._ranker.rank_many(whole):
+            if ranking.unscored:
+                raise ModelError(
+                    f"query_id {ranking.query_id!r}: {self.name} gave no score to {len(ranking.unscored)} of "
+                    f"{len(ranking)} documents, and a teacher scores them all."
+                )
             self.cut += (ranking.query_cut_tokens > 0) + sum(entry.cut_tokens > 0 for entry in ranking)
             self.are_logs = ranking.kind not in ("logit", "relative")
             pairs = sorted(zip((entry.index for entry in ranking), ranking.logits(), strict=True))

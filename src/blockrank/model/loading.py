@@ -122,8 +122,7 @@ def load_model(
     commas between) each get the model. dtype None: float32 on a CPU, the checkpoint's own elsewhere; "fp8" (GPU) and
     "int8" (processor) are fused layers whose products are in int8 or fp8. omit_dropout: set every dropout of the config
     to 0. probe: check with a small forward that the model does what the layout says; see `blockrank.model.probe`.
-    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses where the family allows
-    it.
+    layers: "library" runs transformers' own layers, "fused" ours, which only infer; None fuses supported families.
 
     Raises `ModelError` where the checkpoint is unknown, incomplete, or fails the probe, `InputError` where the device,
     the dtype or the backend cannot be used.
@@ -134,14 +133,12 @@ def load_model(
     product_dtype, weight_type = resolve_types(dtype, places)
     check_layers(layers, dtype)
     needs = needs or Needs()
+    if needs.encoder_decoder and backend is not None:
+        raise InputError(f"backend {backend!r} is for packed prompts: an encoder-decoder attends in its own layers.")
     # Whatever mode the caller is in: weights made under inference mode could not be used outside it.
     with quiet_libraries(), torch.inference_mode(mode=False):
         config, tokenizer = _config_and_tokenizer(source, resolved)
-        layers_there = config.num_hidden_layers
-        if not needs.every_layer:
-            _cut(config, needs.depth(resolved.readout.layer))
-        if omit_dropout:
-            _omit_dropout(config)
+        there = _reduce(config, resolved, needs, omit_dropout=omit_dropout)
         module, omitted = _module(source, config, needs, weight_type)
         fused = runs_fused(module, layers, product_dtype)
         # Copies first: the weights lie on the host until then.
@@ -149,13 +146,13 @@ def load_model(
         models = []
         for part, place in zip(modules, [*places[1:], places[0]], strict=True):
             part = part.to(place).eval()
-            weights = LoadedModel(part, tokenizer, str(source), omitted, layers_there)
+            weights = LoadedModel(part, tokenizer, str(source), omitted, there)
             if fused:
                 weights.fuse()
             models.append(RankModel(weights, resolved, get_backend(backend, place, part.dtype)))
     *replicas, model = models
     check_finite(model.module, model.name)
-    if probe:
+    if probe and not needs.encoder_decoder:
         probe_model(model, whole=needs.every_layer)
     if product_dtype is not None:
         for item in models:
@@ -261,10 +258,13 @@ def runs_fused(module: PreTrainedModel, layers: Layers | None, product_dtype: to
     return layers == "fused" or product_dtype is not None
 
 
-def _omit_dropout(config: PreTrainedConfig) -> None:
-    for key in _DROPOUTS:
+def _reduce(config: PreTrainedConfig, spec: RankSpec, needs: Needs, *, omit_dropout: bool) -> int:
+    """Leave out of a config the layers that nobody reads and, where asked for, every dropout; returns how many layers
+    there were."""
+    for key in _DROPOUTS if omit_dropout else ():
         if hasattr(config, key):
             setattr(config, key, 0.0)
+    return _cut(config, None if needs.every_layer else needs.depth(spec.readout.layer))
 
 
 def _config_and_tokenizer(source: str | Path, spec: RankSpec | None = None) -> tuple[PreTrainedConfig, Any]:
@@ -295,13 +295,18 @@ def _read(kind: Any, source: str | Path) -> Any:
         raise ModelError(f"model {str(source)!r} cannot be read: {one_line(error)}") from error
 
 
-def _cut(config: PreTrainedConfig, layers: int) -> None:
-    """Keep the first `layers` layers in a config, so that the rest is never built nor read from disk."""
-    if layers > config.num_hidden_layers:
-        raise ModelError(f"the spec reads layer {layers - 1}, but the model has {config.num_hidden_layers} layers.")
+def _cut(config: PreTrainedConfig, layers: int | None) -> int:
+    """Keep the first `layers` layers in a config (None: all), so that the rest is never built nor read from disk;
+    returns how many there were."""
+    there: int = config.num_hidden_layers
+    if layers is None:
+        return there
+    if layers > there:
+        raise ModelError(f"the spec reads layer {layers - 1}, but the model has {there} layers.")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
+    return there
 
 
 def _module(

@@ -198,13 +198,13 @@ class RankModel:
             raise ModelError(f"the spec prunes documents, which needs fused layers: {reason}.")
         if self.store is None or not self.spec.reuses_documents:
             return self.forward(layout)
-        plan = plan_reuse(layout, self.store, reuse_context(self.spec, self._arithmetic))
+        plan = plan_reuse(layout, self.store, reuse_context(self.spec, self.arithmetic))
         capture = self.forward(plan.lean)
         whole = replace(capture.only, k_PKH=complete(layout, plan, capture.only.k_PKH, self.store))
         return replace(capture, layers=(whole,), layout=layout)
 
     @property
-    def _arithmetic(self) -> str:
+    def arithmetic(self) -> str:
         """What computes, beside the weights: two that differ agree but for rounding."""
         layers = "library" if self.decoder is None else "fused"
         return f"{layers} {self.weights.is_quantised} {self.backend.name}"

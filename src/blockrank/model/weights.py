@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from blockrank.types import BlockrankError, ModelError
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?:.*?\.)?\d+\.")
 _POOLER = "pooler."  # of a BERT: no ranking reads it, and many checkpoints lack it
+# Code for fusion in the decoder saves the encoder of a T5 and each of its blocks inside modules of its own.
+_WRAPPED = {r"^encoder\.encoder\.block\.(\d+)\.module\.": r"encoder.block.\1.", r"^encoder\.encoder\.": "encoder."}
 
 
 def load_weights(
@@ -47,8 +49,9 @@ def load_weights(
     if score_follows:
         config.num_labels = 1
     kind = _class_of(needs, config, f"the checkpoint {str(source)!r}")
-    options: dict[str, Any] = {"config": config, "attn_implementation": SEAM}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is refused below
+    options: dict[str, Any] = {"key_mapping": _WRAPPED} if needs.encoder_decoder else {"attn_implementation": SEAM}
+    options |= {"config": config, "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # what does not fit is refused below
     if dtype is not None:
         options["dtype"] = dtype
     omitted: frozenset[str] = frozenset()
@@ -77,13 +80,21 @@ def load_weights(
     if needs.score and not isinstance(getattr(module, SCORE, None), nn.Linear):
         raise ModelError(f"{named} is a {type(module).__name__}, whose head is not one product named 'score'.")
     if not omitted and Path(source).is_dir() and getattr(config, "quantization_config", None) is None:
-        _check_types(module, Path(source))
+        _check_types(module, Path(source), options.get("key_mapping", {}))
     _clear(module, left_out)
     return module, left_out
 
 
 def _class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
-    """The library's class of models with what is needed. Raises `ModelError` where a head has several outputs."""
+    """The library's class of models with what is needed. Raises `ModelError` where a checkpoint is of another kind,
+    or its head has several outputs."""
+    if needs.encoder_decoder and config.model_type != "t5":
+        raise ModelError(f"{named} is of the type {config.model_type!r}; of encoder-decoders, 't5' alone can be read.")
+    if config.is_encoder_decoder and not needs.encoder_decoder:
+        raise ModelError(
+            f"{named} is an encoder-decoder ({config.model_type!r}), which only scorers made for one can read, such as "
+            "'multi_view'."
+        )
     if not needs.score:
         return AutoModelForCausalLM if needs.head else AutoModel
     if config.num_labels != 1:
@@ -134,15 +145,20 @@ def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named:
             )
 
 
-def _check_types(module: PreTrainedModel, folder: Path) -> None:
-    """Raise `ModelError` where a weight is stored as integers or in 8 bits and nothing says how to read them."""
+def _check_types(module: PreTrainedModel, folder: Path, renamed: Mapping[str, str]) -> None:
+    """Raise `ModelError` where a weight is stored as integers or in 8 bits and nothing says how to read them.
+
+    renamed: patterns of names in the file, and what the model calls those.
+    """
     prefix = _prefix(module)
     names = {name.removeprefix(prefix) for name, _ in module.named_parameters()}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
-                kind = file.get_slice(name).get_dtype()
-                if name.removeprefix(prefix) in names and kind not in _FLOATS:
+                kind, own = file.get_slice(name).get_dtype(), name.removeprefix(prefix)
+                for pattern, to in renamed.items():
+                    own = re.sub(pattern, to, own)
+                if own in names and kind not in _FLOATS:
                     raise ModelError(f"{path} holds {name} as {kind}, and nothing says how to scale it.")
 
 

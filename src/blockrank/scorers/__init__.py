@@ -11,6 +11,7 @@ from blockrank.scorers.generation import GenerationScorer
 from blockrank.scorers.groupwise import GroupwiseScorer
 from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.listwise import ListwiseScorer
+from blockrank.scorers.multi_view import MultiViewScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.scorers.reasoned import ReasonedChoiceScorer
@@ -29,6 +30,7 @@ __all__ = [
     "IcrScorer",
     "LayoutScorer",
     "ListwiseScorer",
+    "MultiViewScorer",
     "PointwiseScorer",
     "PromptWriter",
     "Prompts",

@@ -86,6 +86,17 @@ class AttentionScorer(LayoutScorer):
             raise InputError("evidence is of the attention at one layer: not with a head set.")
         spec.check_none_leaves("evidence needs every document at the scoring layer")
 
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """See `LayoutScorer.wanted`."""
+        if self.heads is not None:
+            return super().wanted(model, layout)
+        return Wanted.read_out(model.spec)
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """See `LayoutScorer.logits`."""
+        layer = capture.only
+        return log_scores(layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)
+
     def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         """Scores (C,) that sum to one over a request's documents (unless the spec's softmax is over all keys)."""
         if evidence:
@@ -93,12 +104,16 @@ class AttentionScorer(LayoutScorer):
         if (heads := self._set) is not None:
             return Scored(_of_heads(model, layout, heads))
         capture = model.read(layout)
-        layer = capture.only
-        read = (layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)
-        logs_C = log_scores(*read)
+        logs_C = self.logits(model, capture)
         if capture.exits:
             logs_C = _all_documents(logs_C, capture, layout)
-        return Scored(logs_C.exp(), token_shares(*read) if evidence else None)
+        return Scored(logs_C.exp(), _evidence(model, capture) if evidence else None)
+
+
+def _evidence(model: RankModel, capture: Capture) -> Tensor:
+    """See `Scored.shares_R`."""
+    layer = capture.only
+    return token_shares(layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)
 
 
 def _of_heads(model: RankModel, layout: PackedLayout, heads: HeadSet) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from blockrank.configfile import check_fields
-from blockrank.layout import PackedLayout, TokenisedRequest, pack, plan_batches
+from blockrank.engine.capture import Capture, Wanted
+from blockrank.layout import PackedLayout, PromptTokenizer, TokenisedRequest, pack, plan_batches
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.prompts import Prompts, PromptWriter
 from blockrank.spec import RankSpec
@@ -81,6 +82,11 @@ class Scorer(ABC):
         """
         return spec
 
+    def worded(self, spec: RankSpec, tokenizer: PromptTokenizer) -> RankSpec:
+        """The spec by which its prompts are written with a tokenizer, where its template depends on that."""
+        del tokenizer
+        return spec
+
     def needs(self, spec: RankSpec) -> Needs:
         """What of a checkpoint is loaded for it: the spec's layer if nothing else is said."""
         return Needs(layers=(spec.readout.layer,))
@@ -93,6 +99,9 @@ class Scorer(ABC):
                 f"{model.name or 'the model'} has no language-model head, or was loaded without it: the scorer "
                 f"{self.name!r} needs it."
             )
+        if needs.encoder_decoder != model.module.config.is_encoder_decoder:
+            reads = "an encoder-decoder" if needs.encoder_decoder else "a model that is no encoder-decoder"
+            raise ModelError(f"the scorer {self.name!r} reads {reads}, and {model.name or 'the model'} is none.")
         if needs.score and not hasattr(model.module, "score"):
             raise ModelError(
                 f"{model.name or 'the model'} has no head that gives one score, or was loaded without it: the scorer "
@@ -120,6 +129,10 @@ class Scorer(ABC):
         """
         return Prompts((writer.write(request),))
 
+    def reuses(self, spec: RankSpec) -> bool:
+        """Whether a store is of use to it: what it computes of a document may serve many requests."""
+        return self.reuses_keys and spec.reuses_documents
+
     @abstractmethod
     def score(
         self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
@@ -131,14 +144,29 @@ class Scorer(ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from others in a record: its name and settings, JSON-ready."""
+        """What tells it from others in a record: its name and settings, JSON-ready. Settings that are None are left
+        out, as in records from before there were such settings."""
         kind: Any = type(self)
         keys = [item.name for item in fields(kind)] if is_dataclass(kind) else []
-        return {"name": self.name, **{key: getattr(self, key) for key in keys}}
+        return {"name": self.name, **{key: value for key in keys if (value := getattr(self, key)) is not None}}
 
 
 class LayoutScorer(Scorer):
     """A scorer that reads packed layouts, each prompt for itself: mostly one forward and a read-out."""
+
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """What a forward must hand out for `logits`; also in training, where an answer may follow the prompt.
+
+        Raises `InputError` where it cannot be trained, as if nothing else is said.
+        """
+        del model, layout
+        raise InputError(f"the scorer {self.name!r} cannot be trained.")
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """(C,) float32, differentiable: logarithms of shares where scores are shares, else any numbers whose sigmoid
+        or softmax says how relevant documents are. Raises as `wanted`."""
+        del model, capture
+        raise InputError(f"the scorer {self.name!r} cannot be trained.")
 
     @abstractmethod
     def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:

@@ -13,21 +13,18 @@ from blockrank.scorers.prompts import PromptWriter
 from blockrank.scorers.registry import resolve_scorer
 from blockrank.spec import RankSpec
 from blockrank.types import RankRequest
-from blockrank.types.requests import one_by_one
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCheck:
     """Refuses what a ranker with this tokenizer, spec and scorer refuses, so that it is told before anything is ranked.
 
-    spec: as the scorer has adapted it. one_by_one: whether each document is checked beside a single other one, as for a
-    strategy, under which a ranker sees few at once.
+    spec: as the scorer has adapted it.
     """
 
     tokenizer: PromptTokenizer
     spec: RankSpec
     scorer: Scorer
-    one_by_one: bool = False
 
     @classmethod
     def load(
@@ -35,13 +32,11 @@ class RequestCheck:
         name_or_path: str | Path | None,
         changes: Mapping[str, object] | None = None,
         scorer: str | Scorer | None = None,
-        *,
-        one_by_one: bool = False,
     ) -> RequestCheck:
         """The check of a checkpoint whose spec differs in the given fields. Raises as `load_tokenizer` does."""
         made, spec = resolve_scorer(name_or_path, scorer)
         spec = spec.changed(**(changes or {}))
-        return cls(load_tokenizer(name_or_path)[0], made.adapted(spec), made, one_by_one)
+        return cls(load_tokenizer(name_or_path)[0], made.adapted(spec), made)
 
     def check_evidence(self) -> None:
         """Raise `InputError` where the scorer gives no evidence."""
@@ -51,5 +46,4 @@ class RequestCheck:
         """Raise `InputError` on a query over the limit, and on a query or a document that cannot be tokenised."""
         request = replace(request, evidence=False)
         writer = PromptWriter(self.tokenizer, self.spec)
-        for item in (pair for _, pair in one_by_one(request)) if self.one_by_one else [request]:
-            self.scorer.prompts(item, writer)
+        self.scorer.prompts(request, writer)

@@ -6,6 +6,7 @@ a `blockrank.json`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -94,15 +95,44 @@ class EmbeddingScorer(Scorer):
         written = writer.write_each(request, writer.spec.changed(template=template))
         return [replace(part, segments=(*part.segments[:-1], _NO_QUERY)) for part in written]
 
+    def reuses(self, spec: RankSpec) -> bool:
+        """A document's vector depends on its own tokens alone."""
+        del spec
+        return True
+
     def score(
         self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
     ) -> list[Scored]:
-        """Scores in [-1, 1], see `Scorer.score`."""
+        """Scores in [-1, 1], see `Scorer.score`. Equal documents are computed once, and not at all where a store holds
+        their vectors."""
         if evidence:
             self.check_evidence(model.spec)
-        vectors_ND = _vectors(model, [part for item in prompts for part in item.parts], max_tokens)
-        counts = [len(item.parts) for item in prompts]
-        return [Scored(own_ND[1:] @ own_ND[0]).cpu() for own_ND in torch.split(vectors_ND, counts)]
+        chats = [item.parts[0] for item in prompts]
+        keys = [[_key(part, model) for part in item.parts[1:]] for item in prompts]
+        alone = {
+            key: part
+            for item, own in zip(prompts, keys, strict=True)
+            for key, part in zip(own, item.parts[1:], strict=True)
+        }
+        held = model.store.find(list(alone)) if model.store is not None else {}
+        new = {key: part for key, part in alone.items() if key not in held}
+        queries_BD, new_ND = _vectors(model, [*chats, *new.values()], max_tokens).tensor_split([len(chats)])
+        vectors = {**held, **{key: new_ND[place : place + 1] for place, key in enumerate(new)}}
+        if model.store is not None:
+            for key in new:
+                model.store.write(key, vectors[key])
+        return [
+            Scored((torch.cat([vectors[key] for key in own]) @ query_D).cpu())
+            for own, query_D in zip(keys, queries_BD, strict=True)
+        ]
+
+
+def _key(document: TokenisedRequest, model: RankModel) -> bytes:
+    """All that a document's vector depends on beside the weights."""
+    found = hashlib.blake2b(f"vector|{model.arithmetic}|".encode(), digest_size=16)
+    for segment in document.segments:
+        found.update(segment.ids.tobytes())
+    return found.digest()
 
 
 def _vectors(model: RankModel, parts: Sequence[TokenisedRequest], max_tokens: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blockrank.decode import check_spec
-from blockrank.engine.capture import Wanted
+from blockrank.engine.capture import Capture, Wanted
 from blockrank.layout import Ints, PackedLayout, PromptTokenizer
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import LayoutScorer, Scored
@@ -37,14 +37,15 @@ def label_tokens(tokenizer: PromptTokenizer, template: Template, lead: str, most
     return found
 
 
-def label_shares(logits_BV: Tensor, tokens: list[int], counts_B: Ints) -> Tensor:
-    """Shares (C,) of the documents of all requests: each request's softmax over the labels of its own documents.
+def label_log_shares(logits_BV: Tensor, tokens: list[int], counts_B: Ints) -> Tensor:
+    """Logarithms (C,) of the shares of the documents of all requests: each request's softmax over the labels of its own
+    documents.
 
     logits_BV: of the next token; tokens: of the labels in their order; counts_B: how many of them a request has.
     """
     z_BM = logits_BV[:, tokens].float()
     real_BM = torch.from_numpy(np.arange(len(tokens)) < counts_B[:, None]).to(z_BM.device)
-    return z_BM.masked_fill(~real_BM, -torch.inf).softmax(1)[real_BM]
+    return z_BM.masked_fill(~real_BM, -torch.inf).log_softmax(1)[real_BM]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class LabelScorer(LayoutScorer):
     @abstractmethod
     def template(self, tokenizer: PromptTokenizer, spec: RankSpec) -> str | Template:
         """The template of its prompts with a tokenizer; spec: as it has adapted it."""
+
+    def worded(self, spec: RankSpec, tokenizer: PromptTokenizer) -> RankSpec:
+        """See `Scorer.worded`."""
+        return spec.changed(template=self.template(tokenizer, spec))
 
     def needs(self, spec: RankSpec) -> Needs:
         """See `Scorer.needs`."""
@@ -73,24 +78,31 @@ class LabelScorer(LayoutScorer):
     def prompts(self, request: RankRequest, writer: PromptWriter) -> Prompts:
         """See `Scorer.prompts`."""
         self._tokens(writer.tokenizer, writer.spec, len(request.readable))
-        template = self.template(writer.tokenizer, writer.spec)
-        return Prompts((writer.write(request, writer.spec.changed(template=template)),))
+        return Prompts((writer.write(request, self.worded(writer.spec, writer.tokenizer)),))
 
     def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:
         """Shares (C,) that sum to one over a request's documents."""
         if evidence:
             self.check_evidence(model.spec)
+        return Scored(self.logits(model, model.forward(layout, self.wanted(model, layout))).exp())
+
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """See `LayoutScorer.wanted`."""
+        del model
+        return Wanted(logits_R=layout.opened_B)
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """See `LayoutScorer.logits`."""
         assert model.tokenizer is not None, "labels need a tokenizer"
-        counts_B = np.bincount(layout.document_request_C, minlength=layout.requests)
+        assert capture.logits_RV is not None, "asked for"
+        counts_B = np.bincount(capture.layout.document_request_C, minlength=capture.layout.requests)
         tokens = self._tokens(model.tokenizer, model.spec, int(counts_B.max()))
-        logits_BV = model.forward(layout, Wanted(logits_R=layout.last_B)).logits_RV
-        assert logits_BV is not None, "asked for"
-        return Scored(label_shares(logits_BV, tokens, counts_B))
+        return label_log_shares(capture.logits_RV, tokens, counts_B)
 
     def _tokens(self, tokenizer: PromptTokenizer, spec: RankSpec, count: int) -> list[int]:
         """The tokens of the labels of `count` documents. Raises `InputError` where there are not so many."""
         check_spec(spec, f"the scorer {self.name!r}")
-        template = spec.changed(template=self.template(tokenizer, spec)).prompt
+        template = self.worded(spec, tokenizer).prompt
         if not (template.answer and template.numbers_documents):
             raise InputError(
                 f"the scorer {self.name!r} needs a template that names documents, and an answer's opening."

@@ -10,7 +10,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from blockrank.engine import Wanted
+from torch import Tensor
+
+from blockrank.engine import Capture, Wanted
 from blockrank.layout import Ints, PackedLayout
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import LayoutScorer, Scored
@@ -103,9 +105,18 @@ class PointwiseScorer(AloneScorer):
         document's other tokens that is less than a hundredth of the work."""
         if evidence:
             self.check_evidence(model.spec)
-        logits_CV = model.forward(layout, Wanted(logits_R=last_tokens(layout))).logits_RV
-        assert logits_CV is not None, "logits were asked for"
-        return Scored(logits_CV[:, self._answers(model)].float().softmax(1)[:, 1])
+        return Scored(self.logits(model, model.forward(layout, self.wanted(model, layout))).sigmoid())
+
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """See `LayoutScorer.wanted`."""
+        del model
+        return Wanted(logits_R=last_tokens(layout))
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """Log-odds (C,) of yes against no."""
+        assert capture.logits_RV is not None, "logits were asked for"
+        no, yes = self._answers(model)
+        return capture.logits_RV[:, yes].float() - capture.logits_RV[:, no].float()
 
     def _answers(self, model: RankModel) -> list[int]:
         """The tokens of no and yes."""

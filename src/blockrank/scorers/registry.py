@@ -14,6 +14,7 @@ from blockrank.scorers.first_token import FirstTokenScorer
 from blockrank.scorers.groupwise import GroupwiseScorer
 from blockrank.scorers.icr import IcrScorer
 from blockrank.scorers.listwise import ListwiseScorer
+from blockrank.scorers.multi_view import MultiViewScorer
 from blockrank.scorers.pointwise import PointwiseScorer
 from blockrank.scorers.reasoned import ReasonedChoiceScorer
 from blockrank.scorers.scalar import ScalarScorer
@@ -30,6 +31,7 @@ SCORERS.add(ScalarScorer)
 SCORERS.add(IcrScorer)
 SCORERS.add(FirstTokenScorer)
 SCORERS.add(ListwiseScorer)
+SCORERS.add(MultiViewScorer)
 SCORERS.add(SetwiseScorer)
 SCORERS.add(GroupwiseScorer)
 SCORERS.add(ReasonedChoiceScorer)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.nn import functional as F
 
-from blockrank.engine import Wanted
+from blockrank.engine import Capture, Wanted
 from blockrank.layout import PackedLayout
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import Scored
@@ -44,8 +45,16 @@ class ScalarScorer(AloneScorer):
         """Scores (C,), any numbers."""
         if evidence:
             self.check_evidence(model.spec)
-        hidden_CD = model.forward(layout, Wanted(hidden_R=last_tokens(layout))).hidden_RD
-        assert hidden_CD is not None, "hidden states were asked for"
+        return Scored(self.logits(model, model.forward(layout, self.wanted(model, layout))))
+
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """See `LayoutScorer.wanted`."""
+        del model
+        return Wanted(hidden_R=last_tokens(layout))
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """See `LayoutScorer.logits`."""
+        assert capture.hidden_RD is not None, "hidden states were asked for"
         head = model.module.score
         bias = None if head.bias is None else head.bias.float()
-        return Scored(F.linear(hidden_CD.float(), head.weight.float(), bias)[:, 0])
+        return F.linear(capture.hidden_RD.float(), head.weight.float(), bias)[:, 0]

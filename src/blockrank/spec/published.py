@@ -70,6 +70,16 @@ _GROUP_RANK = _published(
     "groupwise", "GroupRank (arXiv 2511.11653); grades 20 at once: strategy 'partition'.", max_segment_tokens=1024
 )
 
+
+def _multi_view(base: str) -> RankSpec:
+    """MVP. Its code cuts query and passage together at 256 tokens; here the limit is the passage's."""
+    return _published(
+        "multi_view",
+        f"MVP (arXiv 2509.07485), on {base}. The training data are for academic use.",
+        max_segment_tokens=256,
+    )
+
+
 BUILT_IN_SPECS: dict[str, RankSpec] = {
     "quicktensor/blockrank-msmarco-mistral-7b": RankSpec.of(
         layer=20,
@@ -109,6 +119,8 @@ BUILT_IN_SPECS: dict[str, RankSpec] = {
     **{f"Alibaba-NLP/E2Rank-{size}": _E2RANK for size in ("0.6B", "4B", "8B")},
     **{f"ielabgroup/Rank-R1-{size}-v0.1": _RANK_R1 for size in ("3B", "7B", "14B")},
     **{f"AQ-MedAI/Diver-GroupRank-{size}": _GROUP_RANK for size in ("7B", "32B")},
+    "Jun421/MVP-base": _multi_view("T5-base"),
+    "Jun421/MVP-3b": _multi_view("T5-3B"),
     "blockrank-qwen3-reranker-4b": RankSpec.of(
         layer=24,
         template="blockrank-qwen3",

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from blockrank.strategies.base import Ask, Steps, Strategy, merged, part, placed, randomness
-from blockrank.strategies.registry import STRATEGIES
+from blockrank.strategies.registry import FULL, STRATEGIES, in_strategies
 
-__all__ = ["STRATEGIES", "Ask", "Steps", "Strategy", "merged", "part", "placed", "randomness"]
+__all__ = ["FULL", "STRATEGIES", "Ask", "Steps", "Strategy", "in_strategies", "merged", "part", "placed", "randomness"]

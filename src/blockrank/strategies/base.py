@@ -297,9 +297,9 @@ def merged(
     """The ranking of a request from entries of rankings of its parts, best first, each with its index in the request.
 
     Scores are minus the rank: those of different prompts do not compare. rest: candidates that the ranker was not asked
-    about, which follow. scores, kind: by index, where they do compare; these decide the order then. Tokens, cuts and
-    evidence stay what they were in the entry. Candidates that are left out, or of which it read no token, come last.
-    Raises `InputError` where one is there twice.
+    about, which follow. scores, kind: by index, where they do compare; these decide the order then, and candidates
+    without one are `Ranking.unscored`. Tokens, cuts and evidence stay what they were in the entry. Candidates that are
+    left out, or of which it read no token, come last. Raises `InputError` where one is there twice.
     """
     found, others = list(order), list(rest)
     if len({index for index, _ in found + others}) < len(found + others):
@@ -309,11 +309,12 @@ def merged(
     indices, entries = [index for index, _ in read], [entry for _, entry in read]
     return Ranking.from_scores(
         request,
-        [-float(rank) if scores is None else scores[index] for rank, index in enumerate(indices, start=1)],
+        [-float(rank) if scores is None else scores.get(index, 0.0) for rank, index in enumerate(indices, start=1)],
         [entry.tokens for entry in entries],
         [entry.cut_tokens for entry in entries],
         evidence=[entry.evidence for entry in entries],
         read=indices,
         estimated=[entry.cut_is_estimate for entry in entries],
         kind=kind,
+        unscored=[] if scores is None else [index for index in indices if index not in scores],
     )

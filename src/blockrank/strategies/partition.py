@@ -48,7 +48,8 @@ class Partition(Strategy):
             for place, (index, entry) in enumerate(placed(request, group, ranking)):
                 entries[index] = entry
                 places[index].append((place + 0.5) / len(group))
-                scores[index].append(entry.score)
+                if entry.index not in ranking.unscored:
+                    scores[index].append(entry.score)
         kind = rankings[0].kind
         if kind in ("probability", "logit"):
             means = {index: fmean(found) for index, found in scores.items()}

@@ -13,10 +13,11 @@ from blockrank.types import InputError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """base: folder or hub name to start from. spec: overrides of its `RankSpec`. backend: attention backend, None for
-    the device's default."""
+    """base: folder or hub name to start from. scorer: whose scores are trained, as `--scorer` takes it; None for the
+    base's own. spec: overrides of its `RankSpec`. backend: attention backend, None for the device's default."""
 
     base: str
+    scorer: str | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     backend: str | None = None
 
@@ -75,7 +76,8 @@ class DataConfig:
 class LossConfig:
     """Weights of the parts and their temperatures; a part of weight 0 is not computed.
 
-    contrastive: "info_nce" (the paper) or "cross_entropy" on the attention itself.
+    contrastive: "info_nce" (the paper) or "cross_entropy" on the shares themselves; "bce", binary cross-entropy, for
+        scorers that score each document by itself.
     lm: weight of the LM loss on the answer. lm_loss: "plain", or "importance": tokens of the first ids count more, and
         those outside ids `lm_separator_weight`.
     answer_order: the ids of an answer in the order of the "candidates" (the released code), or by "relevance": the
@@ -88,9 +90,10 @@ class LossConfig:
         a request and added, so that the unit of `teacher_temperature` is one standard deviation; a single one is used
         as it is.
     teacher_temperature, distil_temperature: divide the teachers' scores and the student's log scores.
+    orthogonality: weight of what keeps several signal tokens apart (`losses.orthogonality`); of attention alone.
     """
 
-    contrastive: Literal["info_nce", "cross_entropy"] = "info_nce"
+    contrastive: Literal["info_nce", "cross_entropy", "bce"] = "info_nce"
     contrastive_weight: float = 0.1
     temperature: float = 0.05
     lm: float = 1.0
@@ -106,12 +109,13 @@ class LossConfig:
     teacher_checkpoint: str | None = None
     teacher_temperature: float = 0.05
     distil_temperature: float = 1.0
+    orthogonality: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("temperature", "teacher_temperature", "distil_temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"loss.{name} must be positive, not {getattr(self, name)}.")
-        for name in ("contrastive_weight", "lm", "distil"):
+        for name in ("contrastive_weight", "lm", "distil", "orthogonality"):
             if getattr(self, name) < 0:
                 raise InputError(f"loss.{name} must be at least 0, not {getattr(self, name)}.")
         if not 0 <= self.lm_separator_weight <= 1:

@@ -14,9 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from blockrank.layout import Ints
 
 # Contrastive losses on labels
 
@@ -52,10 +55,22 @@ def _pooled_cross_entropy(logits_BM: Tensor, positives_BM: Tensor) -> Tensor:
     return torch.mean(logits_BM.logsumexp(1) - positive_B)
 
 
+def binary_cross_entropy(logits_BM: Tensor, positives_BM: Tensor, temperature: float = 1.0) -> Tensor:
+    """Binary cross-entropy of each document by itself: of sigmoid(logit / temperature) against whether it is a
+    positive, averaged over the candidates of a request. For logits on one scale for all requests, not for shares."""
+    present_BM = logits_BM > -math.inf
+    terms_BM = F.binary_cross_entropy_with_logits(
+        logits_BM.masked_fill(~present_BM, 0) / temperature, positives_BM.to(logits_BM.dtype), reduction="none"
+    )
+    return _mean_over(terms_BM, present_BM)
+
+
 CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
     "info_nce": info_nce,
     "cross_entropy": attention_cross_entropy,
+    "bce": binary_cross_entropy,
 }
+POINTWISE_LOSSES = frozenset({"bce"})  # of logits as they are; all others are of shares
 
 # Lists: the teacher's scores as a distribution
 
@@ -213,6 +228,21 @@ DISTIL_LOSSES: dict[str, DistilLoss] = {
     "listnet": _without_labels(listnet),
     "adr_mse": _without_labels(adr_mse),
 }
+
+# Signal tokens
+
+
+def orthogonality(q_GNH: Tensor, signal_request_G: Ints) -> Tensor:
+    """How alike the signal tokens of a request are: ||V V^T - I||_F^2 of their queries V, each of length 1, averaged
+    over heads and requests (MVP, arXiv 2509.07485, there of the views' anchors)."""
+    directions_GNH = F.normalize(q_GNH.float(), dim=-1)
+    parts = []
+    for request in np.unique(signal_request_G):
+        v_NGH = directions_GNH[torch.from_numpy(np.flatnonzero(signal_request_G == request))].transpose(0, 1)
+        off_NGG = v_NGH @ v_NGH.transpose(1, 2) - torch.eye(v_NGH.shape[1], device=v_NGH.device)
+        parts.append((off_NGG**2).sum((1, 2)).mean())
+    return torch.stack(parts).mean()
+
 
 # The answer, token by token
 

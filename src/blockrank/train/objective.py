@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blockrank.engine.capture import Wanted
+from blockrank.engine.capture import Capture, Wanted
+from blockrank.layout import Ints
 from blockrank.model import RankModel
-from blockrank.readout.signals import log_scores
+from blockrank.scorers import SCORERS, LayoutScorer
+from blockrank.spec import RankSpec
 from blockrank.train import losses
 from blockrank.train.batch import Batch
 from blockrank.train.config import LossConfig
@@ -25,32 +28,59 @@ def training_loss(
     config: LossConfig,
     teacher: TeacherEnsemble | None = None,
     module: nn.Module | None = None,
+    scorer: LayoutScorer | None = None,
 ) -> dict[str, Tensor]:
     """All parts of the loss of one packed step, and their weighted sum under "loss".
 
-    The read-out runs in float32 outside autocast, like everywhere else. Raises `InputError` where no part applies.
+    scorer: its logits are what is trained, those of the spec's own if left out. They are computed in float32 outside
+    autocast, like everywhere else. Raises `InputError` where no part applies.
     """
     wants_lm = config.lm > 0 and len(batch.label_A) > 0
+    scorer = scorer if scorer is not None else trained_scorer(model.spec)
+    wanted = scorer.wanted(model, batch.layout)
     capture = model.forward(
         batch.layout,
-        replace(Wanted.read_out(model.spec), logits_R=batch.context_A.numpy() if wants_lm else None),
+        _with_answers(wanted, batch.context_A.numpy()) if wants_lm else wanted,
         whole=is_checkpointing(model.module),
         module=module,
     )
+    capture, answer_AV = _apart(capture, wanted) if wants_lm else (capture, None)
     with torch.autocast(model.device.type, enabled=False):
-        layer = capture.only
-        scores_C = log_scores(layer.q_GNH, layer.k_PKH, batch.layout, model.spec, layer.scale)
-        parts = _parts(score_table(scores_C, batch), batch, config, teacher)
-        if wants_lm:
-            assert capture.logits_RV is not None
+        logits_BM = score_table(scorer.logits(model, capture), batch)
+        parts = _parts(logits_BM, batch, config, teacher, are_shares=scorer.kind == "share")
+        if config.orthogonality:
+            parts["orthogonality"] = losses.orthogonality(capture.only.q_GNH, batch.layout.signal_request_G)
+        if answer_AV is not None:
             form = losses.LM_LOSSES[config.lm_loss]
             labels_A, rank_A = batch.label_A.to(model.device), batch.rank_A.to(model.device)
-            parts["lm"] = form(capture.logits_RV, labels_A, rank_A, config.lm_separator_weight)
+            parts["lm"] = form(answer_AV, labels_A, rank_A, config.lm_separator_weight)
     if not parts:
         raise InputError("a batch holds no answers for loss.lm, and every other part of [loss] has weight 0.")
     weights = {"contrastive": config.contrastive_weight, "distil": config.distil, "lm": config.lm}
+    weights["orthogonality"] = config.orthogonality
     parts["loss"] = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     return parts
+
+
+def trained_scorer(spec: RankSpec) -> LayoutScorer:
+    """The scorer that a spec names. Raises `InputError` where it cannot be trained."""
+    scorer = SCORERS.make(spec.scorer)
+    if isinstance(scorer, LayoutScorer) and type(scorer).logits is not LayoutScorer.logits:
+        return scorer
+    raise InputError(f"[model]: the scorer {scorer.name!r} cannot be trained: it has no scores to learn by.")
+
+
+def _with_answers(wanted: Wanted, context_A: Ints) -> Wanted:
+    """What the scorer wants, and behind its own rows those that predict the tokens of answers."""
+    own = wanted.logits_R if wanted.logits_R is not None else context_A[:0]
+    return replace(wanted, logits_R=np.concatenate([own, context_A]))
+
+
+def _apart(capture: Capture, wanted: Wanted) -> tuple[Capture, Tensor]:
+    """What the scorer wanted, and the logits (A, V) of answers."""
+    assert capture.logits_RV is not None, "asked for"
+    count = len(wanted.logits_R) if wanted.logits_R is not None else 0
+    return replace(capture, logits_RV=capture.logits_RV[:count]), capture.logits_RV[count:]
 
 
 def is_checkpointing(module: nn.Module) -> bool:
@@ -58,12 +88,17 @@ def is_checkpointing(module: nn.Module) -> bool:
     return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
 
 
-def _parts(table_BM: Tensor, batch: Batch, config: LossConfig, teacher: TeacherEnsemble | None) -> dict[str, Tensor]:
-    """The losses of the read-out whose weight is not 0."""
-    parts, positives_BM = {}, batch.positives_BM.to(table_BM.device)
+def _parts(
+    logits_BM: Tensor, batch: Batch, config: LossConfig, teacher: TeacherEnsemble | None, *, are_shares: bool
+) -> dict[str, Tensor]:
+    """The losses of a scorer's logits whose weight is not 0. Those of lists and pairs see shares: of scores that are
+    none, their softmax."""
+    parts, positives_BM = {}, batch.positives_BM.to(logits_BM.device)
+    table_BM = logits_BM if are_shares else logits_BM.log_softmax(1)
     if config.contrastive_weight:
         form = losses.CONTRASTIVE_LOSSES[config.contrastive]
-        parts["contrastive"] = form(table_BM, positives_BM, config.temperature)
+        by_itself = config.contrastive in losses.POINTWISE_LOSSES
+        parts["contrastive"] = form(logits_BM if by_itself else table_BM, positives_BM, config.temperature)
     if config.distil and teacher is not None:
         scores_BM = teacher.scores(batch, table_BM.device) / config.teacher_temperature
         distil = losses.DISTIL_LOSSES[config.distil_loss]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback
 
-from blockrank.model import ADAPTER_CONFIG, Needs, RankModel, load_model, resolve_spec
+from blockrank.model import ADAPTER_CONFIG, Needs, RankModel, load_model, load_tokenizer
 from blockrank.ranker import Ranker
+from blockrank.scorers import AttentionScorer, Scorer, resolve_scorer
 from blockrank.spec import RankSpec
 from blockrank.train.adapters import merge_saved, with_adapters
 from blockrank.train.arguments import requests_in_forward, training_arguments
@@ -32,7 +34,8 @@ from blockrank.train.config import LossConfig, TrainConfig
 from blockrank.train.dev import DevSet, LastEvaluation, open_dev_set
 from blockrank.train.divergence import FiniteTrainer
 from blockrank.train.forwards import ForwardStream
-from blockrank.train.objective import check_answers, training_loss
+from blockrank.train.losses import POINTWISE_LOSSES
+from blockrank.train.objective import check_answers, trained_scorer, training_loss
 from blockrank.train.progress import use_log_lines
 from blockrank.train.sets import ExampleSource, open_sources
 from blockrank.train.teacher import TeacherEnsemble
@@ -51,6 +54,7 @@ class RankTrainer(FiniteTrainer):
         **kwargs: Any,
     ) -> None:
         self.rank_model, self.loss_config, self.teacher = rank_model, loss_config, teacher
+        self.scorer = trained_scorer(rank_model.spec)
         self.is_adapted = adapted is not None
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
@@ -59,7 +63,7 @@ class RankTrainer(FiniteTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *_: Any, **__: Any) -> Tensor:
         """The weighted sum; parts are averaged until the next log line."""
-        parts = training_loss(self.rank_model, inputs["batch"], self.loss_config, self.teacher, model)
+        parts = training_loss(self.rank_model, inputs["batch"], self.loss_config, self.teacher, model, self.scorer)
         for name, part in parts.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=part.device)) + part.detach()
         self._steps += 1
@@ -75,7 +79,7 @@ class RankTrainer(FiniteTrainer):
         dev, start = self.eval_dataset, time.perf_counter()
         assert isinstance(dev, DevSet)
         self.check_weights()
-        ranker = Ranker(self.rank_model.through(self.model))
+        ranker = Ranker(self.rank_model.through(self.model), self.scorer)
         self.model.eval()
         if isinstance(self.model, FSDPModule):
             run = dev.run(ranker)
@@ -138,7 +142,7 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         device=arguments.device,
         dtype=torch.float32,  # master weights; bf16=true in [trainer] computes in bfloat16
         backend=None,
-        needs=Needs(logits=wants_head(config, spec)),
+        needs=_needs(config, spec),
         omit_dropout=True,
         layers="library",  # fused layers have no gradients, and their weights are shared views
     )
@@ -169,15 +173,32 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
 
 
 def student_spec(config: TrainConfig) -> RankSpec:
-    """The `RankSpec` of the model in training. Raises `InputError` where there is nothing to learn."""
-    spec = resolve_spec(config.model.base, None)
+    """The `RankSpec` of the model in training, by which it is read afterwards without an option.
+
+    Raises `InputError` where its scorer cannot be trained, or by such a loss, or where there is nothing to learn.
+    """
+    named = dict(config.model.spec) | ({} if config.model.scorer is None else {"scorer": config.model.scorer})
+    scorer, spec = resolve_scorer(config.model.base, named.get("scorer"))
     try:
-        spec = spec.changed(**config.model.spec)
+        spec = scorer.adapted(spec.changed(**named))
     except InputError as error:
         raise InputError(f"[model]: spec: {error}") from None
+    _check_scorer(trained_scorer(spec), config.loss)
+    spec = scorer.worded(spec, load_tokenizer(config.model.base)[0])
     if not wants_head(config, spec) and not config.loss.contrastive_weight and not config.loss.distil:
         raise InputError("every part of [loss] that this template allows has weight 0: there is nothing to learn.")
     return spec
+
+
+def _check_scorer(scorer: Scorer, loss: LossConfig) -> None:
+    """Raise `InputError` where a scorer cannot be trained by these losses."""
+    if loss.contrastive_weight and loss.contrastive in POINTWISE_LOSSES and scorer.kind == "share":
+        raise InputError(
+            f"loss.contrastive {loss.contrastive!r} is for scorers that score each document by itself; the scorer "
+            f"{scorer.name!r} gives shares."
+        )
+    if loss.orthogonality and not isinstance(scorer, AttentionScorer):
+        raise InputError(f"loss.orthogonality is of signal tokens, and the scorer {scorer.name!r} reads none.")
 
 
 def wants_head(config: TrainConfig, spec: RankSpec) -> bool:
@@ -197,6 +218,11 @@ def forward_stream(config: TrainConfig, sources: Sequence[ExampleSource], steps:
     return ForwardStream(examples, steps, lanes, requests, config.data)
 
 
+def _needs(config: TrainConfig, spec: RankSpec) -> Needs:
+    needs = trained_scorer(spec).needs(spec)
+    return replace(needs, logits=needs.logits or wants_head(config, spec))
+
+
 def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> TeacherEnsemble | None:
     """The ensemble a configuration asks for; a frozen checkpoint, in `dtype`, reads the same prompt as the student."""
     if not config.loss.distil:
@@ -205,11 +231,13 @@ def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teach
         raise InputError("loss.distil is set, but loss.teachers names no teacher.")
     if config.loss.teacher_checkpoint is None:
         return TeacherEnsemble(config.loss.teachers)
-    frozen = load_model(config.loss.teacher_checkpoint, device=model.device, dtype=dtype)
+    scorer = trained_scorer(model.spec)
+    needs = scorer.needs(model.spec)
+    frozen = load_model(config.loss.teacher_checkpoint, device=model.device, dtype=dtype, needs=needs)
     if frozen.spec.prompt != model.spec.prompt:
         raise InputError(f"{config.loss.teacher_checkpoint} reads another prompt than the student: it cannot teach it.")
     frozen.module.requires_grad_(False)
-    return TeacherEnsemble(config.loss.teachers, frozen)
+    return TeacherEnsemble(config.loss.teachers, (frozen, scorer))
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

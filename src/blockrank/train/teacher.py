@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockrank.model import RankModel
-from blockrank.readout.signals import log_scores
+from blockrank.scorers import LayoutScorer
 from blockrank.train.batch import Batch
 from blockrank.types import InputError
 
@@ -17,7 +17,7 @@ from blockrank.types import InputError
 class TeacherEnsemble:
     """A weighted ensemble of score tables; see `LossConfig.teachers`."""
 
-    def __init__(self, weights: Mapping[str, float], frozen: RankModel | None = None) -> None:
+    def __init__(self, weights: Mapping[str, float], frozen: tuple[RankModel, LayoutScorer] | None = None) -> None:
         if "model" in weights and frozen is None:
             raise InputError("loss.teachers names 'model', but loss.teacher_checkpoint is not set.")
         self._weights, self._frozen = dict(weights), frozen
@@ -42,13 +42,12 @@ class TeacherEnsemble:
 
     def _frozen_scores(self, batch: Batch) -> Tensor:
         assert self._frozen is not None
-        model = self._frozen
+        model, scorer = self._frozen
         with torch.no_grad():
-            capture = model.forward(batch.layout)
+            capture = model.forward(batch.layout, scorer.wanted(model, batch.layout))
             with torch.autocast(model.device.type, enabled=False):
-                layer = capture.only
-                scores_C = log_scores(layer.q_GNH, layer.k_PKH, batch.layout, model.spec, layer.scale)
-        return score_table(scores_C, batch, 0.0)
+                logits_C = scorer.logits(model, capture)
+        return score_table(logits_C, batch, 0.0)
 
 
 def score_table(scores_C: Tensor, batch: Batch, absent: float = -math.inf) -> Tensor:
