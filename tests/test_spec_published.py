@@ -21,8 +21,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from blockrank import BUILT_IN_SPECS, InputError, ModelError, Ranker, RankRequest
+from blockrank.cli import app
 from blockrank.decode import generate
 from blockrank.layout import PromptTokenizer
 from blockrank.scorers import SCORERS, PromptWriter, resolve_scorer
@@ -260,6 +262,22 @@ def test_qwen3_reranker_by_its_name_and_from_a_folder(there: Path, layers: Any) 
     with pytest.raises(ModelError, match=r"has no blockrank.json"):
         ranked(elsewhere)
     assert ranked(elsewhere, spec=name) == pytest.approx(expected, abs=TOLERANCE["float32"])
+
+
+def test_the_command_line_reads_a_folder_as_a_published_checkpoint(there: Path) -> None:
+    name = "Qwen/Qwen3-Reranker-0.6B"
+    saved("downloaded", "qwen3", "Qwen3")
+    Path("texts").write_text("\n".join(TEXTS), encoding="utf-8")
+    given = [QUERY, "--lines", "texts", "--model", "downloaded", "--json"]
+    result = CliRunner().invoke(app, ["rank", *given, "--spec", name, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    found = {entry["index"]: entry["score"] for entry in json.loads(result.stdout)}
+    assert [found[0], found[1]] == pytest.approx(ranked("downloaded", spec=name), abs=TOLERANCE["float32"])
+    shown = CliRunner().invoke(app, ["inspect", *given, "--spec", name])
+    assert "Judge whether the Document meets" in shown.stdout
+    refused = CliRunner().invoke(app, ["rank", *given, "--spec", "nobody/nothing"])
+    assert refused.exit_code == 2
+    assert "spec 'nobody/nothing' is unknown" in refused.stderr
 
 
 def test_another_instruction_takes_the_place_of_the_usual_one(there: Path) -> None:

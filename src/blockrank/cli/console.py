@@ -73,9 +73,29 @@ def _checked_strategies(given: list[str] | None) -> list[str] | None:
     return given
 
 
+def _checked_spec(given: str | None) -> str | None:
+    """A spec that is built in; a usage error otherwise."""
+    if given is not None:
+        from blockrank.spec import BUILT_IN_SPECS
+
+        if given not in BUILT_IN_SPECS:
+            raise typer.BadParameter(f"spec {given!r} is unknown; built in are {', '.join(sorted(BUILT_IN_SPECS))}.")
+    return given
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Folder with blockrank.json, or a hub name; the embedded model if left out."),
+]
+SpecOption = Annotated[
+    str | None,
+    typer.Option(
+        "--spec",
+        metavar="NAME",
+        callback=_checked_spec,
+        help="Read the model as this published checkpoint, such as Qwen/Qwen3-Reranker-0.6B; by its own name or "
+        "blockrank.json if left out.",
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or several with commas; chosen if left out.")
@@ -250,6 +270,7 @@ def load_plain_ranker(
     cut_queries: bool = False,
     pattern: str | None = None,
     scorer: str | None = None,
+    spec: str | None = None,
     probe: bool = True,
 ) -> Ranker:
     """The ranker that the options ask for, without a strategy. Imports torch."""
@@ -257,6 +278,7 @@ def load_plain_ranker(
 
     ranker = Ranker.from_pretrained(
         model,
+        spec=spec,
         device=device,
         dtype=dtype,
         backend=backend,
@@ -285,6 +307,11 @@ def named_strategy(strategy: str | None) -> dict[str, Any]:
     return {} if strategy.strip() == FULL else {"strategy": strategy}
 
 
+def named_spec(spec: str | None) -> dict[str, Any]:
+    """The option as one of `load_ranker`, where it is given; see `named_strategy`."""
+    return {} if spec is None else {"spec": spec}
+
+
 def spec_changes(
     *, max_segment_tokens: int | None = None, cut_queries: bool = False, pattern: str | None = None, **others: Any
 ) -> dict[str, object]:
@@ -299,13 +326,18 @@ def spec_changes(
 
 
 def load_check(
-    model: str | None, *, scorer: str | None = None, strategy: str | None = None, **options: Any
+    model: str | None,
+    *,
+    scorer: str | None = None,
+    strategy: str | None = None,
+    spec: str | None = None,
+    **options: Any,
 ) -> RequestCheck | StrategyCheck:
     """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a
     request."""
     from blockrank.scorers.checking import RequestCheck
 
-    check = RequestCheck.load(model, spec_changes(**options), scorer)
+    check = RequestCheck.load(model, spec_changes(**options), scorer, spec)
     if strategy is None or not named_strategy(strategy):
         return check
     from blockrank.strategies.checking import StrategyCheck

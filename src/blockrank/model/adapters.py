@@ -67,6 +67,18 @@ def tokenizer_of(source: str | Path) -> str | Path:
     return next(there, root)
 
 
+def check_adapters(folders: Sequence[str | Path]) -> None:
+    """Raise `MissingExtraError` or `ModelError` where adapters could not be added, before their base is read."""
+    if folders:
+        import_peft()
+    for folder in folders:
+        if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+            raise ModelError(
+                f"the adapters in {str(folder)!r} cannot be added: there is no {ADAPTER_WEIGHTS}; older files "
+                "(adapter_model.bin) are not read, for they may hold code: convert them once."
+            )
+
+
 def holds_score(folders: Sequence[str | Path]) -> bool:
     """Whether any of some folders of adapters brings the head with one output, which their base need not have."""
     return any(_score_rows(Path(folder) / ADAPTER_WEIGHTS) == 1 for folder in folders)
@@ -109,11 +121,6 @@ def _base_of(source: str | Path) -> str | Path | None:
         raise ModelError(str(error)) from None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path} names no base model.")
-    if not path.with_name(ADAPTER_WEIGHTS).is_file():
-        raise ModelError(
-            f"the adapters in {str(source)!r} cannot be added: there is no {ADAPTER_WEIGHTS}; older files "
-            "(adapter_model.bin) are not read, for they may hold code: convert them once."
-        )
     if base.startswith(".") and (beside := Path(source) / base).is_dir():
         return beside
     if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():

@@ -24,7 +24,7 @@ from transformers.utils import logging as hf_logging
 from blockrank import engine
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
-from blockrank.model.adapters import chain_of, holds_score, root_of, tokenizer_of, with_adapter
+from blockrank.model.adapters import chain_of, check_adapters, holds_score, root_of, tokenizer_of, with_adapter
 from blockrank.model.loaded import LoadedModel
 from blockrank.model.needs import Needs
 from blockrank.model.probe import probe_model
@@ -315,6 +315,7 @@ def _module(
     """The model with its weights and, where `source` is a folder of adapters, those added to its base; and which of
     the parameters the checkpoint leaves out."""
     *adapters, root = chain_of(source)
+    check_adapters(adapters)
     module, omitted = load_weights(root, config, needs, dtype, score_follows=needs.score and holds_score(adapters))
     for folder in reversed(adapters):
         module = with_adapter(module, folder)
