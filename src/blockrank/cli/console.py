@@ -73,16 +73,6 @@ def _checked_strategies(given: list[str] | None) -> list[str] | None:
     return given
 
 
-def _checked_spec(given: str | None) -> str | None:
-    """A spec that is built in; a usage error otherwise."""
-    if given is not None:
-        from blockrank.spec import BUILT_IN_SPECS
-
-        if given not in BUILT_IN_SPECS:
-            raise typer.BadParameter(f"spec {given!r} is unknown; built in are {', '.join(sorted(BUILT_IN_SPECS))}.")
-    return given
-
-
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Folder with blockrank.json, or a hub name; the embedded model if left out."),
@@ -92,7 +82,6 @@ SpecOption = Annotated[
     typer.Option(
         "--spec",
         metavar="NAME",
-        callback=_checked_spec,
         help="Read the model as this published checkpoint, such as Qwen/Qwen3-Reranker-0.6B; by its own name or "
         "blockrank.json if left out.",
     ),
@@ -326,18 +315,13 @@ def spec_changes(
 
 
 def load_check(
-    model: str | None,
-    *,
-    scorer: str | None = None,
-    strategy: str | None = None,
-    spec: str | None = None,
-    **options: Any,
+    model: str | None, *, scorer: str | None = None, strategy: str | None = None, **options: Any
 ) -> RequestCheck | StrategyCheck:
     """What tells, without the weights, whether `load_ranker` with these options gives a ranker that takes a
     request."""
     from blockrank.scorers.checking import RequestCheck
 
-    check = RequestCheck.load(model, spec_changes(**options), scorer, spec)
+    check = RequestCheck.load(model, spec_changes(**options), scorer, options.get("spec"))
     if strategy is None or not named_strategy(strategy):
         return check
     from blockrank.strategies.checking import StrategyCheck
