@@ -33,11 +33,11 @@ SCORER_TEXTS = {
     "decode": "decode:beams=2",
     "embedding": "embedding:top=3,end=" + END,
     "first_token": "first_token",
-    "groupwise": "groupwise:max_new_tokens=4",
+    "groupwise": "groupwise:max_new_tokens=3",
     "icr": "icr",
     "listwise": "listwise",
     "pointwise": "pointwise:yes=y,no=n",
-    "reasoned_choice": "reasoned_choice:temperature=0.7,max_new_tokens=4",
+    "reasoned_choice": "reasoned_choice:temperature=0.7,max_new_tokens=1",
     "scalar": f"scalar:start={END},end={END}",
     "setwise": "setwise",
 }

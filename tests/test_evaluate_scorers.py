@@ -23,8 +23,8 @@ from blockrank.evaluate.journal import Journal, Outcome
 from blockrank.evaluate.work import SHARD_QUERIES
 from blockrank.strategies import STRATEGIES
 
-QUERIES = SHARD_QUERIES + 6  # some of which are not ranked
-DEPTH = 6
+QUERIES = SHARD_QUERIES + 4  # some of which are not ranked
+DEPTH = 5
 
 
 def setwise_and_heap() -> RequestRanker:
@@ -32,8 +32,8 @@ def setwise_and_heap() -> RequestRanker:
 
 
 def groupwise_and_partition() -> RequestRanker:
-    sampled = ranker_of("groupwise:temperature=1.5,top_p=0.9,max_new_tokens=3,seed=5")
-    return STRATEGIES.make("partition:size=3,repeats=2,seed=3", sampled)
+    sampled = ranker_of("groupwise:temperature=1.5,top_p=0.9,max_new_tokens=2,seed=5")
+    return STRATEGIES.make("partition:size=3,seed=3", sampled)
 
 
 def icr() -> RequestRanker:

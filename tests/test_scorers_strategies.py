@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from everyscorer import (
     END,
@@ -37,6 +39,11 @@ HOSTILE = (
 def check(request: RankRequest, ranking: Ranking) -> None:
     """What every ranking must be; a model that writes may have more to say than the request."""
     check_ranking(request, replace(ranking, warnings=ranking.warnings[: len(request.warnings)]))
+    json.dumps(ranking.to_dict(), allow_nan=False)
+    for scores in ([entry.score for entry in ranking.in_unit_range()], ranking.logits()):
+        assert np.isfinite(scores).all()
+        assert scores == sorted(scores, reverse=True)
+    assert all(0 <= entry.score <= 1 for entry in ranking.in_unit_range())
 
 
 def test_the_model_decides() -> None:
@@ -63,13 +70,30 @@ def test_every_document_comes_once_and_the_same_way_twice(name: str, scorer: str
     made = strategy(STRATEGY_TEXTS[name], scorer)
     [alone] = made.rank_many([REQUEST])
     check(REQUEST, alone)
-    top = replace(REQUEST, top_k=3)
-    first, second = made.rank_many([top, replace(REQUEST, query="oak", query_id="q1")])
+    top, other = replace(REQUEST, top_k=3), RankRequest("oak", TEXTS[:4], "q1")
+    first, second = made.rank_many([top, other])
     check(top, first)
-    check(replace(REQUEST, query="oak"), second)
+    check(other, second)
     assert [entry.index for entry in first] == [entry.index for entry in alone][:3]
     assert alone.read_tokens > 0
-    assert made.rank_many([REQUEST]) == [alone]
+    turns = list[None]()
+    [again] = made.score([REQUEST], [made.tokenise(REQUEST)], lambda: turns.append(None))
+    assert turns
+    assert again == alone, "in steps, as a server ranks"
+
+
+@pytest.mark.parametrize("scorer", SCORER_TEXTS)
+def test_documents_that_are_alone_alike_or_long(scorer: str) -> None:
+    """One that can be read among others that cannot, equal ones, and some that are cut."""
+    alone, alike = RankRequest(QUERY, ["", "oak", " "]), RankRequest(QUERY, ["oak"] * 4)
+    cut = RankRequest(QUERY, ["oak " * 90, "fox", "ash " * 60])
+    for name in ("heap", "partition"):
+        made = strategy(STRATEGY_TEXTS[name], scorer)
+        for request, ranking in zip((alone, alike), made.rank_many([alone, alike]), strict=True):
+            check(request, ranking)
+        [ranking] = made.score([cut], [made.tokenise(cut, 40)])
+        check(cut, ranking)
+        assert {entry.index for entry in ranking if entry.cut_tokens} == {0, 2}
 
 
 @pytest.mark.parametrize("scorer", SCORER_TEXTS)
