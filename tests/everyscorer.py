@@ -53,6 +53,7 @@ STRATEGY_TEXTS = {
     "sliding": "sliding:size=4,step=2",
     "topdown": "topdown:size=3,pivot=2",
 }
+OTHER_MODELS = {"multi_view"}  # of an encoder-decoder, which none of the others reads: its own tests have all of this
 WRITERS = ("groupwise", "reasoned_choice")  # what these read is text that the model writes freely
 # How a checkpoint is read that says so itself.
 TRAINED = RankSpec.of(layer=1, template="blockrank", signal_tokens=2, query_offset=1024)
@@ -60,7 +61,8 @@ TRAINED = RankSpec.of(layer=1, template="blockrank", signal_tokens=2, query_offs
 
 def built_in_scorers() -> set[str]:
     """Names of this package's own scorers."""
-    return {name for name in SCORERS.names if type(SCORERS.make(name)).__module__.startswith("blockrank.")}
+    made = {name: type(SCORERS.make(name)) for name in SCORERS.names}
+    return {name for name, kind in made.items() if kind.__module__.startswith("blockrank.")} - OTHER_MODELS
 
 
 def built_in_strategies() -> set[str]:
