@@ -196,7 +196,7 @@ def test_the_block_pattern_is_another_method_and_says_so() -> None:
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_a_document_of_one_token_keeps_it(calibrate: bool) -> None:
     """Its deviation has no meaning."""
-    layout = pack([Ranker(model(), "icr").tokenise(RankRequest("q", ["a", "bc"])).only], BARE_SPEC)
+    layout = pack([Ranker(model(), "icr").tokenise(RankRequest("q", ["bc", "a"])).only], BARE_SPEC)
     values_T = torch.linspace(-1, 1, layout.tokens).square()
     lengths = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
     skipped = int(lengths.min()) - 1
