@@ -111,7 +111,8 @@ ScorerOption = Annotated[
         "--scorer",
         metavar="NAME[:KEY=VALUE,...]",
         callback=_checked_scorer,
-        help="How documents are scored: attention (if left out), decode:beams=10, or one that is installed.",
+        help="How documents are scored: attention, pointwise, icr, first_token, decode:beams=10 ...; the model's own "
+        "scorer if left out.",
     ),
 ]
 ScorersOption = Annotated[

@@ -136,8 +136,9 @@ class RankSpec:
         path = Path(folder) / SPEC_FILE
         if not path.is_file():
             raise ModelError(
-                f"{Path(folder)} has no {SPEC_FILE}, so nothing says which layer and tokens to read; "
-                "pass spec=RankSpec.of(...)."
+                f"{Path(folder)} has no {SPEC_FILE}, so nothing says which layer and tokens to read: "
+                "name a published checkpoint as its spec, or a scorer that needs none, such as 'first_token' or "
+                "'pointwise', or pass spec=RankSpec.of(...)."
             )
         try:
             values = read_json(path)
