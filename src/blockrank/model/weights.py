@@ -40,7 +40,7 @@ def load_weights(
     Raises `ModelError` where weights cannot be read, are missing, of another shape, or there are some that the model
     has no place for.
     """
-    kind = _class_of(needs, config, f"the checkpoint {str(source)!r}")
+    kind = class_of(needs, config, f"the checkpoint {str(source)!r}")
     options: dict[str, Any] = {"key_mapping": _WRAPPED} if needs.encoder_decoder else {"attn_implementation": SEAM}
     options |= {"config": config, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = True  # what does not fit is refused below
@@ -72,7 +72,7 @@ def load_weights(
     return module, left_out
 
 
-def _class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
+def class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
     """The library's class of models with what is needed. Raises `ModelError` where a checkpoint is of another kind,
     or its head has several outputs."""
     if needs.encoder_decoder and config.model_type != "t5":

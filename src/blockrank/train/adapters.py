@@ -37,11 +37,10 @@ def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: 
     return adapted
 
 
-def merge_saved(folder: Path, head: bool) -> None:
-    """Replace the adapters in a checkpoint by merged weights. At every moment the folder holds one or the other."""
-    model: RankModel = load_model(
-        folder, device="cpu", dtype=torch.float32, needs=Needs(logits=head), probe=False, layers="library"
-    )
+def merge_saved(folder: Path, needs: Needs) -> None:
+    """Replace the adapters in a checkpoint by merged weights, as much of them as is needed. At every moment the folder
+    holds one or the other."""
+    model: RankModel = load_model(folder, device="cpu", dtype=torch.float32, needs=needs, probe=False, layers="library")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as place:
         model.module.save_pretrained(place)
         (folder / ADAPTER_CONFIG).unlink()  # from here on the weights alone count
