@@ -56,13 +56,13 @@ def config_file(folder: Path, scorer: str, loss: str = "", **trainer: Any) -> Pa
         "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", **trainer,
     }  # fmt: skip
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    temperature = 0.03 if scorer == EMBEDDING else 1.0
     path = folder / "run.toml"
     path.write_text(
         f"output = {json.dumps(str(folder / 'out'))}\n"
         f"[model]\nbase = {json.dumps(str(folder / 'base'))}\nscorer = {json.dumps(scorer)}\n"
         f"[data]\nsets = [{json.dumps(str(folder / 'requests.jsonl'))}]\ncandidates = 4\n"
-        f"[loss]\ncontrastive_weight = 1.0\ntemperature = {0.03 if scorer == EMBEDDING else 1.0}\n{loss}\n[trainer]\n"
-        + "\n".join(lines),
+        f"[loss]\ncontrastive_weight = 1.0\ntemperature = {temperature}\n{loss}\n[trainer]\n" + "\n".join(lines),
         encoding="utf-8",
     )
     return path
