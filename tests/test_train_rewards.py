@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -144,19 +145,25 @@ def test_without_trl_the_extra_is_named(recipe: Any, monkeypatch: pytest.MonkeyP
 
 
 def taught_the_form(folder: Path, requests: Path, recipe: Any) -> Path:
-    """A tiny model that answers in the form asked for, with any of four labels."""
+    """A tiny model that answers in the form asked for, with any of four labels: its head alone has learnt that."""
+    tokenizer = deepcopy(chat_tokenizer(whole_numbers=False))
+    tokenizer.add_tokens(CHOICE.format("[{}]").split("{}"))  # an answer is four tokens
     scorer, spec = resolve_scorer(saved_model(folder), "reasoned_choice")
-    module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), chat_tokenizer(whole_numbers=False)
-    rows = list(recipe.rows_of(requests, scorer, spec, tokenizer, graded=False))
-    texts = [f"{rows[0]['prompt']}{CHOICE.format(f'[{label}]')}{tokenizer.eos_token}" for label in range(1, 5)]
-    ids_BT = torch.tensor(tokenizer(texts)["input_ids"])
-    start = len(tokenizer(rows[0]["prompt"])["input_ids"])
-    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    for _ in range(150):
-        logits_BTV = module(ids_BT, logits_to_keep=ids_BT.shape[1] - start + 1).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, start:].flatten())
+    tokenizer.save_pretrained(folder)
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    prompts = [row["prompt"] for row in recipe.rows_of(requests, scorer, spec, tokenizer, graded=False)]
+    ids = [
+        torch.tensor(tokenizer(f"{prompt}{CHOICE.format(f'[{label}]')}{tokenizer.eos_token}")["input_ids"])
+        for prompt in prompts
+        for label in range(1, 5)
+    ]
+    with torch.no_grad():
+        hidden_TD = torch.cat([module.model(text[None]).last_hidden_state[0, -5:-1] for text in ids])
+    head, wanted_T = module.lm_head, torch.cat([text[-4:] for text in ids])
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.1)
+    for _ in range(300):
         optimiser.zero_grad()
-        loss.backward()
+        torch.nn.functional.cross_entropy(head(hidden_TD), wanted_T).backward()
         optimiser.step()
     module.save_pretrained(folder)
     return folder
@@ -170,17 +177,17 @@ def test_a_run_raises_the_reward_and_its_result_ranks(tmp_path: Path, recipe: An
     requests = requests_file(tmp_path)
     base = taught_the_form(tmp_path / "base", requests, recipe)
     trainer_settings = {
-        "max_steps": 30, "learning_rate": 5e-3, "max_completion_length": 48, "per_device_train_batch_size": 16,
+        "max_steps": 16, "learning_rate": 5e-4, "max_completion_length": 6, "per_device_train_batch_size": 8,
         "logging_steps": 1, "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 0,
         "lr_scheduler_type": "constant", "activation_checkpointing": False,
     }  # fmt: skip
     lora = {"target_modules": "all-linear", "lora_dropout": 0.0}
     trainer = recipe.train(
-        str(base), requests, tmp_path / "out", "reasoned_choice:max_new_tokens=48",
+        str(base), requests, tmp_path / "out", "reasoned_choice:max_new_tokens=6",
         {"trainer": trainer_settings, "lora": lora},
     )  # fmt: skip
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    assert sum(rewards[:5]) / 5 < 0.6
-    assert sum(rewards[-5:]) / 5 > 0.9
+    assert sum(rewards[:2]) / 2 < 0.6  # without learning it stays at a quarter
+    assert sum(rewards[-4:]) / 4 > 0.85
     ranking = Ranker.from_pretrained(tmp_path / "out", device="cpu").rank("red", COLOURS)
     assert (ranking.repaired, ranking[0].text) == (0, "ash")

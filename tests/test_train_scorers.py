@@ -19,15 +19,16 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from blockrank import InputError, Ranker, RankRequest, RankSpec
-from blockrank.model import RankModel
-from blockrank.scorers import SCORERS, Prompts, PromptWriter
+from blockrank.model import RankModel, load_tokenizer
+from blockrank.scorers import SCORERS, Prompts, PromptWriter, resolve_scorer
+from blockrank.spec import HeadSet
 from blockrank.train import losses
 from blockrank.train.batch import collate
 from blockrank.train.config import LossConfig, TrainConfig
 from blockrank.train.objective import trained_scorer, training_loss
 from blockrank.train.plan import plan_training
 from blockrank.train.run import build_trainer, train_from_config
-from blockrank.train.sets import Example
+from blockrank.train.sets import Example, Framer
 from blockrank.train.teacher import TeacherEnsemble
 
 COLOURS = ["ash", "blue", "cyan", "red"]
@@ -269,6 +270,31 @@ def test_what_cannot_be_trained_is_told_before_it_is_loaded(
     base_model(tmp_path / "base", LABELS)
     with pytest.raises(InputError, match=sentence):
         train_from_config(config_file(tmp_path, scorer, loss))
+
+
+def test_single_heads_cannot_be_trained(tmp_path: Path) -> None:
+    """They are told before weights are read, as scorers without scores are."""
+    base_model(tmp_path / "base", LABELS)
+    RankSpec.of(layer=1, template="query-free", query_offset=None).save(tmp_path / "base")
+    heads = HeadSet(model="any", layers=3, heads=4, pairs=((1, 0),))
+    (tmp_path / "heads.json").write_text(json.dumps(heads.to_dict()), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[model\]: the scorer 'attention' cannot be trained"):
+        train_from_config(config_file(tmp_path, f"attention:heads={tmp_path / 'heads.json'}"))
+
+
+def test_training_sets_are_of_one_prompt(tmp_path: Path) -> None:
+    """A stored body has no place where each document has a prompt of its own."""
+    folder = base_model(tmp_path / "base", SCALAR)
+    tokenizer = load_tokenizer(folder)[0]
+
+    def framer(scorer: str) -> Framer:
+        return Framer(tokenizer, resolve_scorer(folder, scorer)[1].changed(scorer=scorer))
+
+    with pytest.raises(InputError, match=r"need all documents in one prompt, and 'scalar:.*' writes several"):
+        framer(f"{SCALAR},packed=false")
+    own = tokenizer.tokenise_request(RankRequest("one", ["two"]), resolve_scorer(folder, SCALAR)[1])
+    framed = framer(SCALAR).request(tokenizer.encode("one"), [tokenizer.encode("two")])
+    assert [part.ids.tolist() for part in framed.segments] == [part.ids.tolist() for part in own.segments]
 
 
 def test_binary_cross_entropy_by_hand() -> None:
