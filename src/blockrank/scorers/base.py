@@ -154,8 +154,9 @@ class Scorer(ABC):
         raise NotImplementedError
 
     def logits(self, model: RankModel, capture: Capture) -> Tensor:
-        """(C,) float32, differentiable, of the candidates of those requests in their order: logarithms of shares where
-        scores are shares, else any numbers whose sigmoid or softmax says how relevant documents are."""
+        """(C,) float32, differentiable, of the candidates of those requests in the order of `Prompts.indices`:
+        logarithms of shares where scores are shares, else any numbers whose sigmoid or softmax says how relevant
+        documents are."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:

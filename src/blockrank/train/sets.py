@@ -37,8 +37,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training request. prompts: as its scorer makes them; positives_C: which candidates are relevant; teachers:
-    scores (C,) by teacher's name."""
+    """One training request. prompts: as its scorer makes them; positives_C: which candidates are relevant, in the order of
+    `prompts.indices`; teachers: scores (C,) in that order, by teacher's name."""
 
     prompts: Prompts
     positives_C: NDArray[np.bool_]
@@ -245,7 +245,8 @@ class RequestFile:
         if silent := sorted(set(range(len(rows))) - set(prompts.indices)):
             place = f"documents[{rows[silent[0]]}] of the query {raw['query']!r}"
             raise InputError(f"{self.name}: {place} yields no token of this tokenizer; leave it out.")
-        return Example(prompts, labels, teachers)
+        own = list(prompts.indices)  # a scorer may write documents in an order of its own
+        return Example(prompts, labels[own], {name: scores_C[own] for name, scores_C in teachers.items()})
 
 
 def answer_of(positives_C: NDArray[np.bool_], scores_C: Floats | None, loss: LossConfig) -> tuple[int, ...]:
