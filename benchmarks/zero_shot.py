@@ -34,10 +34,10 @@ from blockrank.strategies import STRATEGIES
 
 # name -> scorer, strategy ("" for none); all by the same instruct model
 METHODS = {
-    "icr": ("icr", ""),
+    "icr, best candidate first": ("icr:order=best_first", ""),
     "icr, best candidate last": ("icr:order=best_last", ""),
-    "icr, not calibrated": ("icr:calibrate=false,token_filter=false", ""),
-    "icr, middle third of the layers": ("icr:layers=10..19", ""),
+    "icr, best first, not calibrated": ("icr:order=best_first,calibrate=false,token_filter=false", ""),
+    "icr, best first, middle third of the layers": ("icr:order=best_first,layers=10..19", ""),
     "pointwise": ("pointwise", ""),
     "first_token, sliding window": ("first_token", "sliding:size=20,step=10"),
     "listwise, sliding window": ("listwise", "sliding:size=20,step=10"),
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace) -> None:
     kept = {name: len(items) for name, items in requests.items()}
     depth = max(len(item["documents"]) for items in requests.values() for item in items)
     write_record(options.out, {**found, "queries": kept, "depth": depth, "rows": rows})
-    sys.stdout.write(table(rows, list(requests)))
+    sys.stdout.write(table(rows, kept))
 
 
 def row(name: str, runs: dict[str, Any], requests: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
@@ -205,18 +205,15 @@ def random_runs(requests: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], collections: list[str]) -> str:
-    """A row a method, in Markdown."""
+def table(rows: list[dict[str, Any]], collections: dict[str, int]) -> str:
+    """A row a method, in Markdown. collections: how many queries each has; a row with fewer says so in brackets."""
     head = ["method", *collections, "mean", "against BM25", "ms", "calls", "tokens", "repaired"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for item in rows:
         if "error" in item:
             lines.append(f"| {item['method']} | {item['error']} |" + " |" * (len(head) - 2))
             continue
-        few = {
-            name: f" ({count})" if count < max(item["queries"].values()) else ""
-            for name, count in item["queries"].items()
-        }
+        few = {name: f" ({count})" if count < collections[name] else "" for name, count in item["queries"].items()}
         cells = [f"{item['ndcg'][name]:.3f}{few[name]}" for name in collections] + [f"{item['ndcg']['mean']:.3f}"]
         cells.append("" if item["p"] is None else f"{item['gain']:+.3f} (p {item['p']:.2g})")
         cells += [

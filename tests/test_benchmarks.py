@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from labelled import saved_model
 from serving import running
 
 from blockrank import Document, Ranker
@@ -127,6 +128,37 @@ def test_first_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert row["blockrank"] == {"nDCG@10": 1.0, "R@100": 1.0}
     assert row["difference"] == {"nDCG@10": 0.5, "R@100": 0.5}
     assert capsys.readouterr().out.splitlines()[2] == "| small | 0.5000 | 1.0000 | 0.5000 | 1.0000 |"
+
+
+def test_zero_shot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Three steps; a method that fails is in the table with its reason, one out of time with how many it has ranked."""
+    texts = ["Stoker wrote Dracula.", "Shelley wrote Frankenstein.", "Mary wrote letters."]
+    documents = [Document(text, f"d{place}") for place, text in enumerate(texts)]
+    folder = tmp_path / "small"
+    queries = {"one": "who wrote Dracula", "two": "letters that Mary wrote"}
+    write_collection(folder, documents, queries, {"one": {"d0": 1}, "two": {"d2": 1, "d1": 0}})
+    (folder / "runs").mkdir()
+    lines = [f"{query} Q0 d{place} {place + 1} {3 - place} bm25" for query in queries for place in range(3)]
+    (folder / "runs" / "bm25s_top100.trec").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    saved_model(tmp_path / "model")
+    requests, rankings, record = (tmp_path / name for name in ("requests.json.gz", "rankings.json", "record.json"))
+    step = partial(run, monkeypatch, script="zero_shot.py")
+    step("prepare", str(requests), str(folder))
+    how = ("rank", str(requests), str(tmp_path / "model"), str(rankings), "--device", "cpu", "--most-seconds", "0")
+    step(*how, "--only", "setwise, sliding window", "embedding")
+    step("measure", str(requests), str(rankings), "--out", str(record))
+    found = json.loads(record.read_text(encoding="utf-8"))
+    first, chance, setwise, embedding = found["rows"]
+    assert found["queries"] == first["queries"] == chance["queries"] == {"small": 2}
+    assert first["ndcg"]["mean"] == pytest.approx((1 + 1 / 2) / 2)
+    assert setwise["queries"] == {"small": 1}
+    assert (setwise["calls"], setwise["repaired"]) == (1, 0)
+    assert setwise["median_ms"] > 0
+    assert setwise["read_tokens"] > 0
+    assert embedding["error"].startswith("the scorer 'embedding': end must be one token")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in table[2:]] == [row["method"] for row in found["rows"]]
+    assert table[4][1].endswith(" (1)")
 
 
 def test_faults(mini: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:

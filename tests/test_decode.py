@@ -99,6 +99,11 @@ def test_answers_that_cannot_be_told_apart_are_refused() -> None:
     merged = PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=merging))
     with pytest.raises(InputError, match="merges the document id '1' with what stands around it"):
         answer_tokens(merged, replace(TEMPLATE, answer_separator=","), 3)
+    lacking = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("?01234567[], ")}, merges=[], unk_token="?"))
+    few = PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=lacking, unk_token="?"))
+    assert len(answer_tokens(few, replace(TEMPLATE, id_base=1), 8).first) == 8
+    with pytest.raises(InputError, match="makes the same tokens of the document ids '8' and '9'"):
+        answer_tokens(few, replace(TEMPLATE, id_base=1), 9)
     tokenizer = PromptTokenizer(byte_tokenizer())
     alike = answer_tokens(tokenizer, replace(TEMPLATE, answer_separator="] > ["), 3)
     with pytest.raises(InputError, match=r"separator and end .* cannot be told apart"):
@@ -510,7 +515,7 @@ def test_an_evaluation_decodes(folder: Path, tmp_path: Path) -> None:
     expected = ranker.rank("red oak", documents).doc_ids
     [ranked] = [path for path in (tmp_path / "out" / "small" / "runs").glob("*.trec") if "model" in path.name]
     assert list(read_run(ranked)["q"]) == expected
-    assert ranker_identity(ranker)["scorer"] == {"name": "decode", "beams": 6, "form": "first", "top": None}
+    assert ranker_identity(ranker)["scorer"] == {"name": "decode", "beams": 6, "form": "first"}
 
 
 def test_pairs_of_answers_are_distinct() -> None:

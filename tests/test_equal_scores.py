@@ -25,7 +25,7 @@ REQUESTS = [
 LONG_REQUESTS = [
     RankRequest(f"{WORDS[n]} and {WORDS[(n * 7 + 2) % 10]}", [" ".join(WORDS[(i * i + j * (n + 3)) % 10] for j in
                 range(1 + (37 * i + 61 * n) % 240)) for i in range(5 + n)], str(n))
-    for n in range(4)
+    for n in (0, 3)
 ]  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def test_angle_brackets_of_a_template_may_be_plain_text(tmp_path: Path) -> None:
         ({"document": ["{title}"]}, "Template.document names {title}; what it can hold is"),
         ({"document": ["{text} {doc}"]}, "Template.document names {doc}"),
         ({"query": ["a query"]}, "Template.query does not hold {query}, nor does any other part."),
-        ({"query": ["{query} {text}"]}, "Template.query names {text}; what it can hold is {query}."),
+        ({"query": ["{query} {text}"]}, "Template.query names {text}; what it can hold is {count} and {query}."),
         ({"instruction": ["{text}"]}, "Template.instruction names {text}"),
         ({"document": "{text}"}, "document must be a list of which each is a string, not '{text}'."),
         ({"document": [3]}, "document must be a list of which each is a string, not [3]."),

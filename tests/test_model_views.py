@@ -249,9 +249,9 @@ def test_quantised_weights_take_no_keys_of_exact_ones() -> None:
     weights = LoadedModel(random_decoder("llama"))
     model = RankModel(weights, golden_spec(), get_backend("sdpa", CPU, torch.float32))
     weights.fuse()
-    exact = model._arithmetic
+    exact = model.arithmetic
     weights.quantise(torch.int8)
-    assert reuse_context(model.spec, model._arithmetic) != reuse_context(model.spec, exact)
+    assert reuse_context(model.spec, model.arithmetic) != reuse_context(model.spec, exact)
 
 
 def test_groups_hold_items_of_similar_length_whatever_their_order() -> None:

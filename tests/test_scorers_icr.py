@@ -86,6 +86,8 @@ def by_definition(
     token_filter: bool = True,
     task: str = "qa",
 ) -> list[float]:
+    """The scores of texts, best first, which stand in the prompt from the last to the first."""
+    texts = texts[::-1]
     weights_LN = np.ones((LAYERS, HEADS)) if weights_LN is None else weights_LN
     received_LNR, spans = received(kind, query, texts, task)
     end = spans[-1][1]
@@ -98,7 +100,7 @@ def by_definition(
         if token_filter and len(values) > 1:
             values = values[values > values.mean() - 2 * values.std(ddof=1)]
         scores.append(float(values.sum()))
-    return scores
+    return scores[::-1]
 
 
 def scored(scorer: IcrScorer, query: str, texts: list[str], **how: Any) -> list[float]:
@@ -194,7 +196,7 @@ def test_the_block_pattern_is_another_method_and_says_so() -> None:
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_a_document_of_one_token_keeps_it(calibrate: bool) -> None:
     """Its deviation has no meaning."""
-    layout = pack([Ranker(model(), "icr").tokenise(RankRequest("q", ["a", "bc"])).only], BARE_SPEC)
+    layout = pack([Ranker(model(), "icr").tokenise(RankRequest("q", ["bc", "a"])).only], BARE_SPEC)
     values_T = torch.linspace(-1, 1, layout.tokens).square()
     lengths = (layout.ends_S - layout.starts_S)[layout.document_segment_C]
     skipped = int(lengths.min()) - 1
@@ -213,8 +215,8 @@ def test_tokens_that_are_all_alike_stay() -> None:
     assert sums_C.tolist() == lengths.tolist()
 
 
-def test_documents_can_stand_in_reverse() -> None:
-    found = scored(IcrScorer(order="best_last"), "oaks", TEXTS)
+def test_documents_can_stand_as_they_were_given() -> None:
+    found = scored(IcrScorer(order="best_first"), "oaks", TEXTS)
     assert found == pytest.approx(by_definition("oaks", TEXTS[::-1])[::-1], abs=1e-5)
 
 

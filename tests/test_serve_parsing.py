@@ -96,7 +96,7 @@ def test_the_largest_request_is_far_from_the_limits() -> None:
 def test_ids_have_a_bound(name: Any, sentence: str) -> None:
     def read(value: Any) -> Any:
         fields = Fields({"query": "q", "documents": [{"text": "a", "id": value}]}, ("query", "documents"))
-        return read_call(fields, ServeSettings(), request_id="1", echo=False).ids[0]
+        return read_call(fields, ServeSettings(), request_id="1", echo=False).given[0].name
 
     with pytest.raises(Refusal, match="documents") as caught:
         read(name)

@@ -207,7 +207,7 @@ def test_e2ranks_objective_by_hand(tmp_path: Path) -> None:
     assert float(parts["loss"]) == pytest.approx(float(nce) + 2 * np.mean(pairs), abs=1e-4)
 
 
-@pytest.mark.parametrize("scorer", [POINTWISE, EMBEDDING])
+@pytest.mark.parametrize("scorer", [POINTWISE, EMBEDDING, SCALAR])
 def test_merged_adapters_are_read_as_they_were_trained(tmp_path: Path, scorer: str) -> None:
     """Every layer and the head are in the result."""
     base_model(tmp_path / "base", scorer)

@@ -77,6 +77,15 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Folder with blockrank.json, or a hub name; the embedded model if left out."),
 ]
+SpecOption = Annotated[
+    str | None,
+    typer.Option(
+        "--spec",
+        metavar="NAME",
+        help="Read the model as this published checkpoint, such as Qwen/Qwen3-Reranker-0.6B; by its own name or "
+        "blockrank.json if left out.",
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or several with commas; chosen if left out.")
 ]
@@ -250,6 +259,7 @@ def load_plain_ranker(
     cut_queries: bool = False,
     pattern: str | None = None,
     scorer: str | None = None,
+    spec: str | None = None,
     probe: bool = True,
 ) -> Ranker:
     """The ranker that the options ask for, without a strategy. Imports torch."""
@@ -257,6 +267,7 @@ def load_plain_ranker(
 
     ranker = Ranker.from_pretrained(
         model,
+        spec=spec,
         device=device,
         dtype=dtype,
         backend=backend,
@@ -285,6 +296,11 @@ def named_strategy(strategy: str | None) -> dict[str, Any]:
     return {} if strategy.strip() == FULL else {"strategy": strategy}
 
 
+def named_spec(spec: str | None) -> dict[str, Any]:
+    """The option as one of `load_ranker`, where it is given; see `named_strategy`."""
+    return {} if spec is None else {"spec": spec}
+
+
 def spec_changes(
     *, max_segment_tokens: int | None = None, cut_queries: bool = False, pattern: str | None = None, **others: Any
 ) -> dict[str, object]:
@@ -305,7 +321,7 @@ def load_check(
     request."""
     from blockrank.scorers.checking import RequestCheck
 
-    check = RequestCheck.load(model, spec_changes(**options), scorer)
+    check = RequestCheck.load(model, spec_changes(**options), scorer, options.get("spec"))
     if strategy is None or not named_strategy(strategy):
         return check
     from blockrank.strategies.checking import StrategyCheck

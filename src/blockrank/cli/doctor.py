@@ -17,6 +17,7 @@ from blockrank.cli.console import (
     JsonOption,
     ModelOption,
     ScorerOption,
+    SpecOption,
     VerboseOption,
     aligned,
     load_plain_ranker,
@@ -65,6 +66,7 @@ class Trial:
 
 def doctor_command(
     model: ModelOption = None,
+    spec: SpecOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
     scorer: ScorerOption = None,
@@ -74,7 +76,7 @@ def doctor_command(
     """Show versions, devices and backends, then load a model, probe it and rank three documents."""
     with logs(verbose):
         report = {**_versions(), **_machine(device)}
-        checks = _checks(model, device, backend, scorer)
+        checks = _checks(model, spec, device, backend, scorer)
     ok = all(check.ok for check in checks)
     if as_json:
         write_data(json.dumps({**report, "checks": [asdict(check) for check in checks], "ok": ok}, indent=2))
@@ -119,14 +121,16 @@ def _machine(device: str | None) -> dict[str, Any]:
     }
 
 
-def _checks(model: str | None, device: str | None, backend: str | None, scorer: str | None) -> list[Trial]:
+def _checks(
+    model: str | None, spec: str | None, device: str | None, backend: str | None, scorer: str | None
+) -> list[Trial]:
     """Load, probe, rank; the first failure ends it."""
     loaded: list[Ranker] = []
 
     from blockrank.engine import unfusable
 
     def load() -> str:
-        loaded.append(load_plain_ranker(model, device=device, backend=backend, scorer=scorer, probe=False))
+        loaded.append(load_plain_ranker(model, spec=spec, device=device, backend=backend, scorer=scorer, probe=False))
         found = loaded[0].model
         dtype = str(found.dtype).removeprefix("torch.")
         layers = "fused layers" if found.decoder is not None else f"the library's layers ({unfusable(found.module)})"

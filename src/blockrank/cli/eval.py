@@ -19,10 +19,12 @@ from blockrank.cli.console import (
     PatternOption,
     ScorersOption,
     SegmentOption,
+    SpecOption,
     StrategiesOption,
     VerboseOption,
     aligned,
     logs,
+    named_spec,
     note,
     write_data,
 )
@@ -104,6 +106,7 @@ def eval_command(
     what: WhatArgument,
     output: OutputOption = None,
     models: ModelsOption = None,
+    spec: SpecOption = None,
     first_stage: StageOption = "bm25",
     drop_own: DropOwnOption = False,
     qrels: QrelsOption = None,
@@ -147,7 +150,7 @@ def eval_command(
         return
     folder = _checked(what, output, per_query or with_ceiling, qrels)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "pattern": pattern}
-    options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries}
+    options |= {"max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries, **named_spec(spec)}
     workers = Workers(ray, ray_workers, ray_cpus, device)
     with logs(verbose):
         from blockrank.evaluate import FirstStage, evaluate

@@ -14,6 +14,7 @@ from blockrank.cli.console import (
     ModelOption,
     PatternOption,
     SegmentOption,
+    SpecOption,
     VerboseOption,
     aligned,
     logs,
@@ -95,6 +96,7 @@ def inspect_command(
     png: Annotated[Path | None, typer.Option("--png", help="Draw the block pattern to scale into this file.")] = None,
     as_json: JsonOption = False,
     model: ModelOption = None,
+    spec: SpecOption = None,
     max_segment_tokens: SegmentOption = None,
     pattern: PatternOption = None,
     verbose: VerboseOption = False,
@@ -104,7 +106,7 @@ def inspect_command(
     with logs(verbose):
         with inputs.opened() as read:
             _, request = next(read())
-        inspection = inspect_request(request, model, max_segment_tokens, pattern)
+        inspection = inspect_request(request, model, max_segment_tokens, pattern, spec)
         if png is not None:
             with atomic_file(png) as stream:
                 save_png(inspection.layout, inspection.names, stream)
@@ -116,22 +118,27 @@ def inspect_command(
 
 
 def inspect_request(
-    request: RankRequest, model: str | None, max_segment_tokens: int | None = None, pattern: str | None = None
+    request: RankRequest,
+    model: str | None,
+    max_segment_tokens: int | None = None,
+    pattern: str | None = None,
+    spec: str | None = None,
 ) -> Inspection:
     """Tokenise and lay out a request as a ranker with that model would; no weight is read."""
     from blockrank.layout import pack
     from blockrank.layout.prompt import segments
-    from blockrank.model import load_tokenizer, resolve_spec
+    from blockrank.model import load_tokenizer
+    from blockrank.scorers import resolve_scorer
 
-    spec = resolve_spec(model, None)
+    _, read = resolve_scorer(model, spec=spec)
     if max_segment_tokens is not None:
-        spec = spec.changed(max_segment_tokens=max_segment_tokens)
+        read = read.changed(max_segment_tokens=max_segment_tokens)
     if pattern is not None:
-        spec = spec.changed(pattern=pattern)
+        read = read.changed(pattern=pattern)
     tokenizer, _ = load_tokenizer(model)
-    tokenised = tokenizer.tokenise_request(request, spec)
-    texts = segments(tokenizer.written(spec.prompt), request, read=tokenised.indices)
-    layout = pack([tokenised], spec)
+    tokenised = tokenizer.tokenise_request(request, read)
+    texts = segments(tokenizer.written(read.prompt), request, read=tokenised.indices)
+    layout = pack([tokenised], read)
     lines = []
     for place, (text, segment) in enumerate(zip(texts, tokenised.segments, strict=True)):
         positions = layout.positions_T[layout.starts_S[place] : layout.ends_S[place]].tolist()

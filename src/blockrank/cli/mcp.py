@@ -14,6 +14,7 @@ from blockrank.cli.console import (
     ModelOption,
     ScorerOption,
     SegmentOption,
+    SpecOption,
     StrategyOption,
     VerboseOption,
     load_ranker,
@@ -32,6 +33,7 @@ PortOption = Annotated[
 
 def mcp_command(
     model: ModelOption = None,
+    spec: SpecOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = None,
@@ -56,6 +58,7 @@ def mcp_command(
             dtype=dtype,
             backend=backend,
             scorer=scorer,
+            spec=spec,
             strategy=strategy,
             max_segment_tokens=max_segment_tokens,
             cut_queries=cut_queries,

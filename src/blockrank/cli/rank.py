@@ -21,12 +21,14 @@ from blockrank.cli.console import (
     PatternOption,
     ScorerOption,
     SegmentOption,
+    SpecOption,
     StrategyOption,
     VerboseOption,
     data_stream,
     load_check,
     load_ranker,
     logs,
+    named_spec,
     named_strategy,
     terminal,
 )
@@ -70,6 +72,7 @@ def rank_command(
     explain: ExplainOption = False,
     output: OutputOption = None,
     model: ModelOption = None,
+    spec: SpecOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = None,
@@ -91,7 +94,7 @@ def rank_command(
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "max_tokens": max_tokens,
         "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
-        "pattern": pattern, "scorer": scorer, **named_strategy(strategy),
+        "pattern": pattern, "scorer": scorer, **named_spec(spec), **named_strategy(strategy),
     }  # fmt: skip
     workers = Workers(ray, ray_workers, ray_cpus, device)
     if resume or ray:

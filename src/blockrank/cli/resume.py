@@ -112,7 +112,7 @@ class Job:
             "top_k": self.top_k,
             "explain": self.explain,
             "model": model_identity(place) if place.is_dir() else {"hub": str(model)},
-            "spec": resolve_scorer(model, options.get("scorer"))[1].to_dict(),
+            "spec": resolve_scorer(model, options.get("scorer"), options.get("spec"))[1].to_dict(),
             "options": options,
             "versions": versions(("torch", "transformers")),
         }

@@ -22,6 +22,7 @@ from blockrank.cli.console import (
     JsonOption,
     ModelOption,
     ScorerOption,
+    SpecOption,
     StrategyOption,
     VerboseOption,
     data_stream,
@@ -70,6 +71,7 @@ def search_command(
     depth: DepthOption = 100,
     as_json: JsonOption = False,
     model: ModelOption = None,
+    spec: SpecOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     scorer: ScorerOption = None,
@@ -85,7 +87,9 @@ def search_command(
     check_query(query)
     with logs(verbose):
         if not no_rerank:  # before files are read, which takes longer than a query that is too long
-            load_check(model, scorer=scorer, strategy=strategy, cut_queries=cut_queries)(RankRequest(query, ["x"]))
+            load_check(model, scorer=scorer, strategy=strategy, spec=spec, cut_queries=cut_queries)(
+                RankRequest(query, ["x"])
+            )
         with progress_bars(stay=False) as bars:
             limits = ReadLimits(seconds=file_timeout)
             index = PassageIndex.open(source, rebuild=rebuild, progress=partial(bars, "reading"), limits=limits)
@@ -93,7 +97,7 @@ def search_command(
             note(f"skipped {skipped}.")
         ranker = None
         if not no_rerank:
-            options = {"device": device, "dtype": dtype, "scorer": scorer, "cut_queries": cut_queries}
+            options = {"device": device, "dtype": dtype, "scorer": scorer, "spec": spec, "cut_queries": cut_queries}
             ranker = load_ranker(model, strategy=strategy, **options)
         hits = index.search(query, ranker=ranker, depth=depth, top_k=top_k, all_passages=all_passages)
     if not hits:

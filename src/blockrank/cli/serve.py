@@ -18,6 +18,7 @@ from blockrank.cli.console import (
     ModelOption,
     ScorerOption,
     SegmentOption,
+    SpecOption,
     StrategyOption,
     VerboseOption,
     load_ranker,
@@ -89,6 +90,7 @@ def serve_command(
     host: HostOption = "127.0.0.1",
     port: PortOption = 8100,
     model: ModelOption = None,
+    spec: SpecOption = None,
     name: NameOption = None,
     alias: AliasOption = None,
     device: DeviceOption = None,
@@ -134,6 +136,7 @@ def serve_command(
     )  # fmt: skip
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "scorer": scorer, "strategy": strategy,
+        "spec": spec,
         "max_segment_tokens": max_segment_tokens, "cut_queries": cut_queries,
     }  # fmt: skip
     _serve(settings, partial(load_ranker, model, **options), host, port, log_format, verbose=verbose)

@@ -94,14 +94,14 @@ def rerankers(found: Sequence[System], options: dict[str, Any], workers: Workers
     from blockrank.model import located
     from blockrank.scorers import resolve_scorer
 
-    loaded = Loaded()
+    loaded, named = Loaded(), options.get("spec")
     groups = {
-        model: together(model, list(dict.fromkeys(item.scorer for item in found if item.model == model)))
+        model: together(model, list(dict.fromkeys(item.scorer for item in found if item.model == model)), named)
         for model in dict.fromkeys(item.model for item in found)
     }
     for system in found:
         own = {**options, "scorer": system.scorer, **named_strategy(system.strategy)}
-        _, spec = resolve_scorer(system.model, system.scorer)
+        _, spec = resolve_scorer(system.model, system.scorer, named)
         folder = Path(located(system.model))
         files = model_identity(folder) if folder.is_dir() else {"hub": str(system.model)}
         settings = {"model": files, "spec": spec.to_dict(), "options": own}
@@ -119,7 +119,7 @@ def _load(loaded: Loaded, system: System, scorers: list[str | None], options: di
 
     loading = {name: options[name] for name in _LOADING}
     rankers = loaded.rankers(
-        (system.model, *scorers), partial(load_rankers, system.model, scorers, **loading)
+        (system.model, *scorers), partial(load_rankers, system.model, scorers, spec=options.get("spec"), **loading)
     )  # fmt: skip
     ranker = rankers[scorers.index(system.scorer)]
     changes = spec_changes(**options)

@@ -36,7 +36,8 @@ class AnswerTokens:
 def answer_tokens(tokenizer: PromptTokenizer, template: Template, count: int) -> AnswerTokens:
     """Tokens of the ids of `count` candidates under a template.
 
-    Raises `InputError` where the template asks for no ids, or the tokenizer merges them with what stands around them.
+    Raises `InputError` where the template asks for no ids, or the tokenizer merges them with what stands around them or
+    cannot tell them apart: digits that are not in its vocabulary are one unknown token.
     """
     if not (template.answer and template.answer_separator and template.answer_end and template.numbers_documents):
         raise InputError("decoding needs a template that numbers documents, and an answer with separator and end.")
@@ -54,7 +55,18 @@ def answer_tokens(tokenizer: PromptTokenizer, template: Template, count: int) ->
     if not shared:
         raise InputError("the separator of the template's answer begins differently before each id.")
     later = tuple(pair[2][len(shared) :] + pair[3] for pair in pairs)
-    return AnswerTokens(tuple(single[1] for single in alone), later, shared, last)
+    first = tuple(single[1] for single in alone)
+    for ids in (first, later):
+        _check_distinct(names, ids)
+    return AnswerTokens(first, later, shared, last)
+
+
+def _check_distinct(names: Sequence[str], tokens: Sequence[Tokens]) -> None:
+    """Raise `InputError` where two ids are the same tokens."""
+    found: dict[Tokens, str] = {}
+    for name, own in zip(names, tokens, strict=True):
+        if (other := found.setdefault(own, name)) != name:
+            raise InputError(f"this tokenizer makes the same tokens of the document ids {other!r} and {name!r}.")
 
 
 def _parts(tokenizer: PromptTokenizer, parts: Sequence[str]) -> list[Tokens]:

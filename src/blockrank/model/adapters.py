@@ -1,19 +1,25 @@
-"""Checkpoints that hold adapters (peft) beside a `blockrank.json`, and name the base model that they belong to."""
+"""Checkpoints that hold adapters (peft) and name the base model that they belong to: folders, or hub repositories."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from blockrank.configfile import read_json
-from blockrank.model.sources import located, one_line
+from blockrank.model.sources import HUB_NAME, located, one_line
 from blockrank.types import BlockrankError, InputError, MissingExtraError, ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SCORE = "score"  # how the library's decoders call the head of a sequence classification
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+# What is fetched of a hub repository of adapters: a tokenizer's files may be among them.
+_FETCHED = ("*.json", "*.jinja", "*.model", "merges.txt", ADAPTER_WEIGHTS)
 
 
 def import_peft() -> Any:
@@ -35,20 +41,72 @@ def wrap(module: PreTrainedModel, settings: Any) -> Any:
 def chain_of(source: str | Path) -> list[str | Path]:
     """A checkpoint, the base of its adapters, the base of those, and so on: the last holds the layers.
 
-    Raises `ModelError` where a base is not named, not there, or one of those that lead to it.
+    Adapters of a hub repository are fetched, and their folder stands in the chain. Raises `ModelError` where a base is
+    not named, not there, or one of those that lead to it.
     """
-    chain = [source]
+    chain = [_local(source)]
     while (base := _base_of(chain[-1])) is not None:
         if any(_is_same(base, item) for item in chain):
             names = " -> ".join(str(item) for item in [*chain, base])
             raise ModelError(f"adapters are their own base, so there is no model that they belong to: {names}.")
-        chain.append(base)
+        chain.append(_local(base))
     return chain
 
 
 def root_of(source: str | Path) -> str | Path:
     """Where the layers of a checkpoint are: adapters may have been trained on adapters. Raises as `chain_of`."""
     return chain_of(source)[-1]
+
+
+def tokenizer_of(source: str | Path) -> str | Path:
+    """Where the tokenizer of a checkpoint is: adapters often leave it to their base. Raises as `chain_of`."""
+    *adapters, root = chain_of(source)
+    if not adapters:
+        return source
+    there = (folder for folder in adapters if any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES))
+    return next(there, root)
+
+
+def check_adapters(folders: Sequence[str | Path]) -> None:
+    """Raise `MissingExtraError` or `ModelError` where adapters could not be added, before their base is read."""
+    if folders:
+        import_peft()
+    for folder in folders:
+        if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+            raise ModelError(
+                f"the adapters in {str(folder)!r} cannot be added: there is no {ADAPTER_WEIGHTS}; older files "
+                "(adapter_model.bin) are not read, for they may hold code: convert them once."
+            )
+
+
+def holds_score(folders: Sequence[str | Path]) -> bool:
+    """Whether any of some folders of adapters brings the head with one output, which their base need not have."""
+    return any(_score_rows(Path(folder) / ADAPTER_WEIGHTS) == 1 for folder in folders)
+
+
+def _score_rows(path: Path) -> int:
+    """How many outputs the head in a file of adapters has; 0 where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.endswith(f".{SCORE}.weight")]  # noqa: SIM118  # no mapping
+            return int(file.get_slice(names[0]).get_shape()[0]) if names else 0
+    except Exception:  # a broken file: the sentence about that comes when it is read
+        return 0
+
+
+def _local(source: str | Path) -> str | Path:
+    """The folder of a hub repository of adapters, in the hub's cache; any other checkpoint as it is."""
+    from huggingface_hub import snapshot_download
+    from transformers.utils import cached_file
+
+    if isinstance(source, Path) or Path(source).is_dir() or not HUB_NAME.fullmatch(source):
+        return source
+    try:
+        if cached_file(source, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False) is None:
+            return source
+        return Path(snapshot_download(source, allow_patterns=list(_FETCHED)))
+    except (OSError, ValueError):  # out of reach: the sentence about that is the reader's of its config
+        return source
 
 
 def _base_of(source: str | Path) -> str | Path | None:
@@ -80,6 +138,7 @@ def _is_same(one: str | Path, other: str | Path) -> bool:
 def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """The model with the adapters of a folder added to its weights; those of layers that it lacks are left out.
 
+    A head that the adapters bring takes the place of the model's, where that has one.
     Raises `ModelError` where they cannot be read or do not fit, `MissingExtraError` without peft.
     """
     peft = import_peft()
@@ -88,6 +147,8 @@ def with_adapter(module: PreTrainedModel, folder: str | Path) -> PreTrainedModel
         config.task_type = None  # another task's wrapper would want a head
         config.base_model_name_or_path = None  # what the base is called does not matter here
         state = load_file(Path(folder) / ADAPTER_WEIGHTS)
+        if hasattr(module, SCORE) and any(f".{SCORE}." in name for name in state):
+            config.modules_to_save = [SCORE]  # peft does so by the task, and need not write it down
         adapted = wrap(module, config)
         wanted = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
         fitting = {_place(name, module, wanted): tensor for name, tensor in state.items()}

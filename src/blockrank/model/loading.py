@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +22,12 @@ from transformers.utils import logging as hf_logging
 from blockrank import engine
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer
-from blockrank.model.adapters import chain_of, root_of, with_adapter
+from blockrank.model.adapters import chain_of, check_adapters, holds_score, root_of, tokenizer_of, with_adapter
 from blockrank.model.loaded import LoadedModel
 from blockrank.model.needs import Needs
 from blockrank.model.probe import probe_model
 from blockrank.model.rank_model import RankModel
-from blockrank.model.sources import broken_file, located, one_line
+from blockrank.model.sources import HUB_NAME, broken_file, located, one_line
 from blockrank.model.vocabulary import check_files, check_prompt, check_vocabulary
 from blockrank.model.weights import check_finite, class_of, load_weights
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
@@ -39,7 +38,6 @@ QUANTISED_TYPES = {"fp8": (torch.float8_e4m3fn, torch.bfloat16), "int8": (torch.
 _WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Layers = Literal["fused", "library"]
 Devices = str | torch.device | Sequence[str | torch.device] | None
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Regularisers that would act inside attention or make a packed training step depend on its neighbours.
 _DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop")
 
@@ -87,7 +85,7 @@ def _spec_from_hub(name: str, otherwise: RankSpec | None) -> RankSpec:
     """`blockrank.json` of a hub repository, or the other where it has none or cannot be reached."""
     from transformers.utils import cached_file
 
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise ModelError(f"model folder {name!r} does not exist.")
     try:
         with quiet_libraries():
@@ -181,6 +179,8 @@ def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, needs: Needs)
     """The model that `load_model` would give, without its weights: on the meta device, for counting."""
     config = load_config(name_or_path)
     _cut(config, None if needs.every_layer else needs.depth(spec.readout.layer))
+    if needs.score and holds_score(chain_of(located(name_or_path))[:-1]):
+        config.num_labels = 1
     with torch.device("meta"):
         skeleton: PreTrainedModel = class_of(needs, config, f"the checkpoint {str(name_or_path)!r}").from_config(config)
     return skeleton
@@ -268,9 +268,10 @@ def _reduce(config: PreTrainedConfig, spec: RankSpec, needs: Needs, *, omit_drop
 
 def _config_and_tokenizer(source: str | Path, spec: RankSpec | None = None) -> tuple[PreTrainedConfig, Any]:
     """The config of a checkpoint and the library's tokenizer, which belong together, and to the spec's prompt."""
-    config, tokenizer = _read(AutoConfig, root_of(source)), _read(AutoTokenizer, source)
-    if Path(source).is_dir():
-        check_files(Path(source), tokenizer)
+    texts = tokenizer_of(source)
+    config, tokenizer = _read(AutoConfig, root_of(source)), _read(AutoTokenizer, texts)
+    if Path(texts).is_dir():
+        check_files(Path(texts), tokenizer)
     ours = PromptTokenizer(tokenizer)
     check_vocabulary(ours, tokenizer, config, source)
     if spec is not None:  # before weights are read
@@ -313,7 +314,8 @@ def _module(
     """The model with its weights and, where `source` is a folder of adapters, those added to its base; and which of
     the parameters the checkpoint leaves out."""
     *adapters, root = chain_of(source)
-    module, omitted = load_weights(root, config, needs, dtype)
+    check_adapters(adapters)
+    module, omitted = load_weights(root, config, needs, dtype, score_follows=needs.score and holds_score(adapters))
     for folder in reversed(adapters):
         module = with_adapter(module, folder)
     return module, omitted

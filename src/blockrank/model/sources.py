@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from blockrank.spec import EMBEDDED
 from blockrank.types import InputError
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "mini"
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def located(name_or_path: str | Path | None) -> str | Path:

@@ -88,8 +88,11 @@ def check_prompt(tokenizer: PromptTokenizer, config: PreTrainedConfig, spec: Ran
     there is not, or one without an embedding; or a document at its limit runs past the model's positions."""
     prompt, rows, frame = tokenizer.written(spec.prompt), embedding_rows(config), {}
     control = tokenizer.control_tokens
+    # What the tokenizer's own chat template writes may look like a control token and be plain text, as in Zephyr's.
+    ours = _pieces(spec.prompt)
     for kind, pieces in _pieces(prompt).items():
-        named = _CONTROL.findall(" ".join([*pieces, prompt.answer_end if prompt.answer and kind == "query" else ""]))
+        closing = prompt.answer_end if prompt.answer and kind == "query" else ""
+        named = _CONTROL.findall(" ".join([*ours[kind], closing]))
         if missing := [name for name in named if name not in control]:
             raise ModelError(
                 f"the spec's template names {missing[0]}, which this tokenizer has not as a control token."

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from blockrank.model.adapters import SCORE
 from blockrank.model.int8_file import is_int8, read_int8
 from blockrank.model.needs import Needs
 from blockrank.model.seam import SEAM
@@ -27,19 +28,26 @@ from blockrank.types import BlockrankError, ModelError
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?:.*?\.)?\d+\.")
 _POOLER = "pooler."  # of a BERT: no ranking reads it, and many checkpoints lack it
-_SCORE = "score"  # how the library's decoders call the head of a sequence classification
 # Code for fusion in the decoder saves the encoder of a T5 and each of its blocks inside modules of its own.
 _WRAPPED = {r"^encoder\.encoder\.block\.(\d+)\.module\.": r"encoder.block.\1.", r"^encoder\.encoder\.": "encoder."}
 
 
 def load_weights(
-    source: str | Path, config: PreTrainedConfig, needs: Needs, dtype: torch.dtype | None
+    source: str | Path,
+    config: PreTrainedConfig,
+    needs: Needs,
+    dtype: torch.dtype | None,
+    *,
+    score_follows: bool = False,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The model of a checkpoint, and the names of the parameters that it leaves out, which no ranking reads: zeros.
 
+    score_follows: whether the head with one output comes from adapters, so that the checkpoint need not have it.
     Raises `ModelError` where weights cannot be read, are missing, of another shape, or there are some that the model
     has no place for.
     """
+    if score_follows:
+        config.num_labels = 1
     kind = class_of(needs, config, f"the checkpoint {str(source)!r}")
     options: dict[str, Any] = {"key_mapping": _WRAPPED} if needs.encoder_decoder else {"attn_implementation": SEAM}
     options |= {"config": config, "output_loading_info": True}
@@ -60,11 +68,16 @@ def load_weights(
     except Exception as error:  # the library lets through whatever its many parts raise
         raise ModelError(f"the weights of {str(source)!r} cannot be loaded: {one_line(error)}") from error
     named = f"the checkpoint {str(source)!r}"
-    left_out = _check_missing(module, info["missing_keys"], omitted, named, needs)
-    if mismatched := sorted(str(item[0]) for item in info["mismatched_keys"]):
+    elsewhere = f"{SCORE}." if score_follows else None
+    missing, unexpected, mismatched = (
+        sorted(name for name in names if elsewhere is None or not name.startswith(elsewhere))
+        for names in (info["missing_keys"], info["unexpected_keys"], [str(item[0]) for item in info["mismatched_keys"]])
+    )
+    left_out = _check_missing(module, missing, omitted, named, needs)
+    if mismatched:
         raise ModelError(f"{named} holds {mismatched[0]} in another shape than its config says.")
-    _check_unexpected(module, info["unexpected_keys"], named)
-    if needs.score and not isinstance(getattr(module, _SCORE, None), nn.Linear):
+    _check_unexpected(module, unexpected, named)
+    if needs.score and not isinstance(getattr(module, SCORE, None), nn.Linear):
         raise ModelError(f"{named} is a {type(module).__name__}, whose head is not one product named 'score'.")
     if not omitted and Path(source).is_dir() and getattr(config, "quantization_config", None) is None:
         _check_types(module, Path(source), options.get("key_mapping", {}))
@@ -125,7 +138,7 @@ def _check_unexpected(module: PreTrainedModel, unexpected: Iterable[str], named:
     layers = {found[0] for name, _ in module.named_parameters() if (found := _LAYER.match(name.removeprefix(prefix)))}
     for name in sorted(unexpected):
         found = _LAYER.match(name.removeprefix(prefix))
-        of_head = name.startswith(f"{_SCORE}.") and hasattr(module, _SCORE)
+        of_head = name.startswith(f"{SCORE}.") and hasattr(module, SCORE)
         if of_head or (found is not None and found[0] in layers):
             raise ModelError(
                 f"{named} holds {name}, for which its config leaves no place: they do not belong together."

@@ -32,11 +32,12 @@ class RequestCheck:
         name_or_path: str | Path | None,
         changes: Mapping[str, object] | None = None,
         scorer: str | Scorer | None = None,
+        spec: RankSpec | str | None = None,
     ) -> RequestCheck:
         """The check of a checkpoint whose spec differs in the given fields. Raises as `load_tokenizer` does."""
-        made, spec = resolve_scorer(name_or_path, scorer)
-        spec = spec.changed(**(changes or {}))
-        return cls(load_tokenizer(name_or_path)[0], made.adapted(spec), made)
+        made, found = resolve_scorer(name_or_path, scorer, spec)
+        found = found.changed(**(changes or {}))
+        return cls(load_tokenizer(name_or_path)[0], made.adapted(found), made)
 
     def check_evidence(self) -> None:
         """Raise `InputError` where the scorer gives no evidence."""

@@ -56,7 +56,7 @@ class IcrScorer(LayoutScorer):
     heads: a `HeadSet`, or its name or file, in place of `layers`. calibrate: take off what the same tokens receive when
     the query is "N/A"; both queries read the same keys, in one forward. token_filter: leave out tokens at least two
     standard deviations below the mean of their document. order: of the documents in the prompt: the first stage's best
-    first, or last. task: words of the late instruction: answer a question, or find information.
+    last, next to the query, or first. task: words of the late instruction: answer a question, or find information.
     pattern: "causal", full attention, as models are trained and as in the paper; "block" is an approximation in which
     documents do not read each other, which models without training for it have never seen.
     """
@@ -68,7 +68,7 @@ class IcrScorer(LayoutScorer):
     heads: HeadSet | str | None = None
     calibrate: bool = True
     token_filter: bool = True
-    order: Literal["best_first", "best_last"] = "best_first"
+    order: Literal["best_last", "best_first"] = "best_last"
     task: Literal["qa", "ie"] = "qa"
     pattern: Literal["causal", "block"] = "causal"
 

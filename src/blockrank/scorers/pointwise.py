@@ -8,7 +8,7 @@ and query once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -17,21 +17,16 @@ from blockrank.layout import Ints, PackedLayout
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import LayoutScorer, Scored
 from blockrank.scorers.prompts import Prompts, PromptWriter
-from blockrank.spec import RankSpec, Template
+from blockrank.spec import TEMPLATES, RankSpec, Template
+from blockrank.spec.templates import SEARCH_TASK
 from blockrank.types import InputError, RankRequest
-
-# The prompt that Qwen3-Reranker was trained with, in the markup of its chats.
-_SYSTEM = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the "
-    'answer can only be "yes" or "no".'
-)
-_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 
 @dataclass(frozen=True)
 class AloneScorer(LayoutScorer):
     """Reads what a model makes of the query and one document, at the last token of the document's segment.
 
+    A checkpoint whose spec names the scorer is asked in the words of its template, if that ends in the documents.
     packed: all documents in one prompt under the block mask; else one prompt for each, in full attention, for models
     that attend in other ways too. Scores are the same.
     """
@@ -55,6 +50,11 @@ class AloneScorer(LayoutScorer):
             prune=(),
         )
 
+    def own_prompt(self, spec: RankSpec) -> Template | None:
+        """The prompt of a checkpoint that names the scorer, None where it has none that the scorer could read."""
+        is_named = spec.scorer.partition(":")[0] == self.name
+        return spec.prompt if is_named and spec.prompt.ends_in_documents else None
+
     def prompts(self, request: RankRequest, writer: PromptWriter) -> Prompts:
         """See `Scorer.prompts`."""
         return super().prompts(request, writer) if self.packed else Prompts(writer.write_each(request))
@@ -76,18 +76,17 @@ class PointwiseScorer(AloneScorer):
     kind = "probability"
     yes: str = "yes"
     no: str = "no"
-    instruction: str = _INSTRUCTION
+    instruction: str = SEARCH_TASK
 
     def template(self, spec: RankSpec) -> Template:
         """See `AloneScorer.template`."""
-        del spec
-        return Template(
-            instruction=(f"<Instruct>: {self.instruction}\n<Query>: {{query}}\n",),
-            document=("<Document>: {text}",),
-            query=(),
-            chat=True,
-            system=_SYSTEM,
-        )
+        prompt = self.own_prompt(spec) or TEMPLATES["pointwise"]
+        told = tuple(piece.replace(SEARCH_TASK, self.instruction) for piece in prompt.instruction)
+        if self.instruction != SEARCH_TASK and not any(self.instruction in piece for piece in told):
+            raise InputError(
+                f"the scorer {self.name!r}: the checkpoint's own prompt has no place for another instruction."
+            )
+        return replace(prompt, instruction=told)
 
     def needs(self, spec: RankSpec) -> Needs:
         """See `Scorer.needs`."""

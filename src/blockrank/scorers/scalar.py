@@ -19,10 +19,9 @@ from blockrank.spec import RankSpec, Template
 class ScalarScorer(AloneScorer):
     """What a head with one output makes of the last hidden state behind query and document.
 
-    A checkpoint whose `blockrank.json` names this scorer is asked in the words of its template, if that ends in the
-    documents. Others are asked as RankLLaMA was trained. start, end: what stands before query and document, and what
-    behind the document. RankLLaMA's released checkpoints end without a token for that; where one was trained with it,
-    it must stand there, because it is what the head reads.
+    A checkpoint without words of its own (see `AloneScorer`) is asked as RankLLaMA was trained. start, end: what stands
+    before query and document, and what behind the document. RankLLaMA's released checkpoints end without a token for
+    that; where one was trained with it, it must stand there, because it is what the head reads.
     """
 
     name = "scalar"
@@ -32,8 +31,8 @@ class ScalarScorer(AloneScorer):
 
     def template(self, spec: RankSpec) -> Template:
         """See `AloneScorer.template`."""
-        if spec.scorer.partition(":")[0] == self.name and spec.prompt.ends_in_documents:
-            return spec.prompt
+        if (own := self.own_prompt(spec)) is not None:
+            return own
         # In pieces, as the query and the document were tokenised apart.
         return Template((self.start, "query: {query}"), (self.start, "document: {text}", self.end), ())
 

@@ -118,6 +118,8 @@ _QWEN_INSTRUCTION = (
     "of each document and your goal is to give the IDs of the document from the list that can help answer the query."
 )
 _QWEN_SYSTEM = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
+# What is searched for, as Qwen3-Reranker is told it where nobody says anything else.
+SEARCH_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
 
 def _listwise(ids: Literal["numbers", "letters"], kind: str, example: str) -> Template:
@@ -179,6 +181,14 @@ TEMPLATES: dict[str, Template] = {
     # The order of all passages, or its first id alone.
     "listwise": _listwise("numbers", "numerical", "[2] > [1]"),
     "listwise-letters": _listwise("letters", "alphabetical", "[B] > [A]"),
+    # Whether a document fits, yes or no: the prompt that Qwen3-Reranker was trained with, in the markup of its chats.
+    "pointwise": Template(
+        instruction=(f"<Instruct>: {SEARCH_TASK}\n<Query>: {{query}}\n",),
+        document=("<Document>: {text}",),
+        query=(),
+        chat=True,
+        system=f'{_QWEN_SYSTEM} Note that the answer can only be "yes" or "no".',
+    ),
     # The best of some passages, by its label.
     "setwise": Template(
         instruction=("Here is a search query, and passages that may answer it.\n\nQuery: {query}\n",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from blockrank.errors import InputError
@@ -45,10 +46,15 @@ class StrategyCheck:
             self._try(count)
             self._tried.add(count)
 
+    @cached_property
+    def _ranker(self) -> RequestRanker:
+        """Made once: a strategy may load a first ranker."""
+        return in_strategies(_Unweighted(self.check), self.text)
+
     def _try(self, count: int) -> None:
         documents = [f"document {number}" for number in range(count)]
         try:
-            in_strategies(_Unweighted(self.check), self.text).rank_many([RankRequest("query", documents)])
+            self._ranker.rank_many([RankRequest("query", documents)])
         except InputError as error:
             raise InputError(f"strategy {self.text!r}: {error}") from None
 

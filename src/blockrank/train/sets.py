@@ -37,8 +37,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training request. prompts: as its scorer makes them; positives_C: which candidates are relevant, in the order of
-    `prompts.indices`; teachers: scores (C,) in that order, by teacher's name."""
+    """One training request. prompts: as its scorer makes them; positives_C: which candidates are relevant, in the order
+    of `prompts.indices`; teachers: scores (C,) in that order, by teacher's name."""
 
     prompts: Prompts
     positives_C: NDArray[np.bool_]
