@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from labelled import saved_model
+from safetensors.torch import load_file
 from test_scorers_scalar import SCALAR, save
 from torch import Tensor
 from torch.nn import functional as F
@@ -214,6 +215,9 @@ def test_merged_adapters_are_read_as_they_were_trained(tmp_path: Path, scorer: s
     path = config_file(tmp_path, scorer, "lm = 0.0\n", max_steps=4)
     path.write_text(f"{path.read_text()}\n[lora]\nrank = 4\nmerge = false\n")
     beside = Ranker.from_pretrained(train_from_config(path), device="cpu").rank("red", COLOURS)
+    if scorer == SCALAR:  # a head with one output is trained whole
+        head, own = (load_file(tmp_path / name) for name in ("base/model.safetensors", "out/adapter_model.safetensors"))
+        assert float((own["base_model.model.score.weight"] - head["score.weight"]).abs().max()) > 1e-3
     path.write_text(path.read_text().replace("merge = false", "merge = true"))
     merged = Ranker.from_pretrained(train_from_config(path), device="cpu").rank("red", COLOURS)
     assert {entry.text: entry.score for entry in merged} == pytest.approx(

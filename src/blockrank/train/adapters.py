@@ -11,13 +11,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blockrank.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Needs, RankModel, load_model
-from blockrank.model.adapters import import_peft, wrap
+from blockrank.model.adapters import SCORE, import_peft, wrap
 from blockrank.train.config import LoraConfig
 from blockrank.types import InputError
 
 
 def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: int) -> nn.Module:
-    """The model frozen, with adapters in its linear layers: peft's wrapper, whose forward is the model's.
+    """The model frozen, with adapters in its linear layers: peft's wrapper, whose forward is the model's. A head with
+    one output is trained whole.
 
     Raises `MissingExtraError` without peft, `InputError` where no layer has a name in `targets`.
     """
@@ -26,6 +27,7 @@ def with_adapters(module: PreTrainedModel, config: LoraConfig, base: str, seed: 
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets) or "all-linear",
+        **({"modules_to_save": [SCORE], "exclude_modules": [SCORE]} if hasattr(module, SCORE) else {}),
     )
     torch.manual_seed(seed)  # as the library does before training: adapters are initialised at random
     try:
