@@ -34,6 +34,7 @@ from blockrank.bench.settings import Shape
 from blockrank.bench.shapes import KNOWN_SHAPES
 from blockrank.layout import Segment, TokenisedRequest
 from blockrank.model import SEAM, LoadedModel, RankModel
+from blockrank.scorers import Prompts
 from blockrank.spec import RankSpec
 from blockrank.train.batch import Batch, collate
 from blockrank.train.config import LossConfig
@@ -54,7 +55,7 @@ def example(options: argparse.Namespace, vocabulary: int, seed: int) -> Example:
     query = Segment("query", np.r_[query.ids, answer], len(query.ids), signal_end=len(query.ids))
     positives = np.zeros(options.documents, dtype=bool)
     positives[seed % options.documents] = True
-    return Example(TokenisedRequest((*others, query)), positives)
+    return Example(Prompts((TokenisedRequest((*others, query)),)), positives)
 
 
 def build(kind: Any, layers: int, attention: str, device: torch.device, shape: Any) -> Any:

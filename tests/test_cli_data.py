@@ -84,7 +84,7 @@ def test_a_collection_becomes_requests_that_the_trainer_reads(beir: Path, tmp_pa
     assert isinstance(source, RequestFile)
     assert (source.name, len(source)) == ("out", 5)
     example = source.example(0, np.random.default_rng(0))
-    assert (len(example.request.documents), int(example.positives_C.sum())) == (3, 1)
+    assert (len(example.prompts.documents), int(example.positives_C.sum())) == (3, 1)
     again = tmp_path / "again.jsonl.gz"
     run("requests", beir, "--split", "dev", "--output", again, "--candidates", 3, "--negatives", "bm25,random")
     assert again.read_bytes() == path.read_bytes()

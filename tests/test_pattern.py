@@ -34,6 +34,7 @@ from blockrank.engine.capture import Wanted
 from blockrank.layout import PackedLayout, TokenisedRequest, pack
 from blockrank.model import LoadedModel, RankModel
 from blockrank.readout.signals import log_scores
+from blockrank.scorers import Prompts
 from blockrank.train.batch import Example, collate
 from blockrank.train.config import LossConfig
 from blockrank.train.objective import training_loss
@@ -208,7 +209,7 @@ def gradients(backend: str) -> dict[str, Tensor]:
         *others, query = request.segments
         query = replace(query, signal_end=len(query.ids) - 3)
         documents = len(others) - 1
-        examples.append(Example(TokenisedRequest((*others, query)), np.arange(documents) == 1, {}))
+        examples.append(Example(Prompts((TokenisedRequest((*others, query)),)), np.arange(documents) == 1, {}))
     config = LossConfig(contrastive_weight=1.0, lm=0.5)
     parts = training_loss(model, collate(examples, CAUSAL), config)
     assert set(parts) == {"contrastive", "lm", "loss"}
@@ -228,7 +229,7 @@ def test_the_lm_loss_equals_the_plain_models() -> None:
     request = requests_of([[5, 4, 7, 6]])[0]
     *others, query = request.segments
     request = TokenisedRequest((*others, replace(query, signal_end=len(query.ids) - 3)))
-    batch = collate([Example(request, np.array([True, False]), {})], CAUSAL)
+    batch = collate([Example(Prompts((request,)), np.array([True, False]), {})], CAUSAL)
     model = rank_model("qwen3", spec=CAUSAL)
     ids = torch.from_numpy(np.concatenate([segment.ids for segment in request.segments]))[None]
     labels = ids.clone()

@@ -22,6 +22,7 @@ from blockrank import InputError, Ranker, RankSpec, Template
 from blockrank.attention import get_backend
 from blockrank.layout import PromptTokenizer, Segment, TokenisedRequest, pack
 from blockrank.model import LoadedModel, RankModel
+from blockrank.scorers import Prompts
 from blockrank.spec import SPEC_FILE
 from blockrank.train.batch import ExampleStream, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
@@ -127,20 +128,20 @@ def example(
         request = TokenisedRequest((*request.segments[:-1], Segment("query", ids, lengths[-1], signal_end=lengths[-1])))
     documents = len(lengths) - 2
     tables = {name: np.array(row, dtype=np.float32) for name, row in (teachers or {}).items()}
-    return Example(request, np.arange(documents) == seed % documents, tables)
+    return Example(Prompts((request,)), np.arange(documents) == seed % documents, tables)
 
 
 def test_a_batch_is_the_packed_layout_with_labels() -> None:
     examples = [example([3, 4, 5, 6, 2], seed=1, answer=3, teachers={"a": [1, 2, 3]}), example([2, 4, 3], answer=2)]
     batch = collate(examples, SPEC)
-    layout = pack([item.request for item in examples], SPEC)
+    layout = pack([item.prompts.only for item in examples], SPEC)
     for name in ("ids_T", "positions_T", "starts_S", "reads_R2", "signal_G"):
         assert getattr(batch.layout, name).tolist() == getattr(layout, name).tolist()
     assert batch.present_BM.tolist() == [[True, True, True], [True, False, False]]
     assert batch.positives_BM.tolist() == [[False, True, False], [True, False, False]]
     assert batch.teachers == {}
     # The opening `[` is learnt too: the token before it predicts it.
-    expected = [*examples[0].request.segments[-1].ids[1:], *examples[1].request.segments[-1].ids[2:]]
+    expected = [*examples[0].prompts.only.segments[-1].ids[1:], *examples[1].prompts.only.segments[-1].ids[2:]]
     assert batch.label_A.tolist() == expected
     assert layout.ids_T[batch.context_A.numpy() + 1].tolist() == expected
 
@@ -156,12 +157,12 @@ class Numbers:
 
     def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
         drawn = [np.array([row, int(generator.integers(1000))])] * 3
-        return Example(tokenised(drawn), np.array([True]))
+        return Example(Prompts((tokenised(drawn),)), np.array([True]))
 
 
 def test_a_stream_is_a_function_of_seed_and_index() -> None:
     def rows(stream: ExampleStream, order: Any) -> dict[int, list[int]]:
-        return {i: stream[i].request.segments[1].ids.tolist() for i in order}
+        return {i: stream[i].prompts.only.segments[1].ids.tolist() for i in order}
 
     sources = [Numbers("a", 10), Numbers("b", 30)]
     one, two = (ExampleStream(sources, 80, seed=3) for _ in range(2))
@@ -169,7 +170,7 @@ def test_a_stream_is_a_function_of_seed_and_index() -> None:
     assert rows(one, range(80)) == rows(two, reversed(range(80)))
     assert rows(one, range(80)) != rows(ExampleStream(sources, 80, seed=4), range(80))
     only_b = ExampleStream(sources, 60, weights={"a": 0.0})
-    passes = [only_b[i].request.segments[1].ids[0] for i in range(60)]
+    passes = [only_b[i].prompts.only.segments[1].ids[0] for i in range(60)]
     assert sorted(passes[:30]) == sorted(passes[30:]) == list(range(30))
     with pytest.raises(InputError, match="nothing to train on"):
         ExampleStream([], 10)
@@ -375,7 +376,7 @@ def test_the_research_codes_dialect_trains(tmp_path: Path) -> None:
     path.write_text('{"query": "q", "documents": {"7": "a", "9": {"text": "c"}}, "answer_ids": ["9"]}\n')
     source = RequestFile(path, PromptTokenizer(byte_tokenizer()), RUN_SPEC, DataConfig((str(path),)))
     found = source.example(0, np.random.default_rng(0))
-    order = [str(byte_tokenizer().decode(item.ids))[3] for item in found.request.documents]
+    order = [str(byte_tokenizer().decode(item.ids))[3] for item in found.prompts.documents]
     assert sorted(order) == ["a", "c"]
     assert found.positives_C.tolist() == [text == "c" for text in order]
 
@@ -419,11 +420,11 @@ def test_requests_hold_their_answer(tmp_path: Path) -> None:
     path.write_text(json.dumps(row), encoding="utf-8")
     [source] = open_sources(DataConfig((str(path),)), PromptTokenizer(byte_tokenizer()), RUN_SPEC)
     found = source.example(0, np.random.default_rng(0))
-    order = [str(byte_tokenizer().decode(item.ids))[3] for item in found.request.documents]
+    order = [str(byte_tokenizer().decode(item.ids))[3] for item in found.prompts.documents]
     assert found.positives_C.tolist() == [text in "ac" for text in order]
     assert found.teachers["given"].tolist() == ["abc".index(text) + 1 for text in order]
     ids = ", ".join(str(i) for i in np.flatnonzero(found.positives_C))
-    assert str(byte_tokenizer().decode(found.request.segments[-1].ids)) == f"Q:q;A[{ids}]"
+    assert str(byte_tokenizer().decode(found.prompts.only.segments[-1].ids)) == f"Q:q;A[{ids}]"
 
 
 def test_line_separators_inside_a_text_are_no_line_ends(tmp_path: Path) -> None:

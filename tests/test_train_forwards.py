@@ -20,6 +20,7 @@ from test_train import COLOURS, base_model, config_file, request_lines
 from transformers import TrainerCallback
 
 from blockrank import InputError, Ranker, RankRequest
+from blockrank.scorers import Prompts
 from blockrank.train import run
 from blockrank.train.batch import ExampleStream
 from blockrank.train.config import DataConfig, TrainConfig
@@ -41,7 +42,7 @@ class Ragged:
     def example(self, row: int, generator: np.random.Generator, candidates: int | None = None) -> Example:
         lengths = generator.integers(1, 9, candidates or 3)
         segments = [np.array([row]), *(np.arange(n) for n in lengths), np.arange(2)]
-        return Example(tokenised(segments), np.arange(len(lengths)) == 0)
+        return Example(Prompts((tokenised(segments),)), np.arange(len(lengths)) == 0)
 
 
 def stream(steps: int, lanes: int, most: int, budget: int | None, curriculum: Any = ()) -> ForwardStream:
@@ -51,7 +52,7 @@ def stream(steps: int, lanes: int, most: int, budget: int | None, curriculum: An
 
 def shape(forward: list[Example]) -> list[tuple[int, int]]:
     """Row and tokens of each request."""
-    return [(int(item.request.segments[0].ids[0]), item.request.length) for item in forward]
+    return [(int(item.prompts.only.segments[0].ids[0]), item.prompts.length) for item in forward]
 
 
 @settings(deadline=None, max_examples=30)
@@ -75,7 +76,7 @@ def test_a_budget_is_kept_and_nothing_is_skipped(steps: int, lanes: int, most: i
             assert forward == shape(expected)
             index += lanes * len(forward)
             if len(forward) < most:  # the next one would not have fitted
-                following = plain.example(index, candidates).request.length
+                following = plain.example(index, candidates).prompts.length
                 assert sum(length for _, length in forward) + following > budget
     indices = list(range(len(forwards)))
     order.shuffle(indices)

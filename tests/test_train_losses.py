@@ -199,12 +199,14 @@ def test_info_nce_equals_the_released_code(family: str, name: str) -> None:
 
 # What holds for all
 
-OF_TEACHERS = sorted(losses.DISTIL_LOSSES)
+OF_TEACHERS = sorted(set(losses.DISTIL_LOSSES) - losses.POINTWISE_LOSSES)
+BY_THEMSELVES = {"labels", "bce_logits"}  # losses of each document; "bce" is "bce_logits" of a teacher's probabilities
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 ALL: dict[str, Loss] = {
     "info_nce": lambda scores, teacher, positives: losses.info_nce(scores, positives),
     "cross_entropy": lambda scores, teacher, positives: losses.attention_cross_entropy(scores, positives, 0.5),
-    **losses.DISTIL_LOSSES,
+    "labels": lambda scores, teacher, positives: losses.binary_cross_entropy(scores, positives, 0.5),
+    **{name: form for name, form in losses.DISTIL_LOSSES.items() if name != "bce"},
 }
 TENTHS = st.integers(-30, 30).map(lambda value: value / 10)
 
@@ -248,7 +250,7 @@ def test_absent_candidates_do_not_matter(
     close(ALL[name](*wider), ALL[name](*request))
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - {"info_nce"}))  # which is of the shares themselves
+@pytest.mark.parametrize("name", sorted(set(ALL) - BY_THEMSELVES - {"info_nce"}))  # which is of the shares themselves
 @settings(deadline=None, max_examples=20)
 @given(request=requests(), shift=TENTHS)
 def test_a_constant_on_all_log_scores_does_not_matter(
@@ -335,9 +337,10 @@ def test_gradients_are_finite_beside_absent_candidates(name: str) -> None:
     assert bool((logits.grad[0] != 0).any())
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - {"list_kl", "listnet", "adr_mse"}))
+@pytest.mark.parametrize("name", sorted(set(ALL) - BY_THEMSELVES - {"list_kl", "listnet", "adr_mse"}))
 def test_requests_that_do_not_apply_contribute_nothing(name: str) -> None:
-    """Nothing positive, or nothing that the teacher tells apart; lists of equals ask for equal scores, and apply."""
+    """Nothing positive, or nothing that the teacher tells apart; lists of equals ask for equal scores, and apply, as
+    losses of each document by itself do."""
     of_pairs = (table([0.5, 0.3, 0.2], [0.6, 0.4, -1]), torch.tensor([[2.0, 3.0, 1.0], [1.0, 1.0, 9.0]]))
     positives = mask([0, 1, 0], [0, 0, 0])
     close(ALL[name](*of_pairs, positives), ALL[name](of_pairs[0][:1], of_pairs[1][:1], positives[:1]))

@@ -22,6 +22,7 @@ from blockrank.attention import get_backend
 from blockrank.engine.capture import Wanted
 from blockrank.layout import PromptTokenizer, Segment, TokenisedRequest
 from blockrank.model import LoadedModel, RankModel
+from blockrank.scorers import Prompts
 from blockrank.train.batch import Batch, collate
 from blockrank.train.config import DataConfig, LossConfig, TrainConfig
 from blockrank.train.objective import training_loss
@@ -54,7 +55,7 @@ def golden_batch() -> Batch:
         query = Segment("query", ids, lengths[-1], signal_end=lengths[-1], ranks_A=np.array(ranks, dtype=np.int64))
         positives = np.arange(len(scores)) == int(np.argmax(scores))
         teachers = {"a": np.array(scores, dtype=np.float32)}
-        examples.append(Example(TokenisedRequest((*request.segments[:-1], query)), positives, teachers))
+        examples.append(Example(Prompts((TokenisedRequest((*request.segments[:-1], query)),)), positives, teachers))
     return collate(examples, SPEC)
 
 
@@ -72,7 +73,7 @@ def parts_of(model: RankModel, **config: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", get_args(HINTS["distil_loss"]))
 def test_every_distillation_loss_trains(model: RankModel, name: str) -> None:
     model.module.zero_grad()
-    parts = parts_of(model, contrastive_weight=0.0, lm=0.0, distil=0.5, distil_loss=name, teacher_temperature=1.0)
+    parts = parts_of(model, contrastive_weight=0.0, lm=0.0, distil=0.5, distil_loss=name, teacher_temperature=2.0)
     parts["loss"].backward()
     assert set(parts) == {"distil", "loss"}
     assert float(parts["loss"].detach()) == pytest.approx(0.5 * float(parts["distil"].detach()))
@@ -153,9 +154,9 @@ def test_a_full_list_is_written_by_the_teachers_scores(tmp_path: Path) -> None:
     config = LossConfig(answer_order="relevance", answer_length=12)
     [source] = open_sources(write_lines(tmp_path, row), BYTES, RUN_SPEC, config)
     found = source.example(0, np.random.default_rng(0))
-    written = str(byte_tokenizer().decode(found.request.segments[-1].ids)).removeprefix("Q:q;A[").removesuffix("]")
+    written = str(byte_tokenizer().decode(found.prompts.only.segments[-1].ids)).removeprefix("Q:q;A[").removesuffix("]")
     # A document's text stands between colon and semicolon: "D10:k;".
-    order = [str(byte_tokenizer().decode(item.ids)).split(":")[1][0] for item in found.request.documents]
+    order = [str(byte_tokenizer().decode(item.ids)).split(":")[1][0] for item in found.prompts.documents]
     assert order != list(texts)
     assert [order[int(i)] for i in written.split(", ")] == list(reversed(texts))
 

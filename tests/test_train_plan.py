@@ -48,7 +48,7 @@ def test_a_plan_counts_what_the_run_has(work: Path, loss: str, lora: bool) -> No
     assert plan.memory_bytes["optimiser"] == 8 * trained
     assert plan.steps == 4
     assert plan.requests_in_step == 4
-    tokens = [sum(item.request.length for item in trainer.train_dataset[index]) for index in range(4)]
+    tokens = [sum(item.prompts.length for item in trainer.train_dataset[index]) for index in range(4)]
     assert plan.tokens_in_step == pytest.approx(sum(tokens) / 4, rel=0.1)
     assert plan.seconds == pytest.approx(4 * plan.flops_in_step / plan.flops_per_second)
 

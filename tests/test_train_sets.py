@@ -102,7 +102,7 @@ def drawn(source: TrainingSet, tokenizer: PromptTokenizer, row: int = 0, draws: 
     found: set[int] = set()
     for seed in range(draws):
         item = source.example(row, np.random.default_rng(seed))
-        rows = np.array(bodies(tokenizer, item.request.documents))
+        rows = np.array(bodies(tokenizer, item.prompts.documents))
         found |= set(rows[~item.positives_C].tolist())
     return found
 
@@ -169,10 +169,10 @@ def test_an_example_holds_framed_rows_labels_and_teachers(tmp_path: Path, tokeni
     assert (source.name, len(source)) == ("planets", 3)
     for row, query in enumerate(QUERIES):
         item = source.example(row, np.random.default_rng(row))
-        rows = bodies(tokenizer, item.request.documents)
+        rows = bodies(tokenizer, item.prompts.documents)
         assert sorted(rows) == list(range(6))
         assert {i for i, good in zip(rows, item.positives_C, strict=True) if good} == set(POSITIVES[row])
-        assert item.request.segments[-1].ids[1:-1].tolist() == tokenizer.encode(query).tolist()
+        assert item.prompts.only.segments[-1].ids[1:-1].tolist() == tokenizer.encode(query).tolist()
         vectors = circle(ANGLES).astype(np.float32)[rows] @ np.array([1, 0], dtype=np.float32)
         np.testing.assert_allclose(item.teachers["vectors"], vectors, rtol=1e-6)
         np.testing.assert_allclose(item.teachers["vectors"], np.cos(ANGLES)[rows], atol=1e-3)
@@ -183,7 +183,7 @@ def test_an_example_holds_framed_rows_labels_and_teachers(tmp_path: Path, tokeni
 def test_documents_are_cut_and_positives_limited(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     source = opened(tmp_path, tokenizer, candidates=5, max_document_tokens=3, max_positives=1)
     item = source.example(2, np.random.default_rng(0))
-    assert [len(part.ids) for part in item.request.documents] == [5] * 5
+    assert [len(part.ids) for part in item.prompts.documents] == [5] * 5
     assert item.positives_C.sum() == 1
 
 
@@ -194,7 +194,7 @@ def test_mined_negatives_leave_out_the_filling_of_the_dense_table(tmp_path: Path
     assert drawn(opened(tmp_path, tokenizer, candidates=3, hard=2), tokenizer, row=1) == {0, 3}
     lean = {k: v for k, v in tensors(tokenizer).items() if not k.startswith(("negative", "dense"))}
     found = opened(tmp_path, tokenizer, lean, candidates=6).example(0, np.random.default_rng(0))
-    assert sorted(bodies(tokenizer, found.request.documents)) == list(range(6))
+    assert sorted(bodies(tokenizer, found.prompts.documents)) == list(range(6))
 
 
 def test_negatives_as_good_as_the_positive_are_left_out(tmp_path: Path, tokenizer: PromptTokenizer) -> None:

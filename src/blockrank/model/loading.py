@@ -13,8 +13,6 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -31,7 +29,7 @@ from blockrank.model.probe import probe_model
 from blockrank.model.rank_model import RankModel
 from blockrank.model.sources import HUB_NAME, broken_file, located, one_line
 from blockrank.model.vocabulary import check_files, check_prompt, check_vocabulary
-from blockrank.model.weights import check_finite, load_weights
+from blockrank.model.weights import check_finite, class_of, load_weights
 from blockrank.spec import BUILT_IN_SPECS, SPEC_FILE, RankSpec
 from blockrank.types import InputError, ModelError
 
@@ -177,13 +175,14 @@ def load_config(name_or_path: str | Path | None = None) -> PreTrainedConfig:
         return _read(AutoConfig, root_of(located(name_or_path)))
 
 
-def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, *, head: bool = False) -> PreTrainedModel:
+def load_skeleton(name_or_path: str | Path | None, spec: RankSpec, needs: Needs) -> PreTrainedModel:
     """The model that `load_model` would give, without its weights: on the meta device, for counting."""
     config = load_config(name_or_path)
-    if not head:
-        _cut(config, spec.readout.layer + 1)
+    _cut(config, None if needs.every_layer else needs.depth(spec.readout.layer))
+    if needs.score and holds_score(chain_of(located(name_or_path))[:-1]):
+        config.num_labels = 1
     with torch.device("meta"):
-        skeleton: PreTrainedModel = (AutoModelForCausalLM if head else AutoModel).from_config(config)
+        skeleton: PreTrainedModel = class_of(needs, config, f"the checkpoint {str(name_or_path)!r}").from_config(config)
     return skeleton
 
 

@@ -48,7 +48,7 @@ def load_weights(
     """
     if score_follows:
         config.num_labels = 1
-    kind = _class_of(needs, config, f"the checkpoint {str(source)!r}")
+    kind = class_of(needs, config, f"the checkpoint {str(source)!r}")
     options: dict[str, Any] = {"key_mapping": _WRAPPED} if needs.encoder_decoder else {"attn_implementation": SEAM}
     options |= {"config": config, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = True  # what does not fit is refused below
@@ -85,7 +85,7 @@ def load_weights(
     return module, left_out
 
 
-def _class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
+def class_of(needs: Needs, config: PreTrainedConfig, named: str) -> Any:
     """The library's class of models with what is needed. Raises `ModelError` where a checkpoint is of another kind,
     or its head has several outputs."""
     if needs.encoder_decoder and config.model_type != "t5":

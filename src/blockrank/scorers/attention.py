@@ -86,14 +86,18 @@ class AttentionScorer(LayoutScorer):
             raise InputError("evidence is of the attention at one layer: not with a head set.")
         spec.check_none_leaves("evidence needs every document at the scoring layer")
 
+    @property
+    def has_logits(self) -> bool:
+        """See `Scorer.has_logits`. Single heads are chosen, not trained."""
+        return self.heads is None
+
     def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
-        """See `LayoutScorer.wanted`."""
-        if self.heads is not None:
-            return super().wanted(model, layout)
+        """See `Scorer.wanted`."""
+        del layout
         return Wanted.read_out(model.spec)
 
     def logits(self, model: RankModel, capture: Capture) -> Tensor:
-        """See `LayoutScorer.logits`."""
+        """See `Scorer.logits`."""
         layer = capture.only
         return log_scores(layer.q_GNH, layer.k_PKH, capture.layout, model.spec, layer.scale)
 

@@ -143,6 +143,22 @@ class Scorer(ABC):
         document's tokens are wanted too.
         """
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether `wanted` and `logits` say something of its scores: then they can be trained."""
+        return type(self).logits is not Scorer.logits
+
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """What a forward of the prompts of some requests must hand out for `logits`; in training an answer may follow
+        a prompt. Asked of scorers that have logits."""
+        raise NotImplementedError
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """(C,) float32, differentiable, of the candidates of those requests in the order of `Prompts.indices`:
+        logarithms of shares where scores are shares, else any numbers whose sigmoid or softmax says how relevant
+        documents are."""
+        raise NotImplementedError
+
     def identity(self) -> dict[str, Any]:
         """What tells it from others in a record: its name and settings, JSON-ready. Settings that are None are left
         out, as in records from before there were such settings."""
@@ -153,20 +169,6 @@ class Scorer(ABC):
 
 class LayoutScorer(Scorer):
     """A scorer that reads packed layouts, each prompt for itself: mostly one forward and a read-out."""
-
-    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
-        """What a forward must hand out for `logits`; also in training, where an answer may follow the prompt.
-
-        Raises `InputError` where it cannot be trained, as if nothing else is said.
-        """
-        del model, layout
-        raise InputError(f"the scorer {self.name!r} cannot be trained.")
-
-    def logits(self, model: RankModel, capture: Capture) -> Tensor:
-        """(C,) float32, differentiable: logarithms of shares where scores are shares, else any numbers whose sigmoid
-        or softmax says how relevant documents are. Raises as `wanted`."""
-        del model, capture
-        raise InputError(f"the scorer {self.name!r} cannot be trained.")
 
     @abstractmethod
     def read(self, model: RankModel, layout: PackedLayout, *, evidence: bool = False) -> Scored:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockrank.engine import Wanted
-from blockrank.layout import Segment, TokenisedRequest, pack, plan_batches
+from blockrank.engine import Capture, Wanted
+from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack, plan_batches
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import Scored, Scorer
 from blockrank.scorers.prompts import Prompts, PromptWriter
@@ -100,6 +101,20 @@ class EmbeddingScorer(Scorer):
         del spec
         return True
 
+    def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
+        """See `Scorer.wanted`."""
+        del model
+        return Wanted(hidden_R=layout.last_B)
+
+    def logits(self, model: RankModel, capture: Capture) -> Tensor:
+        """Cosines (C,): of each document alone with the chat before it. See `Scorer.logits`."""
+        del model
+        vectors_PD, chat_P = _directions(capture), torch.from_numpy(_starts_chat(capture.layout))
+        owner_P = (chat_P.cumsum(0) - 1).to(vectors_PD.device)
+        alone_P = (~chat_P).to(vectors_PD.device)
+        queries_BD, documents_CD = vectors_PD[~alone_P], vectors_PD[alone_P]
+        return (documents_CD * queries_BD[owner_P[alone_P]]).sum(1)
+
     def score(
         self, model: RankModel, prompts: Sequence[Prompts], *, max_tokens: int, evidence: bool = False
     ) -> list[Scored]:
@@ -127,6 +142,19 @@ class EmbeddingScorer(Scorer):
         ]
 
 
+def _starts_chat(layout: PackedLayout) -> NDArray[np.bool_]:
+    """(P,) which prompts of a layout are chats: documents alone have no instruction."""
+    starts_S, ends_S = layout.starts_S, layout.ends_S
+    chat_P: NDArray[np.bool_] = (ends_S > starts_S)[layout.instruction_segment_B]
+    return chat_P
+
+
+def _directions(capture: Capture) -> Tensor:
+    """(P, D) float32: the vector of each prompt, of length 1."""
+    assert capture.hidden_RD is not None, "hidden states were asked for"
+    return F.normalize(capture.hidden_RD.float(), dim=1)
+
+
 def _key(document: TokenisedRequest, model: RankModel) -> bytes:
     """All that a document's vector depends on beside the weights."""
     found = hashlib.blake2b(f"vector|{model.arithmetic}|".encode(), digest_size=16)
@@ -142,7 +170,5 @@ def _vectors(model: RankModel, parts: Sequence[TokenisedRequest], max_tokens: in
         if found:
             model.give_turn()
         layout = pack(parts[batch], model.spec)
-        hidden_RD = model.forward(layout, Wanted(hidden_R=layout.last_B)).hidden_RD
-        assert hidden_RD is not None, "hidden states were asked for"
-        found.append(F.normalize(hidden_RD.float(), dim=1))
+        found.append(_directions(model.forward(layout, Wanted(hidden_R=layout.last_B))))
     return torch.cat(found)

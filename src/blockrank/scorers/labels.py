@@ -87,12 +87,12 @@ class LabelScorer(LayoutScorer):
         return Scored(self.logits(model, model.forward(layout, self.wanted(model, layout))).exp())
 
     def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
-        """See `LayoutScorer.wanted`."""
+        """See `Scorer.wanted`."""
         del model
         return Wanted(logits_R=layout.opened_B)
 
     def logits(self, model: RankModel, capture: Capture) -> Tensor:
-        """See `LayoutScorer.logits`."""
+        """See `Scorer.logits`."""
         assert model.tokenizer is not None, "labels need a tokenizer"
         assert capture.logits_RV is not None, "asked for"
         counts_B = np.bincount(capture.layout.document_request_C, minlength=capture.layout.requests)

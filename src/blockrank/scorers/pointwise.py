@@ -108,7 +108,7 @@ class PointwiseScorer(AloneScorer):
         return Scored(self.logits(model, model.forward(layout, self.wanted(model, layout))).sigmoid())
 
     def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
-        """See `LayoutScorer.wanted`."""
+        """See `Scorer.wanted`."""
         del model
         return Wanted(logits_R=last_tokens(layout))
 

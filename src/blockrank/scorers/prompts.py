@@ -81,13 +81,15 @@ class PromptWriter:
     """Writes prompts in the tokens of one model, within the limits of one request.
 
     spec: how its prompts are written if nothing else is said. memo: keeps segments that have been tokenised. between:
-    called now and then, between documents; what it raises ends the work.
+    called now and then, between documents; what it raises ends the work. answer: indices of the candidates that are
+    listed behind a prompt, in training, best first; the prompt ends before an answer if left out.
     """
 
     tokenizer: PromptTokenizer
     spec: RankSpec
     memo: Memo[Segment] | None = None
     between: Callable[[], None] | None = None
+    answer: tuple[int, ...] | None = None
 
     def write(
         self, request: RankRequest, spec: RankSpec | None = None, read: Sequence[int] | None = None
@@ -99,7 +101,7 @@ class PromptWriter:
         Raises `InputError` as `PromptTokenizer.tokenise_request`, and where none of them has a segment.
         """
         return self.tokenizer.tokenise_request(
-            request, spec or self.spec, memo=self.memo, between=self.between, read=read
+            request, spec or self.spec, self.answer, memo=self.memo, between=self.between, read=read
         )
 
     def write_each(self, request: RankRequest, spec: RankSpec | None = None) -> tuple[TokenisedRequest, ...]:

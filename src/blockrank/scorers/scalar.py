@@ -48,12 +48,12 @@ class ScalarScorer(AloneScorer):
         return Scored(self.logits(model, model.forward(layout, self.wanted(model, layout))))
 
     def wanted(self, model: RankModel, layout: PackedLayout) -> Wanted:
-        """See `LayoutScorer.wanted`."""
+        """See `Scorer.wanted`."""
         del model
         return Wanted(hidden_R=last_tokens(layout))
 
     def logits(self, model: RankModel, capture: Capture) -> Tensor:
-        """See `LayoutScorer.logits`."""
+        """See `Scorer.logits`."""
         assert capture.hidden_RD is not None, "hidden states were asked for"
         head = model.module.score
         bias = None if head.bias is None else head.bias.float()

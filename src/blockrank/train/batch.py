@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blockrank.layout import Ints, PackedLayout, pack
+from blockrank.layout import Ints, PackedLayout, TokenisedRequest, pack
 from blockrank.spec import RankSpec
 from blockrank.train.sets import Example, ExampleSource
 from blockrank.types import InputError
@@ -75,12 +75,13 @@ class Batch:
 
 def collate(examples: Sequence[Example], spec: RankSpec) -> Batch:
     """Pack examples into one stream; nothing is padded but the small tables of labels."""
-    layout = pack([example.request for example in examples], spec)
+    prompts = [part for example in examples for part in example.prompts.parts]
+    layout = pack(prompts, spec)
     counts = np.array([len(example.positives_C) for example in examples])
     present = np.arange(counts.max()) < counts[:, None]
     positives = np.zeros(present.shape, dtype=bool)
     positives[present] = np.concatenate([example.positives_C for example in examples])
-    context, ranks = _answers(examples, layout)
+    context, ranks = _answers(prompts, layout)
     return Batch(
         layout,
         torch.from_numpy(positives),
@@ -102,12 +103,12 @@ def _teacher_tables(examples: Sequence[Example], present: NDArray[np.bool_]) -> 
     return tables
 
 
-def _answers(examples: Sequence[Example], layout: PackedLayout) -> tuple[Ints, Ints]:
+def _answers(prompts: Sequence[TokenisedRequest], layout: PackedLayout) -> tuple[Ints, Ints]:
     """Positions whose next token is part of an answer (the opening and everything after it), and the ranks of those
     next tokens."""
     context, ranks = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for example, segment in zip(examples, layout.query_segment_B, strict=True):
-        query = example.request.segments[-1]
+    for prompt, segment in zip(prompts, layout.query_segment_B, strict=True):
+        query = prompt.segments[-1]
         count = len(query.ids) - query.signal_end
         if count:
             start = int(layout.starts_S[segment])

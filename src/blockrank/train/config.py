@@ -103,7 +103,16 @@ class LossConfig:
     answer_length: int | None = None
     distil: float = 0.0
     distil_loss: Literal[
-        "list_kl", "margin_mse", "ranknet", "weighted_ranknet", "lambda", "lambda_rank", "listnet", "adr_mse"
+        "list_kl",
+        "margin_mse",
+        "ranknet",
+        "weighted_ranknet",
+        "lambda",
+        "lambda_rank",
+        "listnet",
+        "adr_mse",
+        "bce",
+        "bce_logits",
     ] = "list_kl"
     teachers: dict[str, float] = field(default_factory=dict)
     teacher_checkpoint: str | None = None

@@ -69,7 +69,7 @@ class ForwardStream(Dataset[list[Example]]):
             if lane.waiting is None or lane.waiting[0] != candidates:
                 lane.waiting = candidates, self._examples.example(lane.index, candidates)
             example = lane.waiting[1]
-            total += example.request.length
+            total += example.prompts.length
             if taken and total > budget:
                 break
             taken.append(example)

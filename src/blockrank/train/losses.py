@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockrank.layout import Ints
+from blockrank.types import InputError
 
 # Contrastive losses on labels
 
@@ -70,7 +71,7 @@ CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
     "cross_entropy": attention_cross_entropy,
     "bce": binary_cross_entropy,
 }
-POINTWISE_LOSSES = frozenset({"bce"})  # of logits as they are; all others are of shares
+POINTWISE_LOSSES = frozenset({"bce", "bce_logits"})  # of logits as they are; all others are of shares
 
 # Lists: the teacher's scores as a distribution
 
@@ -104,6 +105,28 @@ def adr_mse(log_scores_BM: Tensor, teacher_BM: Tensor) -> Tensor:
     ahead_BMM = torch.sigmoid(scores_BM[:, None, :] - scores_BM[:, :, None])
     soft_BM = 1 + (ahead_BMM * others_BMM).sum(2)
     return _mean_over((rank_BM - soft_BM) ** 2 / torch.log2(rank_BM + 1), present_BM)
+
+
+# Documents by themselves: the teacher says how likely each is relevant
+
+
+def soft_binary_cross_entropy(logits_BM: Tensor, teacher_BM: Tensor) -> Tensor:
+    """Binary cross-entropy of sigmoid(logit) against the teacher's probability of each document, averaged over the
+    candidates of a request. Raises `InputError` where a teacher's score is no probability."""
+    present_BM = logits_BM > -math.inf
+    target_BM = teacher_BM.to(logits_BM.dtype).masked_fill(~present_BM, 0)
+    if bool(((target_BM < 0) | (target_BM > 1)).any()):
+        raise InputError(
+            "loss.distil_loss 'bce' takes teachers' scores that are in [0, 1] once divided by "
+            "loss.teacher_temperature; 'bce_logits' takes any."
+        )
+    terms_BM = F.binary_cross_entropy_with_logits(logits_BM.masked_fill(~present_BM, 0), target_BM, reduction="none")
+    return _mean_over(terms_BM, present_BM)
+
+
+def logit_binary_cross_entropy(logits_BM: Tensor, teacher_BM: Tensor) -> Tensor:
+    """As `soft_binary_cross_entropy`, with sigmoid(teacher's score) as the probability."""
+    return soft_binary_cross_entropy(logits_BM, teacher_BM.float().sigmoid())
 
 
 # Pairs: i stands before j in the teacher's order
@@ -227,6 +250,8 @@ DISTIL_LOSSES: dict[str, DistilLoss] = {
     "lambda_rank": _without_labels(lambda_rank),
     "listnet": _without_labels(listnet),
     "adr_mse": _without_labels(adr_mse),
+    "bce": _without_labels(soft_binary_cross_entropy),
+    "bce_logits": _without_labels(logit_binary_cross_entropy),
 }
 
 # Signal tokens

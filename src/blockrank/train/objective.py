@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blockrank.engine.capture import Capture, Wanted
 from blockrank.layout import Ints
 from blockrank.model import RankModel
-from blockrank.scorers import SCORERS, LayoutScorer
+from blockrank.scorers import SCORERS, Scorer
 from blockrank.spec import RankSpec
 from blockrank.train import losses
 from blockrank.train.batch import Batch
@@ -28,7 +28,7 @@ def training_loss(
     config: LossConfig,
     teacher: TeacherEnsemble | None = None,
     module: nn.Module | None = None,
-    scorer: LayoutScorer | None = None,
+    scorer: Scorer | None = None,
 ) -> dict[str, Tensor]:
     """All parts of the loss of one packed step, and their weighted sum under "loss".
 
@@ -62,10 +62,10 @@ def training_loss(
     return parts
 
 
-def trained_scorer(spec: RankSpec) -> LayoutScorer:
+def trained_scorer(spec: RankSpec) -> Scorer:
     """The scorer that a spec names. Raises `InputError` where it cannot be trained."""
     scorer = SCORERS.make(spec.scorer)
-    if isinstance(scorer, LayoutScorer) and type(scorer).logits is not LayoutScorer.logits:
+    if scorer.has_logits:
         return scorer
     raise InputError(f"[model]: the scorer {scorer.name!r} cannot be trained: it has no scores to learn by.")
 
@@ -97,12 +97,13 @@ def _parts(
     table_BM = logits_BM if are_shares else logits_BM.log_softmax(1)
     if config.contrastive_weight:
         form = losses.CONTRASTIVE_LOSSES[config.contrastive]
-        by_itself = config.contrastive in losses.POINTWISE_LOSSES
-        parts["contrastive"] = form(logits_BM if by_itself else table_BM, positives_BM, config.temperature)
+        seen_BM = logits_BM if config.contrastive in losses.POINTWISE_LOSSES else table_BM
+        parts["contrastive"] = form(seen_BM, positives_BM, config.temperature)
     if config.distil and teacher is not None:
         scores_BM = teacher.scores(batch, table_BM.device) / config.teacher_temperature
         distil = losses.DISTIL_LOSSES[config.distil_loss]
-        parts["distil"] = distil(table_BM / config.distil_temperature, scores_BM, positives_BM)
+        seen_BM = logits_BM if config.distil_loss in losses.POINTWISE_LOSSES else table_BM
+        parts["distil"] = distil(seen_BM / config.distil_temperature, scores_BM, positives_BM)
     return parts
 
 

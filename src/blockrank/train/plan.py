@@ -27,7 +27,7 @@ from blockrank.train.batch import collate
 from blockrank.train.config import TrainConfig
 from blockrank.train.dev import open_dev_set
 from blockrank.train.objective import check_answers
-from blockrank.train.run import forward_stream, forwards_in_step, student_spec, wants_head
+from blockrank.train.run import forward_stream, forwards_in_step, student_needs, student_spec
 from blockrank.train.sets import ExampleSource, open_sources
 
 _SAMPLED_STEPS = 8
@@ -84,11 +84,10 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     """Plan a run: data are read and sampled, weights are not read, nothing is written. Raises as the run would."""
     arguments = training_arguments(config)
     spec = student_spec(config)
-    head = wants_head(config, spec)
     sources = open_sources(config.data, load_tokenizer(config.model.base)[0], spec)
     check_answers(config.loss, sources)
     dev = open_dev_set(config.dev) if config.dev is not None else None
-    module: nn.Module = load_skeleton(config.model.base, spec, head=head)
+    module: nn.Module = load_skeleton(config.model.base, spec, student_needs(config, spec))
     shape = _shape(module)
     if config.lora is not None:
         module = with_adapters(module, config.lora, config.model.base, config.seed)

@@ -142,10 +142,11 @@ def build_trainer(config: TrainConfig) -> RankTrainer:
         device=arguments.device,
         dtype=torch.float32,  # master weights; bf16=true in [trainer] computes in bfloat16
         backend=None,
-        needs=_needs(config, spec),
+        needs=student_needs(config, spec),
         omit_dropout=True,
         layers="library",  # fused layers have no gradients, and their weights are shared views
     )
+    trained_scorer(spec).check(model)
     computing = torch.bfloat16 if arguments.bf16 else torch.float32
     if config.model.backend or arguments.bf16:
         model.use_backend(config.model.backend, computing)
@@ -192,11 +193,13 @@ def student_spec(config: TrainConfig) -> RankSpec:
 
 def _check_scorer(scorer: Scorer, loss: LossConfig) -> None:
     """Raise `InputError` where a scorer cannot be trained by these losses."""
-    if loss.contrastive_weight and loss.contrastive in POINTWISE_LOSSES and scorer.kind == "share":
-        raise InputError(
-            f"loss.contrastive {loss.contrastive!r} is for scorers that score each document by itself; the scorer "
-            f"{scorer.name!r} gives shares."
-        )
+    named = (("contrastive", loss.contrastive_weight), ("distil_loss", loss.distil))
+    for key in (key for key, weight in named if weight and getattr(loss, key) in POINTWISE_LOSSES):
+        if scorer.kind not in ("logit", "probability"):
+            raise InputError(
+                f"loss.{key} {getattr(loss, key)!r} is for scorers that score each document by itself; the scorer "
+                f"{scorer.name!r} compares those of one request."
+            )
     if loss.orthogonality and not isinstance(scorer, AttentionScorer):
         raise InputError(f"loss.orthogonality is of signal tokens, and the scorer {scorer.name!r} reads none.")
 
@@ -218,7 +221,8 @@ def forward_stream(config: TrainConfig, sources: Sequence[ExampleSource], steps:
     return ForwardStream(examples, steps, lanes, requests, config.data)
 
 
-def _needs(config: TrainConfig, spec: RankSpec) -> Needs:
+def student_needs(config: TrainConfig, spec: RankSpec) -> Needs:
+    """What of the base is loaded, trained and saved."""
     needs = trained_scorer(spec).needs(spec)
     return replace(needs, logits=needs.logits or wants_head(config, spec))
 
@@ -231,11 +235,12 @@ def _teacher(config: TrainConfig, model: RankModel, dtype: torch.dtype) -> Teach
         raise InputError("loss.distil is set, but loss.teachers names no teacher.")
     if config.loss.teacher_checkpoint is None:
         return TeacherEnsemble(config.loss.teachers)
-    scorer = trained_scorer(model.spec)
-    needs = scorer.needs(model.spec)
-    frozen = load_model(config.loss.teacher_checkpoint, device=model.device, dtype=dtype, needs=needs)
+    teacher = config.loss.teacher_checkpoint
+    scorer, spec = resolve_scorer(teacher, trained_scorer(model.spec))
+    spec = scorer.worded(spec, load_tokenizer(teacher)[0])
+    frozen = load_model(teacher, spec=spec, device=model.device, dtype=dtype, needs=scorer.needs(spec))
     if frozen.spec.prompt != model.spec.prompt:
-        raise InputError(f"{config.loss.teacher_checkpoint} reads another prompt than the student: it cannot teach it.")
+        raise InputError(f"{teacher} reads another prompt than the student: it cannot teach it.")
     frozen.module.requires_grad_(False)
     return TeacherEnsemble(config.loss.teachers, (frozen, scorer))
 
@@ -269,6 +274,6 @@ def train_from_config(path: str | Path, resume: bool = False) -> Path:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output)
     if config.lora is not None and config.lora.merge and trainer.args.should_save:
-        merge_saved(Path(config.output), wants_head(config, trainer.rank_model.spec))
+        merge_saved(Path(config.output), student_needs(config, trainer.rank_model.spec))
     trainer.accelerator.wait_for_everyone()  # no process returns before the result is written
     return Path(config.output)

@@ -26,6 +26,7 @@ from blockrank.layout import Ints, PromptTokenizer, Segment, TokenisedRequest
 from blockrank.layout.prompt import Kind
 from blockrank.mine import DropRule
 from blockrank.retrieve.bm25 import K1, B
+from blockrank.scorers import SCORERS, Prompts, PromptWriter
 from blockrank.spec import RankSpec
 from blockrank.train.config import DataConfig, LossConfig
 from blockrank.train.sampling import sample_candidates
@@ -36,9 +37,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training request. positives_C: which candidates are relevant; teachers: scores (C,) by teacher's name."""
+    """One training request. prompts: as its scorer makes them; positives_C: which candidates are relevant, in the order
+    of `prompts.indices`; teachers: scores (C,) in that order, by teacher's name."""
 
-    request: TokenisedRequest
+    prompts: Prompts
     positives_C: NDArray[np.bool_]
     teachers: dict[str, Floats] = field(default_factory=dict)
 
@@ -75,6 +77,11 @@ class Framer:
         for part in sample.segments[1:]:
             if list(self.segment(part.kind, bodies[part.kind]).ids) != list(part.ids):
                 raise InputError("this template merges frame and body tokens; train it from JSONL requests instead.")
+        prompts = SCORERS.make(spec.scorer).prompts(RankRequest("a", ["a", "a"]), PromptWriter(tokenizer, spec))
+        if len(prompts.parts) > 1:
+            raise InputError(
+                f"pre-tokenised training sets need all documents in one prompt, and {spec.scorer!r} writes several."
+            )
 
     @staticmethod
     def _split(ids: Ints, mark: int) -> list[Ints]:
@@ -135,7 +142,7 @@ class TrainingSet:
             teachers["vectors"] = self._teacher(row, rows)
         if given:
             teachers["given"] = np.array([given[int(i)] for i in rows], dtype=np.float32)
-        return Example(self._framer.request(query, bodies), labels, teachers)
+        return Example(Prompts((self._framer.request(query, bodies),)), labels, teachers)
 
     def _slice(self, owner: str, values: str, row: int) -> Ints:
         starts = self._data[f"{owner}_starts"]
@@ -212,6 +219,7 @@ class RequestFile:
         teacher scores that an answer by relevance needs."""
         self.name = Path(str(path).removesuffix(".gz")).stem
         self._tokenizer, self._spec, self._config = tokenizer, spec, config
+        self._scorer = SCORERS.make(spec.scorer)
         self._loss = loss or LossConfig()
         by_relevance = bool(spec.prompt.answer) and self._loss.answer_order == "relevance"
         self._rows = [_checked_row(value, f"{path}:{line}", by_relevance) for line, value in json_objects(path)]
@@ -233,11 +241,12 @@ class RequestFile:
         request = RankRequest(raw["query"], [raw["documents"][i] for i in rows])
         teachers = {"given": np.array(raw["teacher"], dtype=np.float32)[rows]} if "teacher" in raw else {}
         answer = answer_of(labels, teachers.get("given"), self._loss) if self._spec.prompt.answer else None
-        tokenised = self._tokenizer.tokenise_request(request, self._spec, answer)
-        if silent := sorted(set(range(len(rows))) - set(tokenised.indices)):
+        prompts = self._scorer.prompts(request, PromptWriter(self._tokenizer, self._spec, answer=answer))
+        if silent := sorted(set(range(len(rows))) - set(prompts.indices)):
             place = f"documents[{rows[silent[0]]}] of the query {raw['query']!r}"
             raise InputError(f"{self.name}: {place} yields no token of this tokenizer; leave it out.")
-        return Example(tokenised, labels, teachers)
+        own = list(prompts.indices)  # a scorer may write documents in an order of its own
+        return Example(prompts, labels[own], {name: scores_C[own] for name, scores_C in teachers.items()})
 
 
 def answer_of(positives_C: NDArray[np.bool_], scores_C: Floats | None, loss: LossConfig) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockrank.model import RankModel
-from blockrank.scorers import LayoutScorer
+from blockrank.scorers import Scorer
 from blockrank.train.batch import Batch
 from blockrank.types import InputError
 
@@ -17,7 +17,7 @@ from blockrank.types import InputError
 class TeacherEnsemble:
     """A weighted ensemble of score tables; see `LossConfig.teachers`."""
 
-    def __init__(self, weights: Mapping[str, float], frozen: tuple[RankModel, LayoutScorer] | None = None) -> None:
+    def __init__(self, weights: Mapping[str, float], frozen: tuple[RankModel, Scorer] | None = None) -> None:
         if "model" in weights and frozen is None:
             raise InputError("loss.teachers names 'model', but loss.teacher_checkpoint is not set.")
         self._weights, self._frozen = dict(weights), frozen
@@ -52,6 +52,7 @@ class TeacherEnsemble:
 
 def score_table(scores_C: Tensor, batch: Batch, absent: float = -math.inf) -> Tensor:
     """(B, M) table of a batch's scores, `absent` where a request has fewer candidates."""
+    assert len(scores_C) == int(batch.present_BM.sum()), "a score for each candidate"
     present_BM = batch.present_BM.to(scores_C.device, non_blocking=True)
     return scores_C.new_full(present_BM.shape, absent).masked_scatter(present_BM, scores_C)
 
