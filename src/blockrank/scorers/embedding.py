@@ -20,7 +20,7 @@ from blockrank.engine import Capture, Wanted
 from blockrank.layout import PackedLayout, Segment, TokenisedRequest, pack, plan_batches
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import Scored, Scorer
-from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.scorers.prompts import Prompts, PromptWriter, in_full_attention
 from blockrank.spec import RankSpec, Template
 from blockrank.types import InputError, RankRequest
 
@@ -60,15 +60,7 @@ class EmbeddingScorer(Scorer):
             id_base=1,
             chat=True,
         )
-        return spec.changed(
-            template=chat,
-            pattern="causal",
-            document_attention="causal",
-            query_attention="causal",
-            query_reads="all",
-            query_offset=None,
-            prune=(),
-        )
+        return in_full_attention(spec, chat)
 
     def needs(self, spec: RankSpec) -> Needs:
         """See `Scorer.needs`."""

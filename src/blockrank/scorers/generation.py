@@ -11,7 +11,7 @@ from blockrank.decode import Generated, Sampling, generate
 from blockrank.layout import TokenisedRequest
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import Scored, Scorer
-from blockrank.scorers.prompts import Prompts
+from blockrank.scorers.prompts import Prompts, in_full_attention
 from blockrank.spec import RankSpec, Template
 
 
@@ -43,10 +43,7 @@ class GenerationScorer(Scorer):
 
     def adapted(self, spec: RankSpec) -> RankSpec:
         """Its own prompt under full attention. See `Scorer.adapted`."""
-        return spec.changed(
-            template=self.template, pattern="causal", document_attention="causal", query_attention="causal",
-            query_reads="all", query_offset=None, prune=(),
-        )  # fmt: skip
+        return in_full_attention(spec, self.template)
 
     def needs(self, spec: RankSpec) -> Needs:
         """See `Scorer.needs`."""

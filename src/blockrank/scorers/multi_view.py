@@ -18,7 +18,7 @@ from torch import Tensor
 from blockrank.layout import TokenisedRequest, plan_alike
 from blockrank.model import Needs, RankModel
 from blockrank.scorers.base import Scored, Scorer
-from blockrank.scorers.prompts import Prompts, PromptWriter
+from blockrank.scorers.prompts import Prompts, PromptWriter, in_full_attention
 from blockrank.spec import RankSpec, Template
 from blockrank.types import InputError, ModelError, RankRequest
 
@@ -58,15 +58,7 @@ class MultiViewScorer(Scorer):
             document=(f"{{text}}{_END}",),
             query=(),
         )
-        return spec.changed(
-            template=template,
-            pattern="causal",
-            document_attention="causal",
-            query_attention="causal",
-            query_reads="all",
-            query_offset=None,
-            prune=(),
-        )
+        return in_full_attention(spec, template)
 
     def needs(self, spec: RankSpec) -> Needs:
         """See `Scorer.needs`."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from blockrank.layout import Memo, PromptTokenizer, Segment, TokenisedRequest
-from blockrank.spec import RankSpec
+from blockrank.spec import RankSpec, Template
 from blockrank.types import Cut, RankRequest
 
 
@@ -67,13 +67,24 @@ class Prompts:
         return dict(sorted(found.items()))
 
 
+def in_full_attention(spec: RankSpec, template: str | Template) -> RankSpec:
+    """The spec under which a prompt of a scorer's own is read as any causal model was trained: every token reads all
+    before it, segments stand one after the other, and no document leaves early."""
+    return spec.changed(
+        template=template,
+        pattern="causal",
+        document_attention="causal",
+        query_attention="causal",
+        query_reads="all",
+        query_offset=None,
+        prune=(),
+    )
+
+
 def under_prompt(spec: RankSpec, *templates: str) -> RankSpec:
     """The spec under which a prompt is read that a checkpoint may know nothing of: with the first of the built-in
-    templates and full attention, as any causal model was trained. A spec with one of them stays as it is."""
-    if spec.template in templates:
-        return spec
-    full = {"query_offset": None, "query_reads": "all", "query_attention": "causal", "document_attention": "causal"}
-    return spec.changed(template=templates[0], pattern="causal", prune=(), **full)
+    templates, in full attention. A spec with one of them stays as it is."""
+    return spec if spec.template in templates else in_full_attention(spec, templates[0])
 
 
 @dataclass(frozen=True, slots=True)
