@@ -27,6 +27,10 @@ class GenerationScorer(Scorer):
     zero_shot = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.sampling  # which checks its settings
+
     @property
     @abstractmethod
     def template(self) -> Template:

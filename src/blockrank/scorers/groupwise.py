@@ -117,10 +117,6 @@ class GroupwiseScorer(GenerationScorer):
     max_new_tokens: int = 8000
     missing: Literal["last", "refused"] = "last"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.sampling
-
     @property
     def template(self) -> Template:
         """See `GenerationScorer.template`; each prompt says how many documents are in it."""

@@ -53,10 +53,6 @@ class ReasonedChoiceScorer(GenerationScorer):
     top_p: float = 1.0
     max_new_tokens: int = 2048
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.sampling
-
     @property
     def template(self) -> Template:
         """See `GenerationScorer.template`."""
